@@ -1,0 +1,358 @@
+"""The front end: waveform ⇄ STFT at any sample rate, features, masks, the geometry of slices.
+
+    wav ──stft──▶ spec ──features──▶ features ──slices──▶ …network… ──▶ mask ──× spec──▶ istft
+
+Everything is a torch tensor with frequency second to last and time last, on any device. A
+full-scale sine has magnitude 1 in `spec` at every sample rate. No function looks further than
+its own frames: nothing is normalised by a maximum or mean of the song.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from hparams import HParams, InputError
+
+RATE_TOLERANCE = 0.01  # a grid may deviate from the reference grid's durations by this share
+
+
+class Grid(NamedTuple):
+    """Window and hop of the STFT at one sample rate."""
+
+    sample_rate: int  # [Hz]
+    n_fft: int  # [samples]
+    hop_length: int  # [samples]
+
+    @property
+    def n_bins(self) -> int:
+        """Bins from 0 Hz to Nyquist."""
+        return self.n_fft // 2 + 1
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames of a waveform: one centred on sample 0, then one every hop."""
+        return 1 + n_samples // self.hop_length
+
+
+def grid_at(sample_rate: int, hp: HParams) -> Grid:
+    """Choose window and hop so that bins and frames mean the same at every sample rate.
+
+    Among the hops within 1 % of the reference duration, the one with the smallest large prime
+    factor (a fast FFT size), and of those the nearest: 44.1 kHz gets 2048/512, 48 kHz 2240/560.
+
+    Parameters
+    ----------
+    sample_rate : int
+        Rate of the recording [Hz].
+    hp : HParams
+        Reads the reference grid: ``sample_rate``, ``n_fft``, ``hop_length``.
+    """
+    exact = hp.hop_length * sample_rate / hp.sample_rate
+    near = range(
+        math.ceil(exact * (1 - RATE_TOLERANCE)), math.floor(exact * (1 + RATE_TOLERANCE)) + 1
+    )
+    hops = list(near) or [max(1, round(exact))]
+    # Primes up to 7 all have fast code paths, so distance decides among those.
+    hop = min(hops, key=lambda hop: (max(7, _largest_prime_factor(hop)), abs(hop - exact)))
+    return Grid(sample_rate, hop * (hp.n_fft // hp.hop_length), hop)
+
+
+def frames_to_spec(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Take the STFT of the whole frames inside a stretch of samples, without padding.
+
+    Parameters
+    ----------
+    wav : torch.Tensor, shape=(..., n_fft + (n_frames - 1) * hop_length)
+        Waveform, full scale 1.
+    grid : Grid
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_bins, n_frames), complex64
+        Periodic Hann window; a full-scale sine has magnitude 1. Time varies slowest in memory.
+    """
+    frames = wav.unfold(-1, grid.n_fft, grid.hop_length)  # (..., n_frames, n_fft)
+    window = torch.hann_window(grid.n_fft, device=wav.device, dtype=wav.dtype)
+    # The window sums to n_fft / 2 and a sine splits into two halves: 4 / n_fft in all.
+    return torch.fft.rfft(frames * (window * (4 / grid.n_fft))).mT
+
+
+def spec_to_frames(spec: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Overlap-add the windowed inverse of every frame, not yet divided by `envelope`.
+
+    Parameters
+    ----------
+    spec : torch.Tensor, shape=(..., n_bins, n_frames), complex64
+    grid : Grid
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_fft + (n_frames - 1) * hop_length)
+        ::
+
+            frame 0   ├──────────────┤
+            frame 1       ├──────────────┤
+            frame 2           ├──────────────┤
+            sum       ▁▁▁▁▃▃▃▃▆▆▆▆███▆▆▆▆▃▃▃▃▁▁▁▁    each column is one hop
+    """
+    frames = torch.fft.irfft(spec.mT, n=grid.n_fft)  # (..., n_frames, n_fft)
+    window = torch.hann_window(grid.n_fft, device=spec.device, dtype=frames.dtype)
+    return _overlap_add(frames * (window * (grid.n_fft / 4)), grid)
+
+
+def envelope(present: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Sum the squared windows of the frames that are present: what overlap-add multiplied by.
+
+    Parameters
+    ----------
+    present : torch.Tensor, shape=(n_frames,)
+        1 for a frame of the song, 0 for one before its start or after its end.
+
+    Returns
+    -------
+    torch.Tensor, shape=(n_fft + (n_frames - 1) * hop_length,)
+        1.5 where four frames overlap; never 0 within a song.
+    """
+    window = torch.hann_window(grid.n_fft, device=present.device, dtype=present.dtype)
+    return _overlap_add(present[:, None] * window.square(), grid)
+
+
+def stft(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Transform a whole waveform: centred frames, zeros beyond both ends.
+
+    Parameters
+    ----------
+    wav : torch.Tensor, shape=(..., n_samples)
+        Waveform, full scale 1; any length, 0 included.
+    grid : Grid
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_fft // 2 + 1, 1 + n_samples // hop_length), complex64
+        A full-scale sine has magnitude 1.
+    """
+    half = grid.n_fft // 2
+    return frames_to_spec(F.pad(wav, (half, half)), grid)
+
+
+def istft(spec: torch.Tensor, grid: Grid, n_samples: int) -> torch.Tensor:
+    """Invert `stft`; with an unchanged `spec` the waveform returns to rounding.
+
+    Parameters
+    ----------
+    spec : torch.Tensor, shape=(..., n_fft // 2 + 1, n_frames), complex64
+    grid : Grid
+    n_samples : int
+        Length of the waveform wanted; at most ``n_frames * hop_length``.
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_samples)
+
+    References
+    ----------
+    .. [1] Griffin and Lim, "Signal estimation from modified short-time Fourier transform",
+       IEEE TASSP 32(2), 1984 (the least-squares inverse: divide by the squared windows' sum).
+    """
+    present = torch.ones(spec.shape[-1], device=spec.device)
+    middle = slice(grid.n_fft // 2, grid.n_fft // 2 + n_samples)
+    return spec_to_frames(spec, grid)[..., middle] / envelope(present, grid)[middle]
+
+
+def to_network_bins(spec: torch.Tensor, hp: HParams) -> torch.Tensor:
+    """Keep the bins the network sees; a low rate's missing ones, above its Nyquist, are 0.
+
+    Parameters
+    ----------
+    spec : torch.Tensor, shape=(..., n_bins of the grid, n_frames)
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., hp.n_bins, n_frames)
+    """
+    missing = hp.n_bins - spec.shape[-2]
+    return F.pad(spec, (0, 0, 0, missing)) if missing > 0 else spec[..., : hp.n_bins, :]
+
+
+def a_weighting_db(frequencies: torch.Tensor) -> torch.Tensor:
+    """Return how much louder or quieter the ear hears each frequency.
+
+    Parameters
+    ----------
+    frequencies : torch.Tensor
+        [Hz]
+
+    Returns
+    -------
+    torch.Tensor
+        [dB], 0 at 1 kHz, not below -80.
+
+    References
+    ----------
+    .. [1] IEC 61672-1:2013, Sound level meters (the A curve).
+    """
+    f = frequencies.double().square()
+    c = [12194.217**2, 20.598997**2, 107.65265**2, 737.86223**2]
+    gain = c[0] * f * f / ((f + c[0]) * (f + c[1]) * ((f + c[2]) * (f + c[3])).sqrt())
+    return (2.0 + 20 * gain.clamp(min=1e-30).log10()).clamp(min=-80.0).float()
+
+
+def weighting_curve_db(hp: HParams) -> torch.Tensor:
+    """Place the A curve on the network's bins.
+
+    Parameters
+    ----------
+    hp : HParams
+        ``weighting="linear"`` reads the curve at the bins' own frequencies; ``"mel"`` reads it at
+        as many Mel-spaced frequencies, as the original experiments did.
+
+    Returns
+    -------
+    torch.Tensor, shape=(n_bins,), float32
+        [dB]
+    """
+    if hp.weighting == "mel":
+        import librosa  # here, because it takes seconds to import and only this needs it
+
+        spaced = librosa.mel_frequencies(hp.n_bins, fmin=20.0, fmax=hp.sample_rate / 2)
+        return a_weighting_db(torch.from_numpy(spaced))
+    return a_weighting_db(torch.arange(hp.n_bins) * (hp.sample_rate / hp.n_fft))
+
+
+def features(
+    spec: torch.Tensor, curve_db: torch.Tensor, power: float, hp: HParams
+) -> torch.Tensor:
+    """Weight a spectrogram the way the ear does and scale it to [0, 1].
+
+    Parameters
+    ----------
+    spec : torch.Tensor, shape=(..., n_bins, n_frames), complex64
+        STFT of a mono waveform; a full-scale sine has magnitude 1.
+    curve_db : torch.Tensor, shape=(n_bins,)
+        Perceptual weight of each bin [dB].
+    power : float > 0
+        2 for the mixture, 3 ("cubed") for the vocals target.
+    hp : HParams
+        Reads ``min_level_db`` [dB].
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_bins, n_frames), float32
+        0 is ``min_level_db`` or quieter, 1 is 0 dB or louder.
+
+    Raises
+    ------
+    InputError
+        If `spec` does not have one row per entry of `curve_db`.
+    """
+    if spec.shape[-2] != len(curve_db):
+        raise InputError(f"a spectrogram of {spec.shape[-2]} bins, a curve of {len(curve_db)}")
+    energy = spec.real.square() + spec.imag.square()
+    # One pass of arithmetic for 1 - (10 p log10 |X| + A) / min_level_db, on |X|² to save the root.
+    slope = -5 * power / hp.min_level_db
+    offset = (1 - curve_db / hp.min_level_db)[:, None]
+    return energy.clamp_(min=1e-20).log10_().mul_(slope).add_(offset).clamp_(0, 1)
+
+
+def slices(features: torch.Tensor, hp: HParams) -> torch.Tensor:
+    """Cut one slice centred on each frame, with silence before the first and after the last.
+
+    Parameters
+    ----------
+    features : torch.Tensor, shape=(n_bins, n_frames)
+
+    Returns
+    -------
+    torch.Tensor, shape=(n_slices, 1, n_bins, stft_frames)
+        A view; ``n_slices`` is ``ceil(n_frames / stft_stride)``::
+
+            silence │ f0 f1 f2 f3 f4 … │ silence
+            └───── slice 0 ─────┘               centred on f0
+               └───── slice 1 ─────┘            centred on f1, one stride later
+    """
+    padded = F.pad(features, (hp.context, hp.context))
+    return padded.unfold(-1, hp.stft_frames, hp.stft_stride).movedim(1, 0)[:, None]
+
+
+def quantize_mask(mask: torch.Tensor) -> torch.Tensor:
+    """Round a mask in [0, 1] to 8 bits, so that a saved one renders again bit for bit."""
+    return mask.mul(255).round().div(255)
+
+
+def vocals_mask(
+    mask: torch.Tensor, mask_at_eval: bool, eval_mask_threshold: float, noise_gate: float
+) -> torch.Tensor:
+    """Make the mask that is applied from the one the network gives.
+
+    Parameters
+    ----------
+    mask : torch.Tensor
+        Network output in [0, 1].
+    mask_at_eval : bool
+        Binary: 1 above `eval_mask_threshold`, else 0. Otherwise soft: kept, but 0 below
+        `noise_gate`.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape; the background's mask is 1 minus it.
+    """
+    if mask_at_eval:
+        return (mask > eval_mask_threshold).to(mask.dtype)
+    return torch.where(mask < noise_gate, 0, mask)
+
+
+def extend_mask(mask: torch.Tensor, n_bins: int) -> torch.Tensor:
+    """Give the bins above the network's a mask: the mean of its top eighth, frame by frame.
+
+    Parameters
+    ----------
+    mask : torch.Tensor, shape=(..., hp.n_bins, n_frames)
+    n_bins : int
+        Bins of the recording's own STFT; fewer than the network's is a crop.
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_bins, n_frames)
+    """
+    network_bins = mask.shape[-2]
+    if n_bins <= network_bins:
+        return mask[..., :n_bins, :]
+    top = mask[..., -(network_bins // 8) :, :].mean(-2, keepdim=True)
+    above = top.expand(*mask.shape[:-2], n_bins - network_bins, mask.shape[-1])
+    return torch.cat([mask, above], -2)
+
+
+def ideal_binary_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
+    """Return 1 where the voice is louder than the rest, else 0: the binary ceiling."""
+    return (vocals.abs() > accompaniment.abs()).float()
+
+
+def ideal_ratio_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
+    """Return the voice's share of the two magnitudes: the soft ceiling."""
+    vocals, accompaniment = vocals.abs(), accompaniment.abs()
+    return vocals / (vocals + accompaniment).clamp(min=1e-10)
+
+
+def _overlap_add(frames: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Sum frames that start one hop apart: (..., n_frames, n_fft) to (..., n_samples)."""
+    *batch, n_frames, n_fft = frames.shape
+    overlap = n_fft // grid.hop_length
+    parts = frames.reshape(*batch, n_frames, overlap, grid.hop_length)
+    total = parts.new_zeros(*batch, n_frames + overlap - 1, grid.hop_length)
+    for i in range(overlap):
+        total[..., i : i + n_frames, :] += parts[..., i, :]
+    return total.flatten(-2)
+
+
+def _largest_prime_factor(number: int) -> int:
+    """Return the largest prime that divides `number`; 1 for 1."""
+    largest, factor = 1, 2
+    while factor * factor <= number:
+        while number % factor == 0:
+            largest, number = factor, number // factor
+        factor += 1
+    return max(largest, number)

@@ -1,0 +1,189 @@
+"""The frame that every script shares: errors as one line, exit codes, ``--set``, progress bars.
+
+Exit codes: 0 all done, 1 some input failed, 2 wrong usage, 130 interrupted, 143 terminated.
+``--debug`` shows the traceback behind an error; a bug of ours always shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from hparams import HParams, InputError, hparams, override
+
+if TYPE_CHECKING:
+    import torch
+
+Main = Callable[[list[str] | None], int]
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds the script so that temporary files are removed."""
+
+
+def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
+    """Make a parser with the options that every script has.
+
+    Parameters
+    ----------
+    doc : str
+        The script's docstring; its first paragraph becomes the description.
+    epilog : str
+        Two real commands, shown as they are.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc.split("\n\n")[0],
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a setting of hparams.py for this run; may be given several times",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``; read it with `device_of`."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="where the network runs; auto (the default) takes a CUDA GPU where there is one",
+    )
+
+
+def device_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.device:
+    """Return the device asked for and print which it is, and why; exit 2 if CUDA is absent."""
+    import torch  # here, so that --help and wrong paths answer at once
+
+    available = torch.cuda.is_available()
+    if args.device == "cuda" and not available:
+        parser.error("--device cuda: this torch sees no CUDA device (use --device cpu or auto)")
+    if args.device == "cpu" or not available:
+        reason = "as asked" if args.device == "cpu" else "no CUDA device"
+        print(f"device: CPU, {torch.get_num_threads()} threads ({reason})")
+        return torch.device("cpu")
+    print(f"device: {torch.cuda.get_device_name()}")
+    return torch.device("cuda")
+
+
+def settings_of(args: argparse.Namespace) -> HParams:
+    """Return hparams.py with the command line's ``--set`` applied; InputError if one is wrong."""
+    return override(hparams, args.settings)
+
+
+def script(main: Main) -> Main:
+    """Wrap a script's ``main(argv)`` so that every way to end has its message and exit code."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a name in another alphabet must not end the run
+                stream.reconfigure(errors="backslashreplace")
+        before = _on_sigterm()
+        try:
+            return main(argv)
+        except InputError as error:
+            if debug:
+                raise
+            complain(error)
+            return 1
+        except BrokenPipeError:  # "| head": whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        except Terminated:
+            return 143
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    return wrapped
+
+
+class Stop:
+    """Ctrl-C or SIGTERM as a request: call it to ask; a second signal ends the run at once."""
+
+    def __init__(self) -> None:
+        self._signum = 0
+
+    def __call__(self) -> bool:
+        """Return whether a signal has arrived."""
+        return self._signum != 0
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self._signum
+
+    def __enter__(self) -> Stop:
+        self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _request(self, signum: int, _frame: object) -> None:
+        self._signum = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def complain(message: object) -> None:
+    """Print one error line on stderr: ``generate.py: error: song.mp3: …``."""
+    _to_stderr("error", message)
+
+
+def warn(message: object) -> None:
+    """Print one warning line on stderr."""
+    _to_stderr("warning", message)
+
+
+def printable(text: object) -> str:
+    """Escape what a terminal must not be sent: control characters and undecodable bytes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def progress(total: float | None, unit: str) -> tqdm:
+    """Make a progress bar on stderr, silent where stderr is not a terminal."""
+    return tqdm(total=total, unit=unit, disable=not _is_terminal(), dynamic_ncols=True)
+
+
+def _to_stderr(kind: str, message: object) -> None:
+    if sys.stderr is not None:
+        name = os.path.basename(sys.argv[0]) or "python"
+        tqdm.write(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _on_sigterm() -> object:
+    """Turn SIGTERM into an exception; returns the former handler, None outside the main thread."""
+
+    def terminate(_signum: int, _frame: object) -> None:
+        raise Terminated
+
+    try:
+        return signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # only the main thread may: a test or a notebook calls us from another
+        return None

@@ -1,0 +1,359 @@
+"""What build_dataset.py wrote: one memory-mapped spectrogram per song, and training data from it.
+
+On disk a song is one ``.npy``, float16, shape (n_frames, n_parts, n_bins, 2): time first, so that
+a stretch of frames is one contiguous read; the parts are vocals and accompaniment, or only one of
+them for material that is there to be remixed; the last axis is real and imaginary. The mixture is
+*defined* as vocals + accompaniment. ``manifest.json``, written last, says what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import audio
+import soundio
+from hparams import GRID, HParams, InputError, differences, from_dict
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+PARTS = ("vocals", "accompaniment")
+LEVEL_FRAMES = 128  # frames, evenly spread, from which a song's level is estimated
+
+
+@dataclass(frozen=True)
+class Song:
+    """One song of a dataset, as the manifest lists it."""
+
+    id: str  # unique within the dataset
+    file: str  # relative to the dataset's folder
+    split: str  # "train" or "test"
+    singer: str  # where the layout tells; else the same as `group`
+    group: str  # the song: its clips are never divided between training and validation
+    parts: tuple[str, ...]  # order of the array's second axis
+    n_frames: int
+    sample_rate: int  # of the recording [Hz]
+    seconds: float
+    sha256: str  # of `file`
+    inputs: tuple[dict[str, Any], ...]  # source files: path, size [bytes], sha256
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a dataset says about itself."""
+
+    layout: str  # which layout build_dataset.py recognised
+    hparams: dict[str, Any]  # the grid, which binds
+    songs: tuple[Song, ...]
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically; a folder without one is an unfinished build."""
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=True)
+    soundio.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a dataset's manifest.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, holds no finished dataset, or one of another format.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
+    if not path.is_file():
+        raise InputError(f"{folder}: no {MANIFEST}; not a dataset, or its build did not finish")
+    try:
+        stored = json.loads(path.read_text())
+        if stored.pop("format") != FORMAT:
+            raise InputError(f"{path}: a dataset of another version (build it again)")
+        songs = tuple(
+            Song(**{**song, "parts": tuple(song["parts"]), "inputs": tuple(song["inputs"])})
+            for song in stored.pop("songs")
+        )
+        return Manifest(**stored, songs=songs)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged (build the dataset again)") from error
+
+
+def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
+    """Map one song's array into memory without reading it.
+
+    Returns
+    -------
+    np.ndarray, shape=(n_frames, n_parts, n_bins, 2), float16
+        Read-only.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, cut short or not what the manifest promises.
+    """
+    path = folder / song.file
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: missing or damaged (build the dataset again)") from error
+    if array.shape != (song.n_frames, len(song.parts), n_bins, 2) or array.dtype != np.float16:
+        raise InputError(f"{path}: not the array the manifest promises (build the dataset again)")
+    return array
+
+
+@dataclass(frozen=True)
+class OpenSong:
+    """A song whose spectrogram is mapped into memory."""
+
+    song: Song
+    spectrogram: np.ndarray  # (n_frames, n_parts, n_bins, 2), float16
+    level_db: dict[str, float]  # of each part, over the song [dB re full-scale sine]
+
+
+class Chunk(NamedTuple):
+    """Where the two signals of one training example come from, and how loud they become."""
+
+    vocals_song: int
+    vocals_start: int  # first frame; may lie before the song, where there is silence
+    accompaniment_song: int
+    accompaniment_start: int
+    vocals_gain: float  # linear; its sign is the polarity
+    accompaniment_gain: float
+
+
+def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
+    """Open every song of some datasets.
+
+    Raises
+    ------
+    InputError
+        If a folder holds no whole dataset, or one on another grid than `hp`.
+    """
+    songs = []
+    for folder in folders:
+        manifest = load_manifest(folder)
+        for name, (ours, theirs) in differences(hp, from_dict(manifest.hparams), GRID).items():
+            raise InputError(f"{folder}: built with {name}={theirs}, not {ours} (build it again)")
+        for song in manifest.songs:
+            array = open_spectrogram(folder, song, hp.n_bins)
+            songs.append(OpenSong(song, array, _levels_db(array, song.parts)))
+    return songs
+
+
+def identity(songs: list[OpenSong]) -> list[str]:
+    """Name exactly the data of a run: id and hash of every song."""
+    return [f"{song.song.id} {song.song.sha256}" for song in songs]
+
+
+def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[OpenSong]]:
+    """Divide the training songs into those to learn from and those to validate on.
+
+    Whole singers are held out (where the layout does not tell, a song is its own singer), at
+    random but reproducibly, until they hold ``valid_fraction`` of the frames. With one or two
+    singers, as in the training split of MIR-1K, whole songs with all their clips are held out
+    instead.
+
+    Parameters
+    ----------
+    songs : list of OpenSong
+        Those of the "test" split are left out altogether.
+
+    Raises
+    ------
+    InputError
+        If fewer than two training songs are there, or none of them has vocals with their
+        accompaniment to validate on.
+    """
+    songs = [song for song in songs if song.song.split == "train"]
+    whole = [song for song in songs if set(song.song.parts) == set(PARTS)]
+    if len(songs) < 2 or not whole:
+        raise InputError(
+            f"{len(songs)} training songs, {len(whole)} with vocals and accompaniment; "
+            "training needs 2 or more, and 1 or more of the latter to validate on"
+        )
+    n_singers = len({song.song.singer for song in whole})
+    group_of = {
+        song.song.id: song.song.singer if n_singers > 2 else song.song.group for song in songs
+    }
+    rng = np.random.default_rng([hp.seed, 1])
+    held: set[str] = set()
+    n_wanted = hp.valid_fraction * sum(song.song.n_frames for song in whole)
+    n_held = 0
+    for group in rng.permutation(sorted({group_of[song.song.id] for song in whole})):
+        if n_held >= n_wanted and held:
+            break
+        held.add(group)
+        n_held += sum(song.song.n_frames for song in whole if group_of[song.song.id] == group)
+    learn = [song for song in songs if group_of[song.song.id] not in held]
+    valid = [song for song in whole if group_of[song.song.id] in held]
+    return learn, valid
+
+
+def excerpt(song: OpenSong, hp: HParams) -> torch.Tensor:
+    """Read the middle ``valid_seconds`` of a song, as one batch for `mix`.
+
+    Returns
+    -------
+    torch.Tensor, shape=(1, n_frames, 2, n_bins, 2), float16
+    """
+    n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
+    start = (song.song.n_frames - n_frames) // 2
+    return torch.from_numpy(song.spectrogram[start : start + n_frames].copy())[None]
+
+
+def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> list[list[Chunk]]:
+    """Plan the batches of one epoch, a function of the seed and the epoch alone.
+
+    Chunks tile every song from a random offset on, so that each slice position is the centre of
+    exactly one slice per epoch (of one in ``stft_stride`` epochs on average)::
+
+        song            ├───────────────────────────────┤
+        chunks    ┊  0    ┊  1    ┊  2    ┊  3    ┊  4    ┊    new offset every epoch
+
+    A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
+    its vocals over the accompaniment of a random place in a random song, scaled to their level.
+
+    Returns
+    -------
+    list of list of Chunk
+        Batches of ``batch_size`` chunks; the last may be smaller.
+    """
+    rng = np.random.default_rng([hp.seed, 2, epoch])
+    places = _places(songs, hp, rng)
+    shares = {part: _cumulative_shares(songs, part) for part in PARTS}
+    order = rng.permutation(len(places))
+    chunks = [_plan_chunk(songs, *places[i], shares, hp, rng) for i in order]
+    return [chunks[i : i + hp.batch_size] for i in range(0, len(chunks), hp.batch_size)]
+
+
+def count_batches(songs: list[OpenSong], hp: HParams, epoch: int) -> int:
+    """Return how many batches `plan_epoch` gives, without planning them."""
+    rng = np.random.default_rng([hp.seed, 2, epoch])
+    return -(-len(_places(songs, hp, rng)) // hp.batch_size)
+
+
+def read_batch(songs: list[OpenSong], batch: list[Chunk], hp: HParams) -> torch.Tensor:
+    """Read the frames of a batch from disk.
+
+    Returns
+    -------
+    torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
+        Vocals and accompaniment; ``n_frames`` is ``chunk_frames(hp)``. Zero outside the songs.
+    """
+    n_frames = chunk_frames(hp)
+    out = np.zeros((len(batch), n_frames, 2, hp.n_bins, 2), dtype=np.float16)
+    for i, chunk in enumerate(batch):
+        for j, (index, start) in enumerate((chunk[0:2], chunk[2:4])):
+            song = songs[index]
+            part = song.song.parts.index(PARTS[j])
+            first = start - hp.context  # the slice centred on `start` begins there
+            low, high = max(0, first), min(song.song.n_frames, first + n_frames)
+            if low < high:
+                out[i, low - first : high - first, j] = song.spectrogram[low:high, part]
+    return torch.from_numpy(out)
+
+
+def chunk_frames(hp: HParams) -> int:
+    """Frames of a chunk: its slices' centres, and what the network sees on both sides."""
+    return (hp.chunk_slices - 1) * hp.stft_stride + hp.stft_frames
+
+
+def mix(
+    spectrograms: torch.Tensor, gains: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale vocals and accompaniment; their sum is a mixture with exactly known vocals.
+
+    Parameters
+    ----------
+    spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
+    gains : torch.Tensor, shape=(n, 2)
+
+    Returns
+    -------
+    vocals, accompaniment : torch.Tensor, shape=(n, n_bins, n_frames), complex64
+    """
+    scaled = spectrograms.float() * gains[:, None, :, None, None]
+    both = torch.view_as_complex(scaled)  # (n, n_frames, 2, n_bins)
+    return both[:, :, 0].mT, both[:, :, 1].mT
+
+
+def mask_target(
+    vocals: torch.Tensor, accompaniment: torch.Tensor, curve_db: torch.Tensor, hp: HParams
+) -> torch.Tensor:
+    """Return the mask that the network is to learn, as ``mask_target`` defines it.
+
+    Parameters
+    ----------
+    vocals, accompaniment : torch.Tensor, shape=(..., n_bins, n_frames), complex64
+    curve_db : torch.Tensor, shape=(n_bins,)
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_bins, n_frames), float32
+        "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
+        "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the
+        two magnitudes.
+    """
+    if hp.mask_target == "activity":
+        level = audio.features(vocals, curve_db, hp.vocals_power, hp)
+        return (level > hp.mask_threshold).float()
+    if hp.mask_target == "dominance":
+        return audio.ideal_binary_mask(vocals, accompaniment)
+    return audio.ideal_ratio_mask(vocals, accompaniment)
+
+
+def _levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, float]:
+    """Estimate each part's level from some frames: root of the summed squares over bins."""
+    step = max(1, len(spectrogram) // LEVEL_FRAMES)
+    energy = np.square(spectrogram[::step], dtype=np.float32).sum((2, 3)).mean(0)
+    return {
+        part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)
+    }
+
+
+def _places(
+    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Tile every song with chunks from a random offset on: (song, first frame) of each."""
+    span = hp.chunk_slices * hp.stft_stride
+    offsets = rng.integers(1 - span, 1, size=len(songs))
+    return [
+        (index, start)
+        for index, (song, first) in enumerate(zip(songs, offsets.tolist(), strict=True))
+        for start in range(first, song.song.n_frames, span)
+    ]
+
+
+def _cumulative_shares(songs: list[OpenSong], part: str) -> np.ndarray:
+    """Sum up the songs' shares of all frames that have the part, for drawing a song by length."""
+    frames = np.cumsum([s.song.n_frames * (part in s.song.parts) for s in songs])
+    return frames / max(frames[-1], 1)
+
+
+def _plan_chunk(
+    songs: list[OpenSong],
+    index: int,
+    start: int,
+    shares: dict[str, np.ndarray],
+    hp: HParams,
+    rng: np.random.Generator,
+) -> Chunk:
+    """Complete the chunk at one place of one song, remixed or as it is."""
+    own = songs[index]
+    has = {part: part in own.song.parts for part in PARTS}
+    places = dict.fromkeys(PARTS, (index, start))
+    gains = 10 ** (rng.uniform(-hp.gain_db, hp.gain_db, 2) / 20) * rng.choice([-1, 1], 2)
+    if rng.random() < hp.remix or not all(has.values()):
+        other = "accompaniment" if has["vocals"] else "vocals"
+        kept = PARTS[1 - PARTS.index(other)]
+        mate = int(np.searchsorted(shares[other], rng.random(), side="right"))
+        places[other] = (mate, int(rng.integers(songs[mate].song.n_frames)))
+        louder_db = own.level_db[kept] - songs[mate].level_db[other]
+        gains[PARTS.index(other)] *= 10 ** (louder_db / 20)
+    return Chunk(*places["vocals"], *places["accompaniment"], *gains.tolist())

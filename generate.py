@@ -1,0 +1,139 @@
+"""Separate songs: write the vocals of every file, and with --background the rest.
+
+Outputs have the input's sample rate, channels and length; vocals plus accompaniment are the input.
+
+    python generate.py runs/demo/best.pth song.wav
+    python generate.py runs/demo/best.pth *.flac --background --output-dir stems
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import commandline
+import soundio
+from hparams import InputError, parse_settings
+
+if TYPE_CHECKING:
+    from separation import Separator
+
+EPILOG = """what you hear:
+  --set mask_at_eval=true        binary mask: cleaner pauses, harsher consonants
+  --set eval_mask_threshold=0.6  binary: drier, less of the band and of the voice
+  --set noise_gate=0.2           soft: fewer remains between the words, thinner voice
+
+examples:
+  python generate.py runs/demo/best.pth song.wav
+  python generate.py runs/demo/best.pth song.wav --background --set mask_at_eval=true"""
+
+
+@commandline.script
+def main(argv: list[str] | None = None) -> int:
+    """Separate every file; one that fails does not stop the rest."""
+    parser = commandline.make_parser(__doc__, EPILOG)
+    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    parser.add_argument("audio", type=Path, nargs="+", help="songs: wav, flac, ogg, mp3, aiff …")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("generated"), help="made if missing (%(default)s)"
+    )
+    parser.add_argument(
+        "--background", action="store_true", help="also write <name>_accompaniment.wav"
+    )
+    parser.add_argument(
+        "--allow-truncated", action="store_true", help="take files shorter than they promise"
+    )
+    parser.add_argument(
+        "--fix-nonfinite", action="store_true", help="take NaN and infinite samples as silence"
+    )
+    commandline.add_device_option(parser)
+    args = parser.parse_args(argv)
+    settings = commandline.settings_of(args)
+    jobs = _plan(args)
+    if not jobs:
+        return 1
+    if not args.checkpoint.is_file():
+        raise InputError(f"{args.checkpoint}: no such checkpoint")
+
+    from separation import Separator  # here: what is wrong with a path is told before torch loads
+
+    device = commandline.device_of(args, parser)
+    explicit = parse_settings(args.settings)
+    separator = Separator.load(args.checkpoint, device, settings, explicit)
+    n_done = sum(_attempt(separator, path, outputs, args) for path, outputs in jobs)
+    if n_done < len(args.audio):
+        commandline.warn(f"{len(args.audio) - n_done} of {len(args.audio)} files failed")
+    return 0 if n_done == len(args.audio) else 1
+
+
+def _plan(args: argparse.Namespace) -> list[tuple[Path, list[Path]]]:
+    """Pair every readable file with its outputs; complain about the others."""
+    suffixes = ["_vocals.wav", "_accompaniment.wav"][: 1 + args.background]
+    jobs, taken = [], {}
+    for path in args.audio:
+        try:
+            info = soundio.probe(path, args.allow_truncated)
+            outputs = [soundio.output_path(args.output_dir, path, suffix) for suffix in suffixes]
+            soundio.check_outputs(outputs, info)
+            if outputs[0] in taken:
+                raise InputError(
+                    f"{path}: {taken[outputs[0]]} already becomes {outputs[0]} "
+                    "(separate them in two runs with different --output-dir)"
+                )
+        except InputError as error:
+            commandline.complain(error)
+            continue
+        taken[outputs[0]] = path
+        jobs.append((path, outputs))
+    return jobs
+
+
+def _attempt(
+    separator: Separator, path: Path, outputs: list[Path], args: argparse.Namespace
+) -> bool:
+    """Separate one file and say how it went."""
+    try:
+        _separate(separator, path, outputs, args)
+    except InputError as error:
+        commandline.complain(error)
+        return False
+    return True
+
+
+def _separate(
+    separator: Separator, path: Path, outputs: list[Path], args: argparse.Namespace
+) -> None:
+    """Separate one file: nothing appears under its final name before all of it is written."""
+    from separation import separate_file
+
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(
+            soundio.Reader(path, args.allow_truncated, args.fix_nonfinite)
+        )
+        files = stack.enter_context(soundio.OutputFiles(outputs, reader.info))
+        seconds = reader.info.n_samples / reader.info.sample_rate
+        bar = stack.enter_context(commandline.progress(round(seconds, 1), "s"))
+
+        def write(*signals) -> None:  # noqa: ANN002
+            for i in range(len(outputs)):
+                files.write(i, signals[i])
+            bar.update(signals[0].shape[1] / reader.info.sample_rate)
+
+        n_limited = separate_file(separator, reader, write)
+    for warning in reader.info.warnings:
+        commandline.warn(f"{path}: {warning}")
+    if n_limited:
+        commandline.warn(f"{path}: {n_limited} samples of the vocals limited so that the sum fits")
+    took = time.perf_counter() - started
+    names = ", ".join(str(output) for output in outputs)
+    print(commandline.printable(f"{names}: {seconds:.1f} s in {took:.1f} s"), end=" ")
+    print(f"(real-time factor {took / max(seconds, 1e-9):.3f}, {1 / max(took / seconds, 1e-9):.0f} × real time)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

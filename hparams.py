@@ -1,0 +1,211 @@
+"""Every number a user may turn, in one table, and the one instance that the scripts read.
+
+Edit the defaults here, or override them for one run: every script takes ``--set name=value``.
+The groups say how long a value can still change: the grid is fixed once a dataset is built,
+features and network once a checkpoint is trained, the mask settings are free for every song.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, replace
+
+GRID = ("sample_rate", "n_fft", "hop_length")  # bound by a dataset
+TRAINED = (  # bound by a checkpoint
+    *GRID,
+    "weighting",
+    "min_level_db",
+    "mixture_power",
+    "stft_frames",
+    "model_type",
+    "width",
+)
+MASK_SETTINGS = ("mask_at_eval", "eval_mask_threshold", "noise_gate")
+
+
+class InputError(Exception):
+    """Something the user can fix; the message names the thing, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class HParams:
+    """All settings; frozen, so that a misspelt name is an error and nothing changes mid-run."""
+
+    # --- The grid: fixed once a dataset is built -------------------------------------------------
+    sample_rate: int = 22050  # Hz; other rates get windows of the same duration, no resampler
+    n_fft: int = 1024  # samples per window: 46 ms, bins 21.5 Hz apart
+    hop_length: int = 256  # samples between frames: 11.6 ms; must divide n_fft
+
+    # --- Features and network: fixed once a checkpoint is trained --------------------------------
+    weighting: str = "linear"  # A-curve at the bins' own frequencies, or "mel" as first published
+    min_level_db: float = -100.0  # dB re full-scale sine; this level and below is feature 0
+    mixture_power: float = 2.0  # exponent of |X| before dB in the network's input
+    stft_frames: int = 25  # frames the network sees, odd; 25 = 290 ms
+    model_type: str = "resnet18"  # "resnet18" or "convnet"
+    width: int = 32  # channels of the first convolution; cost and weights grow with its square
+
+    # --- Training: free for every run ------------------------------------------------------------
+    stft_stride: int = 1  # frames between training slices; inference always has step 1
+    mask_target: str = "ratio"  # what the mask learns: "activity", "dominance" or "ratio"
+    vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
+    mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
+    chunk_slices: int = 64  # neighbouring slices trained in one dense pass; 1 = separate slices
+    batch_size: int = 8  # chunks per step
+    epochs: int = 10  # passes over every slice position of the training songs
+    learning_rate: float = 3e-3  # peak of the schedule
+    schedule: str = "one-cycle"  # "one-cycle" (Smith 2018), "cyclic" (Smith 2015) or "constant"
+    weight_decay: float = 1e-2  # AdamW (Loshchilov and Hutter 2019)
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
+    gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
+    valid_fraction: float = 0.1  # share of the songs' length held out for validation
+    valid_seconds: float = 20.0  # seconds of each held-out song that are separated and scored
+    seed: int = 0  # same seed, same data, same machine: same weights
+
+    # --- Separation: free for every song; None means "as tuned for the checkpoint" ---------------
+    mask_at_eval: bool | None = None  # True: binary mask, cleaner pauses; False: soft, smoother
+    eval_mask_threshold: float | None = None  # binary: bins above are voice, 0..1; higher = drier
+    noise_gate: float | None = None  # soft: bins below are silence, 0..1; higher = fewer remains
+    block_frames: int = 256  # mask columns per network call; memory grows with it, nothing else
+
+    def __post_init__(self) -> None:
+        """Reject nonsense in one sentence that names the setting and its value."""
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"{name} is {value!r}; it must lie between {low:g} and {high:g}")
+        if self.stft_frames % 2 == 0:
+            raise InputError(f"stft_frames is {self.stft_frames}; it must be odd, to have a centre")
+        if self.n_fft % self.hop_length or self.n_fft < 4 * self.hop_length:
+            raise InputError(
+                f"n_fft is {self.n_fft} and hop_length {self.hop_length}; "
+                "n_fft must be 4 or more whole hops"
+            )
+
+        if self.min_level_db < 2 - 100 * self.mixture_power:
+            raise InputError(
+                f"min_level_db is {self.min_level_db:g}; silence, which is taken as "
+                f"{-100 * self.mixture_power:g} dB, must lie below it"
+            )
+
+    @property
+    def n_bins(self) -> int:
+        """Frequency bins the network sees, 513 by default."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def context(self) -> int:
+        """Frames the network sees on each side of the centre frame, 12 by default."""
+        return self.stft_frames // 2
+
+
+CHOICES = {
+    "weighting": ("linear", "mel"),
+    "model_type": ("resnet18", "convnet"),
+    "mask_target": ("activity", "dominance", "ratio"),
+    "schedule": ("one-cycle", "cyclic", "constant"),
+}
+RANGES: dict[str, tuple[float, float]] = {
+    "sample_rate": (4000, 384_000),
+    "n_fft": (16, 65536),
+    "hop_length": (4, 16384),
+    "min_level_db": (-200, -1),
+    "mixture_power": (0.1, 10),
+    "stft_frames": (1, 999),
+    "width": (2, 512),
+    "stft_stride": (1, 999),
+    "vocals_power": (0.1, 10),
+    "mask_threshold": (0, 1),
+    "chunk_slices": (1, 65536),
+    "batch_size": (1, 65536),
+    "epochs": (1, 1_000_000),
+    "learning_rate": (1e-9, 10),
+    "weight_decay": (0, 10),
+    "max_grad_norm": (1e-6, 1e6),
+    "remix": (0, 1),
+    "gain_db": (0, 60),
+    "valid_fraction": (0, 0.9),
+    "valid_seconds": (1, 3600),
+    "seed": (0, 2**31 - 1),
+    "eval_mask_threshold": (0, 1),
+    "noise_gate": (0, 1),
+    "block_frames": (16, 65536),
+}
+
+hparams = HParams()
+
+
+def override(hp: HParams, settings: list[str]) -> HParams:
+    """Apply ``name=value`` strings of the command line.
+
+    Parameters
+    ----------
+    hp : HParams
+        What the settings start from.
+    settings : list of str
+        Such as ``["width=16", "mask_at_eval=true", "noise_gate=none"]``.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, or a value is not of the setting's type or out of its range.
+    """
+    return replace(hp, **parse_settings(settings))
+
+
+def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
+    """Turn ``["width=16"]`` into ``{"width": 16}``; InputError as in `override`."""
+    kinds = typing.get_type_hints(HParams)
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting}: write it as name=value")
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]}?" if near else "hparams.py lists the settings"
+            raise InputError(f"--set {setting}: there is no setting {name!r} ({hint})")
+        values[name] = _parse_value(name, text, kinds[name])
+    return values
+
+
+def from_dict(stored: dict[str, typing.Any]) -> HParams:
+    """Rebuild hparams that a dataset or checkpoint stored; missing names take today's defaults.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown: the file was written by a newer version.
+    """
+    unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
+    if unknown:
+        raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")
+    return replace(HParams(), **stored)
+
+
+def differences(
+    ours: HParams, theirs: HParams, names: tuple[str, ...]
+) -> dict[str, tuple[typing.Any, typing.Any]]:
+    """List the settings among `names` on which two hparams disagree, as {name: (ours, theirs)}."""
+    mine, other = asdict(ours), asdict(theirs)
+    return {name: (mine[name], other[name]) for name in names if mine[name] != other[name]}
+
+
+def _parse_value(name: str, text: str, kind: typing.Any) -> typing.Any:
+    """Read one value as the type that the table above declares."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() in ("none", ""):
+        return None
+    kind = options[0]
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"--set {name}={text}: {text!r} is not a {kind.__name__}") from None

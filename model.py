@@ -1,0 +1,290 @@
+"""The networks, and checkpoints that carry everything needed to listen with them.
+
+Every network maps features of n + stft_frames - 1 frames to n columns of 513 logits and gives each
+column exactly what a separate slice of stft_frames frames would give: convolutions are *valid*
+along time and padded along frequency only, and nothing strides or pools along time.
+
+    (n, 1, n_bins, n_columns + stft_frames - 1) ──▶ (n, n_bins, n_columns)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import soundio
+from hparams import HParams, InputError, from_dict
+
+FORMAT = "vocal-mask checkpoint 1"
+
+
+def time_reach(n_convolutions: int, context: int) -> list[int]:
+    """Spread `context` frames evenly over a chain of convolutions.
+
+    Returns
+    -------
+    list of int
+        How many frames each one looks to either side: 0 is one wide in time, 1 is three wide,
+        2 is three wide and dilated by 2. They sum to `context`.
+    """
+    steps = [i * context // n_convolutions for i in range(n_convolutions + 1)]
+    return [after - before for before, after in zip(steps, steps[1:], strict=False)]
+
+
+class ConvNorm(nn.Module):
+    """A convolution, same along frequency and valid along time, and its batch norm."""
+
+    def __init__(self, n_in: int, n_out: int, size: int, reach: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            n_in,
+            n_out,
+            (size, 3 if reach else 1),
+            stride=(stride, 1),
+            padding=(size // 2, 0),
+            dilation=(1, max(reach, 1)),
+            bias=False,
+        )
+        self.norm = nn.BatchNorm2d(n_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 reach)."""
+        return self.norm(self.conv(x))
+
+
+class BasicBlock(nn.Module):
+    """Two 3-wide convolutions and a skip that is cropped by what they consume in time."""
+
+    def __init__(self, n_in: int, n_out: int, reach: list[int], stride: int) -> None:
+        super().__init__()
+        self.crop = sum(reach)
+        self.first = ConvNorm(n_in, n_out, 3, reach[0], stride)
+        self.second = ConvNorm(n_out, n_out, 3, reach[1])
+        changes = stride > 1 or n_in != n_out
+        self.skip = ConvNorm(n_in, n_out, 1, 0, stride) if changes else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 crop)."""
+        cropped = x[..., self.crop : x.shape[-1] - self.crop]
+        return self.second(self.first(x).relu_()).add_(self.skip(cropped)).relu_()
+
+
+class ResNet18(nn.Module):
+    """ResNet18 whose 17 convolutions share the view in time; frequency shrinks from 513 to 33.
+
+    As time is never strided, channels that double per stage would leave most operations to the
+    last one; 1, 1.5, 2 and 3 times the width spread them evenly over the four.
+
+    References
+    ----------
+    .. [1] He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016.
+    """
+
+    def __init__(self, hp: HParams) -> None:
+        super().__init__()
+        w, reach = hp.width, time_reach(17, hp.context)
+        self.stem = ConvNorm(1, w, 7, reach[0], stride=2)
+        widths = [w, w, w, w * 3 // 2, w * 3 // 2, 2 * w, 2 * w, 3 * w, 3 * w]
+        strides = [1, 1, 2, 1, 2, 1, 2, 1]
+        self.blocks = nn.Sequential(
+            *(
+                BasicBlock(widths[i], widths[i + 1], reach[1 + 2 * i : 3 + 2 * i], strides[i])
+                for i in range(8)
+            )
+        )
+        self.reduce = ConvNorm(3 * w, w, 1, 0)
+        self.head = nn.Linear(w * math.ceil(hp.n_bins / 16), hp.n_bins)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features to logits, see the module's docstring."""
+        x = self.blocks(self.stem(x).relu_())
+        x = self.reduce(x).relu_()  # (n, width, n_bins / 16, n_columns)
+        return self.head(x.permute(0, 3, 2, 1).flatten(2)).mT
+
+
+class ConvNet(nn.Module):
+    """Four convolutions, pooling along frequency, two fully-connected layers.
+
+    The first of those sees all the time that the convolutions left, as one wide convolution.
+    """
+
+    def __init__(self, hp: HParams) -> None:
+        super().__init__()
+        w, used = hp.width, min(4, hp.context)
+        reach = time_reach(4, used)
+        half = max(1, w // 2)
+        self.first = ConvNorm(1, w, 3, reach[0])
+        self.second = ConvNorm(w, half, 3, reach[1])
+        self.third = ConvNorm(half, 2 * w, 3, reach[2])
+        self.fourth = ConvNorm(2 * w, half, 3, reach[3])
+        self.pool = nn.MaxPool2d((3, 1), ceil_mode=True)
+        pooled = math.ceil(math.ceil(hp.n_bins / 3) / 3)
+        self.fifth = nn.Conv2d(half, 4 * w, (pooled, hp.stft_frames - 2 * used))
+        self.head = nn.Linear(4 * w, hp.n_bins)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features to logits, see the module's docstring."""
+        x = self.pool(self.second(self.first(x).relu_()).relu_())  # (n, width / 2, 171, frames - 4)
+        x = self.pool(self.fourth(self.third(x).relu_()).relu_())  # (n, width / 2, 57, frames - 8)
+        x = self.fifth(x).relu_()  # (n, 4 width, 1, n_columns)
+        return self.head(x.squeeze(2).mT).mT
+
+
+MODELS = {"resnet18": ResNet18, "convnet": ConvNet}
+
+
+def build_model(hp: HParams) -> nn.Module:
+    """Make the network that `hp` names, untrained, channels last.
+
+    Parameters
+    ----------
+    hp : HParams
+        Reads ``model_type``, ``width``, ``stft_frames`` and the number of bins.
+    """
+    return MODELS[hp.model_type](hp).to(memory_format=torch.channels_last)
+
+
+def for_inference(model: nn.Module) -> nn.Module:
+    """Fold every batch norm into its convolution and stop tracking gradients, in place."""
+    model.eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return model.to(memory_format=torch.channels_last)
+
+
+def operations_per_column(model: nn.Module, hp: HParams) -> int:
+    """Count the floating-point operations of one more column in a dense pass.
+
+    Multiplications and additions of convolutions and linear layers; one column more than some
+    others, so that what the first column alone costs drops out.
+    """
+    counted = 0
+
+    def count(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        nonlocal counted
+        n_values = output.numel()
+        if isinstance(module, nn.Conv2d):
+            counted += 2 * n_values * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            counted += 2 * n_values * module.in_features
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    totals = []
+    for n_columns in (8, 9):
+        counted = 0
+        with torch.inference_mode():
+            model(torch.zeros(1, 1, hp.n_bins, n_columns + hp.stft_frames - 1))
+        totals.append(counted)
+    for hook in hooks:
+        hook.remove()
+    return totals[1] - totals[0]
+
+
+def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> None:
+    """Write weights with their hparams, atomically and with a checksum.
+
+    Parameters
+    ----------
+    path : Path
+    model : nn.Module
+        As built by `build_model`, not folded.
+    hp : HParams
+    **extra
+        Plain dicts, lists, numbers, strings and tensors: ``curve_db``, ``mask_settings``, the
+        datasets' identity, scores, optimizer and so on.
+    """
+    contents = {"weights": model.state_dict(), "hparams": asdict(hp), **extra}
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "sha256": _digest(contents), **contents}, buffer)
+    soundio.replace_atomically(Path(path), lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU and make sure that it is whole.
+
+    Returns
+    -------
+    dict
+        ``weights``, ``hparams`` (a dict) and whatever `save_checkpoint` was given beside them.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, not a checkpoint of this project, damaged, or holds weights that
+        are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        # Explicit: an environment variable can turn the default off, but not this.
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage raises five different types, see the house rules
+        raise InputError(f"{path}: not a checkpoint, or damaged (use another one)") from error
+    if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: not a checkpoint of this project, or of another version")
+    _refuse_inflated(path, contents)
+    if contents.pop("sha256", None) != _digest(contents):
+        raise InputError(f"{path}: damaged, its checksum does not match (use another one)")
+    for name, weight in contents["weights"].items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise InputError(f"{path}: non-finite weights in {name} (use another one)")
+    return contents
+
+
+def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HParams]:
+    """Build the network of a loaded checkpoint, weights included.
+
+    Raises
+    ------
+    InputError
+        If the weights do not fit the network that the checkpoint's hparams describe.
+    """
+    try:
+        hp = from_dict(checkpoint["hparams"])
+        model = build_model(hp)
+        model.load_state_dict(checkpoint["weights"])
+    except (InputError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: its weights and settings do not fit: {reason}") from error
+    return model, hp
+
+
+def _refuse_inflated(path: Path, contents: dict[str, Any]) -> None:
+    """Refuse tensors that claim more bytes than the file has: a few bytes can expand to gigabytes."""
+    claimed = sum(x.numel() * x.element_size() for x in _leaves(contents) if torch.is_tensor(x))
+    if claimed > path.stat().st_size:
+        raise InputError(f"{path}: tensors larger than the file that holds them (use another one)")
+
+
+def _leaves(contents: Any) -> list[Any]:
+    """Flatten nested dicts and lists into keys and values, in order."""
+    if isinstance(contents, dict):
+        pairs = contents.items()
+        return [leaf for key, value in pairs for leaf in (key, *_leaves(value))]
+    if isinstance(contents, list | tuple):
+        return [leaf for value in contents for leaf in _leaves(value)]
+    return [contents]
+
+
+def _digest(contents: dict[str, Any]) -> str:
+    """Hash everything in a checkpoint: the bytes of tensors, the text of all else."""
+    digest = hashlib.sha256()
+    for leaf in _leaves(contents):
+        if torch.is_tensor(leaf):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(data.numpy().data)
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import synthesis
+
+
+@pytest.fixture(scope="session")
+def toy_tree(tmp_path_factory) -> Path:
+    """A DSD100 tree of synthesised songs: 3 Dev and 1 Test, 4 s of 22.05 kHz stereo each."""
+    root = tmp_path_factory.mktemp("toy") / "dsd100"
+    synthesis.write_dsd100(root, n_train=3, n_test=1, seconds=4, sample_rate=22050, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real music, where the environment names it."""
+    if "VOCAL_MASK_DATA" not in os.environ:
+        pytest.skip("VOCAL_MASK_DATA is not set")
+    return Path(os.environ["VOCAL_MASK_DATA"])

@@ -1,0 +1,495 @@
+"""Music on the user's disk, in the layouts people have: folders → tracks, read on demand.
+
+`find_tracks` recognises the layout and lists every song as a `Track`: a name, a split and the
+files of its signals. `measure` reads only headers; `read_blocks` decodes, mixes to mono and
+yields vocals and accompaniment block by block, so memory does not grow with the song.
+Names are compared as people read them: composed Unicode, upper and lower case alike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import soundio
+from hparams import InputError
+
+AUDIO = (".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .m4a").split()
+STEM_MP4 = ".stem.mp4"
+STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, bass, other, vocals
+KINDS = ("songs", "voices", "backings")
+MIXTURE_NAMES = ("mixture", "mix", "full mix", "fullmix", "master")
+# Searched in a file's name in lower case, with everything but letters and digits as one space.
+VOICE_PATTERN = (
+    r"(?<!\bno )(?<!\bnon )(?<!\bwithout )(?<!\bminus )"
+    r"(vocal|vox|voice|choir|singer|acc?app?ella|\b(voc|bv|bgv)s?\d*\b)"
+)
+BACKING_PATTERN = r"backing|accompaniment|instrumental|karaoke"
+TRIM_SECONDS = 0.05  # encoders pad by less; a mixture and vocals further apart do not belong
+MIR1K_TRAIN = ("abjones", "amy")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, or what is taken of it; a signal is the sum of its parts."""
+
+    path: Path
+    channel: int | None = None  # None: the mean of all channels
+    stream: int | None = None  # of a .stem.mp4
+
+
+@dataclass(frozen=True)
+class Track:
+    """One song: where its signals are. Accompaniment is mixture − vocals where it has no parts."""
+
+    name: str  # unique among the tracks found together
+    split: str  # "train" or "test"
+    group: str  # singer or song
+    mixture: tuple[Part, ...] = ()
+    vocals: tuple[Part, ...] = ()
+    accompaniment: tuple[Part, ...] = ()
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What `read_blocks` yields, in order."""
+        have = {"vocals": self.vocals, "accompaniment": self.accompaniment or self.mixture}
+        return tuple(name for name, parts in have.items() if parts)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is read, once each, in order."""
+        parts = (*self.mixture, *self.vocals, *self.accompaniment)
+        return list(dict.fromkeys(part.path for part in parts))
+
+
+class Found(NamedTuple):
+    """What `find_tracks` saw."""
+
+    layout: str
+    tracks: list[Track]  # sorted by name
+    bad: list[str]  # one message per song that cannot be used
+
+
+class Extent(NamedTuple):
+    """What the headers say about a track."""
+
+    sample_rate: int  # [Hz]
+    n_samples: int
+    notes: tuple[str, ...]  # what was trimmed or padded, for the user to read
+
+
+# --- Finding --------------------------------------------------------------------------------------
+
+
+def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_PATTERN) -> Found:
+    """Recognise the layout of a folder of music and list its songs.
+
+    Parameters
+    ----------
+    root : Path
+    kind : {"songs", "voices", "backings"}, optional
+        What a folder is that follows no data set's layout: songs as folders of stems, only
+        voices, or only backings. By default its own name and its files' names decide.
+    voice_pattern : str
+        Regular expression that says which stems are the vocals, see `VOICE_PATTERN`.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, holds no songs, or could be read in two ways.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    try:
+        voice = re.compile(voice_pattern, re.IGNORECASE)
+    except re.error as error:
+        raise InputError(f"voice pattern {voice_pattern!r}: {error}") from error
+    has = {_key(entry.name): entry for entry in _entries(root) if entry.is_dir()}
+    readers: list[Callable[[], Found]] = []
+    if kind is None:
+        if "mixtures" in has:
+            readers.append(lambda: _dsd100(has["mixtures"], has.get("sources", root / "Sources")))
+        if "wavfile" in has:
+            readers.append(lambda: _mir1k(has["wavfile"]))
+        if "rest" in has:
+            readers.append(lambda: _mir1k_clips(root))
+        if "test" in has or ("train" in has and "rest" not in has):
+            readers.append(lambda: _musdb18(root))
+    if len(readers) > 1:
+        raise InputError(f"{root}: looks like two layouts at once ({', '.join(has)}); split it up")
+    found = readers[0]() if readers else _folder(root, kind, voice)
+    if not found.tracks and not found.bad:
+        raise InputError(
+            f"{root}: no songs found as {found.layout}; expected for example "
+            "Mixtures/<set>/<song>/mixture.wav, train/<song>/mixture.wav or <song>/vocals.wav"
+        )
+    return _without_twins(found)
+
+
+def _dsd100(mixtures: Path, sources: Path) -> Found:
+    """DSD100: {Mixtures,Sources}[/{Dev,Test}]/<NNN - title>; flat, 001 to 050 are Test."""
+    sets = [path for path in _entries(mixtures) if _key(path.name) in ("dev", "test")]
+    others = [p for p in _entries(mixtures) if p.is_dir() and p not in sets]
+    if sets and others:
+        raise InputError(f"{mixtures}: holds Dev or Test and also songs, such as {others[0].name}")
+    tracks, bad = [], []
+    for place in [path.name for path in sets] or [""]:
+        songs = {_key(p.name): p for p in _entries(mixtures / place) if p.is_dir()}
+        stems = {_key(p.name): p for p in _entries(sources / place) if p.is_dir()}
+        for key in sorted(songs.keys() | stems.keys()):
+            folder = songs.get(key) or mixtures / place / stems[key].name
+            name = _composed(folder.name)
+            try:
+                test = _key(place) == "test" if place else _dsd100_number(folder) <= 50
+                mixture = _only(folder, None)
+                vocals = _only(stems.get(key) or sources / place / folder.name, "vocals")
+                tracks.append(Track(name, "test" if test else "train", name, mixture, vocals))
+            except InputError as error:
+                bad.append(str(error))
+    return Found("DSD100" if sets else "DSD100, flattened", tracks, bad)
+
+
+def _dsd100_number(folder: Path) -> int:
+    """Read the number that a song's folder begins with."""
+    number = re.match(r"(\d+)\b", folder.name)
+    if not number:
+        raise InputError(f"{folder}: no number in front; 001 to 050 are Test, 051 to 100 Dev")
+    return int(number[1])
+
+
+def _musdb18(root: Path) -> Found:
+    """MUSDB18-HQ: {train,test}/<song>/{mixture,vocals}.wav; MUSDB18: <song>.stem.mp4 instead."""
+    tracks, bad, layouts = [], [], set()
+    for path, split in _split_entries(root, {"train": "train", "test": "test"}):
+        try:
+            if path.name.lower().endswith(STEM_MP4):
+                _stempeg()
+                layouts.add("MUSDB18")
+                name = _composed(path.name[: -len(STEM_MP4)])
+                mixture, vocals = Part(path, stream=STEM_MIXTURE), Part(path, stream=STEM_VOCALS)
+                tracks.append(Track(name, split, name, (mixture,), (vocals,)))
+            elif path.is_dir():
+                layouts.add("MUSDB18-HQ")
+                name = _composed(path.name)
+                signals = _only(path, "mixture"), _only(path, "vocals")
+                tracks.append(Track(name, split, name, *signals))
+        except InputError as error:
+            bad.append(str(error))
+    if len(layouts) > 1:
+        raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
+    return Found("".join(layouts) or "MUSDB18", tracks, bad)
+
+
+def _mir1k(folder: Path) -> Found:
+    """MIR-1K: Wavfile/<singer>_<song>_<clip>.wav, left the accompaniment, right the voice."""
+    tracks, bad = [], []
+    for path in _audio_files(folder):
+        name = _composed(path.stem)
+        singer = name.split("_")[0]
+        split = "train" if singer in MIR1K_TRAIN else "test"
+        try:
+            channels = soundio.probe(path).n_channels
+            if channels != 2:
+                raise InputError(
+                    f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
+                )
+            vocals, accompaniment = (Part(path, channel=1),), (Part(path, channel=0),)
+            tracks.append(Track(name, split, singer, (), vocals, accompaniment))
+        except InputError as error:
+            bad.append(str(error))
+    return Found("MIR-1K", tracks, bad)
+
+
+def _mir1k_clips(root: Path) -> Found:
+    """MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*; rest is the test set."""
+    tracks, bad = [], []
+    for path, split in _split_entries(root, {"train": "train", "rest": "test"}):
+        if not path.is_dir():
+            continue
+        try:
+            name = _composed(path.name)
+            signals = (), _only(path, "vocals"), _only(path, "accompaniment")
+            tracks.append(Track(name, split, name.split("_")[0], *signals))
+        except InputError as error:
+            bad.append(str(error))
+    return Found("MIR-1K, one folder a clip", tracks, bad)
+
+
+def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Found:
+    """No data set's layout: songs as folders of stems, or a folder of only voices or backings."""
+    folders = {folder: files for folder in _walk(root) if (files := _audio_files(folder))}
+    if kind is None and folders:
+        kind = _guess_kind(root, folders, voice)
+    if kind == "voices" or kind == "backings":
+        return _material(root, kind, [path for files in folders.values() for path in files])
+    return _stems(root, folders, voice)
+
+
+def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> str:
+    """Decide by the folder's own name, unless what is inside it says otherwise."""
+    name = _words(root.resolve().name)
+    named = "voices" if voice.search(name) else None
+    if named is None and re.search(BACKING_PATTERN, name):
+        named = "backings"
+    sung = [[bool(voice.search(_words(path.stem))) for path in files] for files in folders.values()]
+    songs = any(any(song) and not all(song) for song in sung)
+    if named and songs:
+        raise InputError(
+            f"{root}: is called {root.resolve().name!r} but holds songs with and without voice; "
+            f"--as songs reads each folder as a song, --as {named} every file as one of {named}"
+        )
+    if not named and not songs:
+        raise InputError(
+            f"{root}: no folder holds both a file whose name says voice and another; "
+            "for songs see --voice-pattern, for material to remix --as voices or --as backings"
+        )
+    return named or "songs"
+
+
+def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Found:
+    """Songs as folders: those stems whose names say voice are the vocals, all summed the song."""
+    tracks, bad = [], []
+    for folder, files in folders.items():
+        name = _composed(_relative(folder, root) or root.resolve().name)
+        mixture = tuple(Part(path) for path in files if _words(path.stem) in MIXTURE_NAMES)
+        others = [path for path in files if _words(path.stem) not in MIXTURE_NAMES]
+        vocals = tuple(Part(path) for path in others if voice.search(_words(path.stem)))
+        rest = tuple(Part(path) for path in others if not voice.search(_words(path.stem)))
+        try:
+            _refuse_twins(folder, files)
+            if len(mixture) > 1:
+                raise InputError(f"{folder}: {len(mixture)} mixtures: {_names(mixture)}; keep one")
+            if not vocals:
+                raise InputError(f"{folder}: no file's name says voice (see --voice-pattern)")
+            if not mixture and not rest:
+                raise InputError(f"{folder}: only voices; add the other stems or the mixture")
+            tracks.append(Track(name, "train", name, mixture, vocals, () if mixture else rest))
+        except InputError as error:
+            bad.append(str(error))
+    return Found("a folder of stems per song", tracks, bad)
+
+
+def _material(root: Path, kind: str, files: list[Path]) -> Found:
+    """Only voices or only backings; a folder inside is a singer or an album."""
+    tracks = []
+    for path in files:
+        name = _composed(_relative(path.with_suffix(""), root))
+        group = name.split("/")[0]
+        signals = ((), (Part(path),), ()) if kind == "voices" else ((), (), (Part(path),))
+        tracks.append(Track(name, "train", group, *signals))
+    return Found(f"only {kind}, to be remixed", tracks, [])
+
+
+def _without_twins(found: Found) -> Found:
+    """Sort; two songs of one name would overwrite each other, or leak from train into test."""
+    counts = Counter(_key(track.name) for track in found.tracks)
+    twins = [track for track in found.tracks if counts[_key(track.name)] > 1]
+    bad = [f"{t.paths[0]}: {counts[_key(t.name)]} songs are called {t.name!r}" for t in twins]
+    tracks = [track for track in found.tracks if track not in twins]
+    return found._replace(tracks=sorted(tracks, key=lambda t: t.name), bad=found.bad + bad)
+
+
+def _only(folder: Path, stem: str | None) -> tuple[Part]:
+    """Return the one audio file of a folder, or the one of that name; InputError if not one."""
+    files = [path for path in _audio_files(folder) if stem is None or _key(path.stem) == stem]
+    wanted = f"{stem}.*" if stem else "an audio file"
+    if not files:
+        raise InputError(f"{folder}: {'no ' + wanted if folder.is_dir() else 'no such folder'}")
+    if len(files) > 1:
+        raise InputError(f"{folder}: {len(files)} times {wanted}: {_names(files)}; keep one")
+    return (Part(files[0]),)
+
+
+def _refuse_twins(folder: Path, files: list[Path]) -> None:
+    """Raise if vocals.wav stands beside vocals.flac: they would be summed."""
+    counts = Counter(_key(path.stem) for path in files)
+    twins = [path for path in files if counts[_key(path.stem)] > 1]
+    if twins:
+        raise InputError(f"{folder}: the same stem more than once: {_names(twins)}; keep one")
+
+
+def _split_entries(root: Path, splits: dict[str, str]) -> Iterator[tuple[Path, str]]:
+    """Yield what the folders named in `splits` hold, with its split."""
+    for folder in _entries(root):
+        if _key(folder.name) in splits and folder.is_dir():
+            for path in _entries(folder):
+                yield path, splits[_key(folder.name)]
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield a folder and those inside it, once each: a link that leads back is not followed."""
+    seen, waiting = set(), [root]
+    while waiting:
+        folder = waiting.pop(0)
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            yield folder
+            waiting += [path for path in _entries(folder) if path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List a folder in one order everywhere, without what operating systems leave behind."""
+    if not folder.is_dir():
+        return []
+    try:
+        paths = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    except PermissionError:
+        raise InputError(f"{folder}: permission denied") from None
+    return sorted(paths, key=lambda path: (_key(path.name), path.name))
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    """List the audio files of a folder; a dangling link is one, to be complained of later."""
+    return [p for p in _entries(folder) if p.suffix.lower() in AUDIO and not p.is_dir()]
+
+
+def _relative(path: Path, root: Path) -> str:
+    """Name a path within a folder, with / between; the folder itself is ''."""
+    relative = path.relative_to(root).as_posix()
+    return "" if relative == "." else relative
+
+
+def _composed(name: str) -> str:
+    """Return é as one character: macOS stores two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _key(name: str) -> str:
+    """Return what two names share that are one to a reader, or to a Mac."""
+    return _composed(name).casefold()
+
+
+def _words(name: str) -> str:
+    """Return a name in lower case, with one space for everything but letters and digits."""
+    return re.sub(r"[\W_]+", " ", _key(name)).strip()
+
+
+def _names(parts: Iterable[Part | Path]) -> str:
+    return ", ".join((part.path if isinstance(part, Part) else part).name for part in parts)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def measure(track: Track) -> Extent:
+    """Read a track's headers.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, if sample rates differ, or if mixture and vocals differ in length
+        by more than 50 ms. Stems that end early are silent from there.
+    """
+    probed = {}
+    for name in ("mixture", "vocals", "accompaniment"):
+        probed[name] = [(part, *_probe(part)) for part in getattr(track, name)]
+    first, rate, _ = next(info for infos in probed.values() for info in infos)
+    for part, other, _ in (info for infos in probed.values() for info in infos):
+        if other != rate:
+            raise InputError(
+                f"{part.path}: {other} Hz, but {first.path.name} has {rate} Hz; convert one"
+            )
+    lengths = {name: max(n for *_, n in infos) for name, infos in probed.items() if infos}
+    apart = abs(lengths.get("mixture", 0) - lengths.get("vocals", 0))
+    if "mixture" not in lengths or "vocals" not in lengths or not apart:
+        return Extent(rate, max(lengths.values()), ())
+    both = f"mixture {lengths['mixture']} and vocals {lengths['vocals']} samples"
+    if apart > TRIM_SECONDS * rate:
+        raise InputError(
+            f"{track.vocals[0].path}: {both}, {apart / rate:.2f} s apart; "
+            "export both again from the same start to the same end"
+        )
+    note = f"{track.name}: {both}; trimmed to the shorter"
+    return Extent(rate, min(lengths["mixture"], lengths["vocals"]), (note,))
+
+
+def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
+    """Decode a track as mono vocals and accompaniment.
+
+    Parameters
+    ----------
+    n_samples : int > 0
+        Length of a block; the last one may be shorter.
+
+    Yields
+    ------
+    np.ndarray, shape=(len(track.signals), <=n_samples), float32
+        In the order of ``track.signals``. Channels are averaged, parts are summed.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read to its end.
+    """
+    total = measure(track).n_samples
+    named = {"vocals": track.vocals, "accompaniment": track.accompaniment or track.mixture}
+    signals = [_sum_blocks(named[name], n_samples, total) for name in track.signals]
+    subtract = bool(track.mixture and track.vocals and not track.accompaniment)
+    for blocks in zip(*signals, strict=True):
+        block = np.stack(blocks)
+        if subtract:
+            block[1] -= block[0]
+        yield block
+
+
+def _sum_blocks(parts: tuple[Part, ...], n_samples: int, total: int) -> Iterator[np.ndarray]:
+    """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
+    sources = [_mono_blocks(part, n_samples) for part in parts]
+    for start in range(0, total, n_samples):
+        summed = np.zeros(min(n_samples, total - start), np.float32)
+        for source in sources:
+            block = next(source, summed[:0])[: len(summed)]
+            summed[: len(block)] += block
+        yield summed
+    for source in sources:
+        source.close()
+
+
+def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
+    """Yield one channel, or the mean of all."""
+    if part.stream is not None:
+        wav = _read_stem(part)
+        yield from (wav[i : i + n_samples] for i in range(0, len(wav), n_samples))
+        return
+    with soundio.Reader(part.path) as reader:
+        for block in reader.float_blocks(n_samples):
+            if part.channel is not None:
+                yield block[part.channel]
+            elif len(block) == 1:
+                yield block[0]
+            else:
+                yield sum(block[1:], block[0]) / np.float32(len(block))
+
+
+def _probe(part: Part) -> tuple[int, int]:
+    """Return sample rate and length."""
+    if part.stream is not None:
+        return 44100, len(_read_stem(part))
+    info = soundio.probe(part.path)
+    return info.sample_rate, info.n_samples
+
+
+def _stempeg() -> object:
+    """Import what reads .stem.mp4, which is optional."""
+    try:
+        import stempeg
+    except (ImportError, RuntimeError) as error:  # RuntimeError: installed, but finds no ffmpeg
+        raise InputError(
+            f".stem.mp4 needs the musdb package and ffmpeg ({error}): pip install musdb, and "
+            "install ffmpeg; or use MUSDB18-HQ, which is plain wav"
+        ) from error
+    return stempeg
+
+
+def _read_stem(part: Part) -> np.ndarray:
+    """Decode one stream of a .stem.mp4, whole: ffmpeg cannot seek in AAC to the sample."""
+    raise NotImplementedError

@@ -1,0 +1,153 @@
+"""Train a network on datasets that build_dataset.py made.
+
+A run writes runs/<name>/last.pth after every epoch and on Ctrl-C, best.pth whenever the held-out
+songs sound better than before, and TensorBoard logs beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import commandline
+from hparams import MASK_SETTINGS, HParams, InputError, from_dict, parse_settings
+
+if TYPE_CHECKING:
+    import dataset
+    import training
+
+EPILOG = """examples:
+  python train.py data/dsd100
+  python train.py data/mir1k data/backings --name mixed --set width=16 --set epochs=20
+  python train.py data/dsd100 --checkpoint runs/resnet18/last.pth    # go on from there
+  tensorboard --logdir runs                                          # watch it"""
+
+
+@commandline.script
+def main(argv: list[str] | None = None) -> int:
+    """Train, validate and save, epoch after epoch."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    hp, run_dir = commandline.settings_of(args), run_folder(args)
+    for folder in [*args.data, *args.validate_on]:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
+
+    import dataset  # here, so that --help and wrong paths answer before torch is loaded
+    import model
+    import training
+
+    device = commandline.device_of(args, parser)
+    checkpoint = model.load_checkpoint(args.checkpoint) if args.checkpoint else None
+    if checkpoint:
+        hp = resumed_settings(args, checkpoint)
+    learn, valid = dataset.hold_out(dataset.open_songs(args.data, hp), hp)
+    if args.validate_on:
+        learn, valid = learn + valid, dataset.open_songs(args.validate_on, hp)
+    run = training.Run(hp, learn, device)
+    if checkpoint:
+        run.restore(args.checkpoint, checkpoint)
+    describe(run, valid)
+    bounds = training.bounds(run, valid)
+    print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log = training.Log(run_dir, commandline.warn)
+    with commandline.Stop() as stop:
+        while run.epoch < hp.epochs:
+            started, epoch = time.perf_counter(), run.epoch
+            n_slices = sum(song.song.n_frames for song in learn) // hp.stft_stride
+            with commandline.progress(n_slices, " slices") as bar:
+                loss = training.train_epoch(run, bar.update, log.scalars, stop, run_dir / "last.pth")
+            if stop():
+                break
+            scores = run.scores = training.validate(run, valid)
+            better = max(scores["soft"], scores["binary"])
+            run.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
+            if better > run.best_db:
+                run.best_db = better
+                run.save(run_dir / "best.pth", whole=False)
+            run.save(run_dir / "last.pth")
+            print(
+                f"epoch {epoch + 1:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
+                f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
+                f"{n_slices / (time.perf_counter() - started):.0f} slices/s", flush=True,
+            )
+            log.scalars({f"valid/{name}": score for name, score in (scores | bounds).items()}, run.step)
+            log.song(*training.picture_and_sound(run, valid[0]), hp, run.step)
+        log.close()
+        if stop():
+            run.save(run_dir / "last.pth")
+            print(f"stopped at step {run.step}; resume with --checkpoint {run_dir / 'last.pth'}")
+            return stop.exit_code
+    print(f"best.pth and last.pth are in {run_dir}")
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = commandline.make_parser(__doc__, EPILOG)
+    parser.add_argument("data", type=Path, nargs="+", help="folders that build_dataset.py made")
+    parser.add_argument("--name", help="the run's folder is runs/<name> (the model type)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="resume from this last.pth, with the settings it holds"
+    )
+    parser.add_argument(
+        "--validate-on",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="score on all songs of these datasets instead of held-out training songs",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
+    commandline.add_device_option(parser)
+    return parser
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
+    if args.checkpoint and not args.checkpoint.is_file():
+        raise InputError(f"{args.checkpoint}: no such checkpoint")
+    if args.checkpoint and not args.name:
+        return args.checkpoint.parent
+    folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
+    if (folder / "last.pth").exists() and not args.overwrite:
+        raise InputError(
+            f"{folder}: holds a run (--name another one, --overwrite it, "
+            f"or resume it with --checkpoint {folder / 'last.pth'})"
+        )
+    return folder
+
+
+def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
+    """Take the settings of the run that goes on; one that contradicts them is refused."""
+    hp = from_dict(checkpoint["hparams"])
+    for name, value in parse_settings(args.settings).items():
+        if name not in MASK_SETTINGS and getattr(hp, name) != value:
+            raise InputError(f"{args.checkpoint}: its {name} is {getattr(hp, name)}, not {value}")
+    return hp
+
+
+def describe(run: training.Run, valid: list[dataset.OpenSong]) -> None:
+    """Print what is trained on what."""
+    n_weights = sum(weight.numel() for weight in run.model.parameters())
+    for what, songs in (("learn from", run.songs), ("validate on", valid)):
+        n_frames = sum(song.song.n_frames for song in songs)
+        minutes = n_frames * run.hp.hop_length / run.hp.sample_rate / 60
+        n_singers = len({song.song.singer for song in songs})
+        print(
+            f"{what} {len(songs)} songs of {n_singers} singers or bands, "
+            f"{minutes:.1f} min, {n_frames // run.hp.stft_stride} slices"
+        )
+    print(
+        f"{run.hp.model_type}, width {run.hp.width}: {n_weights / 1e6:.2f} million weights; "
+        f"{run.hp.epochs} epochs, {run.n_steps} steps"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
