@@ -1,7 +1,9 @@
 """Turn a folder of music into a dataset for train.py: one spectrogram per song, and a manifest.
 
-The layout is recognised and printed. Songs are built in parallel; what is finished is kept, so an
-interrupted build goes on where it was. The manifest is written last: without it, no dataset.
+The layout is recognised and printed: DSD100 (as distributed or flattened), MUSDB18(-HQ), MIR-1K,
+a folder of stems per song, only voices or only backings. Songs are built in parallel, finished
+ones are kept: an interrupted build goes on where it was. The manifest is written last; without
+it there is no dataset.
 
     python build_dataset.py DSD100 datasets/dsd100
     python build_dataset.py acapellas datasets/voices --as voices
@@ -13,294 +15,376 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 import commandline
-import dataset
 import soundio
 import tracks
-from hparams import GRID, HParams, InputError
+from building import JOURNAL, SONGS, Task, build_song, damage, file_of, finished, grid_of
+from hparams import InputError
+from tracks import Extent, Track
 
-if TYPE_CHECKING:
-    import torch
+LOCK = ".lock"  # in the output
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
-    from audio import Grid
 
-BLOCK = 2**17  # samples decoded at once: the frames of one block just fit a core's cache
-PEAK_FLOAT16 = 32000  # a spectrogram is at most twice the waveform's peak, float16 at most 65504
-JOURNAL = ".build"  # what the next run needs to know, beside the manifest
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one song."""
+
+    record: dict[str, Any] | None = None  # what the journal keeps; None: the song failed
+    error: str = ""
+    warning: str = ""
+    disk_full: bool = False  # then no other song will fit either
+    cpu_seconds: float = 0.0
 
 
 @commandline.script
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    hp = commandline.settings_of(args)
+    """Run the script; returns the exit code."""
+    args = make_parser().parse_args(argv)
+    task = Task(
+        args.root, args.output, commandline.settings_of(args), args.verify, args.check_pairs
+    )
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     n_train = sum(track.split == "train" for track in found.tracks)
-    n_all = len(found.tracks) + len(found.bad)
-    print(
-        f"{args.root}: {found.layout}; {n_all} songs, {n_train} train and "
-        f"{len(found.tracks) - n_train} test",
-        flush=True,
-    )
+    n_test = len(found.tracks) - n_train
+    print(f"{args.root}: {found.layout}: {n_train} songs to train, {n_test} to test", flush=True)
+    extents, bad = {}, []
+    for track in found.tracks:
+        try:
+            extents[track] = tracks.measure(track)
+            for note in extents[track].notes:
+                commandline.warn(note)
+        except InputError as error:
+            bad.append(str(error))
+    for message in sorted(found.bad + bad):
+        commandline.complain(message)
+
     with locked(args.output):
-        check_output(args.output, hp, found.tracks, args.overwrite)
-        bad = list(found.bad)
-        extents = {}
-        for track in found.tracks:
-            try:
-                extents[track] = tracks.measure(track)
-            except InputError as error:
-                bad.append(str(error))
-        for message in bad:
-            commandline.complain(message)
-        return build(args, hp, found.layout, extents, bad)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--as", dest="kind", choices=tracks.KINDS)
-    parser.add_argument("--voice-pattern", metavar="REGEX", default=tracks.VOICE_PATTERN)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--verify", action="store_true")
-    parser.add_argument("--skip-bad", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    return parser.parse_args(argv)
-
-
-def build(args, hp, layout, extents, bad) -> int:
-    """Build what is not there yet, then write the manifest."""
-    folder, records, jobs = args.output, {}, []
-    for track in extents:
-        record = finished(folder, track, hp)
-        if record is None or args.verify:
-            jobs.append((track, args.verify))
-        else:
-            records[track] = record
-    start = time.perf_counter()
-    seconds = sum(extents[t].n_samples / extents[t].sample_rate for t, _ in jobs)
-    jobs.sort(key=lambda job: -extents[job[0]].n_samples)
-    busy = 0.0
-    with commandline.progress(round(seconds), "s") as bar:
-        for track, kind, result in in_parallel(jobs, hp, folder, args.workers):
-            if kind == "error":
-                bad.append(result)
-                commandline.complain(result)
-            else:
-                records[track], cpu = result
-                busy += cpu
-            bar.update(round(extents[track].n_samples / extents[track].sample_rate))
-    elapsed = time.perf_counter() - start
-    if bad and not args.skip_bad:
-        commandline.complain(f"{len(bad)} bad songs; repair them, or leave them out with --skip-bad")
-        return 1
-    songs = tuple(dataset.Song(**records[t]["song"]) for t in sorted(records, key=lambda t: t.name))
-    if not songs:
-        raise InputError(f"{args.root}: no song could be used")
-    grid = {name: getattr(hp, name) for name in GRID}
-    dataset.save_manifest(folder, dataset.Manifest(layout, grid, songs))
-    slices = sum(math.ceil(s.n_frames / hp.stft_stride) for s in songs)
-    n_bytes = sum((folder / s.file).stat().st_size for s in songs)
-    hours = sum(s.seconds for s in songs) / 3600
-    print(
-        f"{folder}: {len(songs)} songs, {hours:.2f} hours, {slices} slices, {n_bytes/1e9:.3f} GB; "
-        f"{seconds/elapsed:.0f} s of music per second, {seconds/max(busy, 1e-9):.0f} per core"
-    )
+        check_output(task, found.tracks, args.overwrite)
+        records, n_failed = build_songs(task, extents, args.workers)
+        n_bad = len(found.bad) + len(bad) + n_failed
+        if n_bad and not args.skip_bad:
+            raise InputError(
+                f"{n_bad} of {n_bad + len(records)} songs are bad, each named above; repair them "
+                "and run again (the others are kept), or leave them out with --skip-bad"
+            )
+        if not records:
+            raise InputError(f"{args.root}: no song can be used")
+        save(task, found.layout, list(records.values()), n_bad)
     return 0
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    add = parser.add_argument
+    add("root", type=Path, help="folder of music; its layout is recognised and printed")
+    add("output", type=Path, help="folder of the dataset; 1.3 GB an hour (4.1 kB a frame)")
+    add(
+        "--as",
+        dest="kind",
+        choices=tracks.KINDS,
+        help="what a folder without a data set's layout holds: songs (a folder of stems each), "
+        "voices only, or backings only; by default its own name and its files' names decide",
+    )
+    add(
+        "--voice-pattern",
+        metavar="REGEX",
+        default=tracks.VOICE_PATTERN,
+        help="which stems of a song are its vocals: those in whose name, in lower case and with "
+        "one space for everything but letters and digits, this is found; all other stems are the "
+        "accompaniment, all stems together the mixture, unless a file is called mixture. By "
+        "default names that contain vocal, vox, voice, choir, singer or a cappella, or the word "
+        "voc, bv or bgv, but not after no, non, without or minus: %(default)s",
+    )
+    add(
+        "--workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, each building one song at a time (default: %(default)s, one a core)",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="hash finished songs and their sources instead of trusting sizes and dates; "
+        "what does not match is named and built again",
+    )
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="leave out songs that cannot be used; by default they are named, the others are "
+        "built, and no manifest is written",
+    )
+    add(
+        "--check-pairs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="refuse songs whose vocals are not in the mixture as they are: shifted, inverted, "
+        "3 dB too loud or soft, or of another song (default: on)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace a dataset of other settings or songs; it stays whole until this one is",
+    )
+    return parser
+
+
+def positive(text: str) -> int:
+    """Read a count for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     """Keep a second build out of the same output; the lock dies with the process."""
     try:
-        (folder / JOURNAL).mkdir(parents=True, exist_ok=True)
-        (folder / "songs").mkdir(exist_ok=True)
-        lock = open(folder / ".lock", "a+")
+        if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL).is_dir():
+            raise InputError(f"{output}: holds other files (choose a new or empty folder)")
+        for folder in (output / SONGS, output / JOURNAL):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = open(output / LOCK, "a+")  # noqa: SIM115 (closed below, after the build)
     except OSError as error:
-        raise InputError(f"{folder}: {error.strerror} (choose another output)") from error
+        raise InputError(f"{output}: {error.strerror} (choose another folder)") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
-            raise InputError(f"{folder}: locked by pid {lock.read().strip()}; wait for it") from None
+            raise InputError(
+                f"{output}: locked by pid {lock.read()}; wait until it is done"
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        try:
+            remove_unfinished(output)
+            yield
+        finally:
+            remove_unfinished(output)
 
 
-def check_output(folder, hp, found, overwrite) -> None:
-    pass
+def remove_unfinished(output: Path) -> None:
+    """Remove what killed processes left; nobody else writes here while we hold the lock."""
+    for path in output.glob("*/.*.tmp-*"):
+        path.unlink(missing_ok=True)
 
 
-def in_parallel(jobs, hp, folder, n_workers):
-    """Run jobs in worker processes; yields (track, "song" or "error", result) as they finish."""
+def check_output(task: Task, found: list[Track], overwrite: bool) -> None:
+    """Refuse to turn one dataset into another by mistake, and note the grid of this one."""
+    import dataset
+
+    grid_file = task.output / JOURNAL / "grid.json"
+    if not overwrite:
+        stored = [json.loads(grid_file.read_text())] if grid_file.is_file() else []
+        if (task.output / dataset.MANIFEST).is_file():
+            manifest = dataset.load_manifest(task.output)
+            stored.append(manifest.hparams)
+            lost = sorted({song.id for song in manifest.songs} - {track.name for track in found})
+            if lost:
+                raise InputError(
+                    f"{task.output}: holds {len(lost)} songs that {task.root} does not, such as "
+                    f"{lost[0]} (choose another output, or --overwrite to drop them)"
+                )
+        for grid in stored:
+            if grid != grid_of(task.hp):
+                raise InputError(
+                    f"{task.output}: built with {grid}, asked for {grid_of(task.hp)} "
+                    "(choose another output, or --overwrite)"
+                )
+    text = json.dumps(grid_of(task.hp))
+    soundio.replace_atomically(grid_file, lambda file: file.write(text.encode()))
+
+
+def build_songs(
+    task: Task, extents: dict[Track, Extent], n_workers: int
+) -> tuple[dict[Track, dict[str, Any]], int]:
+    """Build what is not there yet; returns the records of all songs, and how many failed."""
+    import dataset
+
+    records = {track: record for track in extents if (record := finished(task, track))}
+    changed = [t for t in extents if t not in records and (task.output / file_of(task, t)).exists()]
+    if changed:  # their arrays will be replaced, so the old dataset ends here
+        (task.output / dataset.MANIFEST).unlink(missing_ok=True)
+    jobs = [track for track in extents if task.verify or track not in records]
+    jobs.sort(key=lambda track: -extents[track].seconds)  # a long one at the end keeps all waiting
+    check_space(task, {track: extents[track] for track in jobs if track not in records})
+    start, built_seconds, cpu_seconds, n_failed = time.perf_counter(), 0.0, 0.0, 0
+    with (
+        contextlib.closing(in_parallel(task, jobs, n_workers)) as outcomes,
+        commandline.progress(round(sum(extents[track].seconds for track in jobs)), "s") as bar,
+    ):
+        for n_done, (track, outcome) in enumerate(outcomes, 1):
+            if outcome.disk_full:
+                raise InputError(outcome.error)
+            if outcome.warning:
+                commandline.warn(outcome.warning)
+            if outcome.record is None:
+                commandline.complain(outcome.error)
+                n_failed += 1
+                records.pop(track, None)
+            else:
+                records[track] = outcome.record
+            if outcome.cpu_seconds:
+                built_seconds += extents[track].seconds
+                cpu_seconds += outcome.cpu_seconds
+            bar.set_postfix_str(f"song {n_done} of {len(jobs)}", refresh=False)
+            bar.update(round(extents[track].seconds))
+    if built_seconds:
+        speed = built_seconds / (time.perf_counter() - start)
+        print(
+            f"built {built_seconds:.0f} s of music, {speed:.0f} s per second with "
+            f"{min(n_workers, len(jobs))} workers ({built_seconds / cpu_seconds:.0f} s per core)"
+        )
+    return records, n_failed
+
+
+def check_space(task: Task, extents: dict[Track, Extent]) -> None:
+    """Refuse a build that the disk cannot hold."""
+    hp = task.hp
+    frame_bytes = {track: 4 * hp.n_bins * len(track.signals) for track in extents}
+    n_frames = {t: 1.01 * e.seconds * hp.sample_rate / hp.hop_length for t, e in extents.items()}
+    need = sum(frame_bytes[track] * n_frames[track] + 8192 for track in extents)
+    free = shutil.disk_usage(task.output).free
+    if need > free:
+        raise InputError(
+            f"no space left on {task.output}: need {need / 1e6:.3g} MB, have {free / 1e6:.3g} MB"
+        )
+
+
+def in_parallel(task: Task, jobs: list[Track], n_workers: int) -> Iterator[tuple[Track, Outcome]]:
+    """Build songs in worker processes; yields each outcome when it is there."""
     context = multiprocessing.get_context("spawn")
-    busy: dict[Connection, Any] = {}
-    processes = []
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waiting = iter(jobs)
+    processes: list[multiprocessing.process.BaseProcess] = []
+    busy: dict[Connection, Track] = {}
     try:
         for _ in range(min(n_workers, len(jobs))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs, hp, folder), daemon=True)
-            process.start()
-            theirs.close()
+            process = context.Process(target=work, args=(theirs, task), daemon=True)
+            with without_interrupts():
+                process.start()
+            theirs.close()  # so that ours ends when the worker does
             processes.append(process)
-            busy[ours] = None
-        signal.signal(signal.SIGINT, before)
-        queue = iter(jobs)
-        for connection in list(busy):
-            busy[connection] = next(queue)
-            connection.send(busy[connection])
+            busy[ours] = next(waiting)
+            ours.send(busy[ours])
         while busy:
             for connection in wait(list(busy)):
-                track, _ = busy.pop(connection)
+                track = busy.pop(connection)
                 try:
-                    kind, result = connection.recv()
-                except EOFError:
-                    raise InputError(f"{track.name}: the process building it died (out of memory?)") from None
-                job = next(queue, None)
-                if job is not None:
+                    outcome = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise InputError(
+                        f"{track.name}: the process building it died; was it out of memory? "
+                        "(run again, with fewer --workers)"
+                    ) from None
+                if (job := next(waiting, None)) is not None:
                     busy[connection] = job
-                    connection.send(job)
-                yield track, kind, result
+                    with contextlib.suppress(BrokenPipeError):  # told when it is waited for
+                        connection.send(job)
+                yield track, outcome
     finally:
-        signal.signal(signal.SIGINT, before)
         for process in processes:
             process.terminate()
+        for process in processes:
             process.join()
 
 
-def work(connection, hp, folder) -> None:
-    """Be a worker process: build what is asked for until the parent is gone."""
-    while True:
-        try:
-            track, verify = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(("song", build_song(track, hp, folder)))
-        except InputError as error:
-            connection.send(("error", str(error)))
-
-
-def build_song(track: tracks.Track, hp: HParams, folder: Path):
-    import torch
-
-    import audio
-
-    torch.set_num_threads(1)
-    start = time.process_time()
-    before = stamps(track)
-    extent = tracks.measure(track)
-    grid = audio.grid_at(extent.sample_rate, hp)
-    shape = (grid.n_frames(extent.n_samples), len(track.signals), hp.n_bins, 2)
-    file = file_name(track, hp)
-    sha = hashlib.sha256()
-
-    def write(out: BinaryIO) -> None:
-        header = np.lib.format.header_data_from_array_1_0(np.empty((0,), np.float16))
-        header["shape"] = shape
-        np.lib.format.write_array_header_1_0(out, header)
-        size = out.tell() + 2 * math.prod(shape)
-        os.posix_fallocate(out.fileno(), 0, size)
-        out.flush()
-        out.seek(0)
-        sha.update(out.read())if False else None
-        out.seek(size - 2 * math.prod(shape))
-        for spec in spectrogram(tracks.read_blocks(track, BLOCK), grid, hp):
-            data = spec.numpy()
-            sha.update(data)
-            out.write(data)
-        assert out.tell() == size
-
-    soundio.replace_atomically(folder / file, write)
-    song = dataset.Song(
-        id=track.name, file=file, split=track.split, group=track.group, parts=track.signals,
-        n_frames=shape[0], sample_rate=extent.sample_rate,
-        seconds=extent.n_samples / extent.sample_rate, sha256=soundio.sha256(folder / file),
-        inputs=tuple({"path": str(p), "size": p.stat().st_size, "sha256": soundio.sha256(p)} for p in track.paths),
-    )
-    record = {"track": repr(track), "stamps": before, "song": asdict(song)}
-    soundio.replace_atomically(journal_path(folder, file), lambda f: f.write(json.dumps(record).encode()))
-    return record, time.process_time() - start
-
-
-def spectrogram(blocks, grid, hp) -> Iterator[torch.Tensor]:
-    """Take the STFT of blocks as `audio.stft` does of the whole, in the dataset's form."""
-    import torch
-
-    import audio
-
-    half = grid.n_fft // 2
-    carried = None
-    for block in blocks:
-        wav = torch.from_numpy(block)
-        if carried is None:
-            carried = wav.new_zeros(len(wav), half)
-        wav = torch.cat([carried, wav], 1)
-        n_frames = max(0, 1 + (wav.shape[1] - grid.n_fft) // grid.hop_length)
-        carried = wav[:, n_frames * grid.hop_length :]
-        if n_frames:
-            yield stored_form(wav, grid, hp)
-    wav = torch.cat([carried, carried.new_zeros(len(carried), half)], 1)
-    if wav.shape[1] >= grid.n_fft:
-        yield stored_form(wav, grid, hp)
-
-
-def stored_form(wav, grid, hp):
-    import torch
-
-    import audio
-
-    spec = audio.to_network_bins(audio.frames_to_spec(wav, grid), hp)  # (n_parts, n_bins, n_frames)
-    spec = torch.view_as_real(spec.permute(2, 0, 1))  # (n_frames, n_parts, n_bins, 2)
-    stored = torch.empty(spec.shape, dtype=torch.float16)
-    return stored.copy_(spec)
-
-
-def stamps(track):
-    return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in track.paths]
-
-
-def file_name(track, hp) -> str:
-    grid = [getattr(hp, name) for name in GRID]
-    mark = hashlib.sha256(repr((track.name, grid, dataset.FORMAT)).encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"songs/{re.sub(r'[^A-Za-z0-9]+', '_', track.name)[:64]}-{mark}.npy"
-
-
-def journal_path(folder, file):
-    return folder / JOURNAL / (Path(file).stem + ".json")
-
-
-def finished(folder, track, hp):
-    file = file_name(track, hp)
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Start processes that never see Ctrl-C: it reaches the whole group, and the parent decides."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
     try:
-        record = json.loads(journal_path(folder, file).read_text())
-    except (OSError, ValueError):
-        return None
-    if record["track"] != repr(track) or record["stamps"] != stamps(track) or not (folder / file).is_file():
-        return None
-    return record
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def work(connection: Connection, task: Task) -> None:
+    """Build the songs that come through `connection`, until it or the parent ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)  # the songs are what is parallel
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            connection.send(outcome_of(task, connection.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def outcome_of(task: Task, track: Track) -> Outcome:
+    """Build one song, or with --verify check a finished one first."""
+    start, warning = time.process_time(), ""
+    try:
+        record = finished(task, track)
+        if record is not None:
+            warning = damage(task, record["song"])
+            if not warning:
+                return Outcome(record)
+        record = build_song(task, track)
+    except InputError as error:
+        full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
+        return Outcome(error=str(error), disk_full=full)
+    return Outcome(record, warning=warning, cpu_seconds=time.process_time() - start)
+
+
+def save(task: Task, layout: str, records: list[dict[str, Any]], n_bad: int) -> None:
+    """Write the manifest, remove what is not in it, and print the sum."""
+    from dataset import Manifest, Song, save_manifest
+
+    songs = [
+        Song(**{**record["song"], "parts": tuple(record["song"]["parts"])}) for record in records
+    ]
+    songs.sort(key=lambda song: song.id)
+    splits_of: dict[str, dict[str, str]] = {}
+    for song in songs:
+        for source in song.inputs:
+            splits_of.setdefault(source["sha256"], {})[song.split] = song.id
+    for places in splits_of.values():
+        if len(places) > 1:
+            commandline.warn(
+                f"{places['train']} (train) and {places['test']} (test) share a file; scores on "
+                "songs that were trained on are too good"
+            )
+    save_manifest(task.output, Manifest(layout, grid_of(task.hp), tuple(songs)))
+    keep = {Path(song.file).stem for song in songs}
+    for path in [*(task.output / SONGS).glob("*.npy"), *(task.output / JOURNAL).glob("*-*.json")]:
+        if path.stem not in keep:
+            path.unlink()
+    n_slices = sum(math.ceil(song.n_frames / task.hp.stft_stride) for song in songs)
+    n_bytes = sum((task.output / song.file).stat().st_size for song in songs)
+    n_silent = sum(record["silent"] for record in records)
+    notes = [f"{n_silent} with silent vocals"] * bool(n_silent)
+    notes += [f"{n_bad} bad ones left out"] * bool(n_bad)
+    print(
+        f"{task.output}: {', '.join([f'{len(songs)} songs', *notes])}, "
+        f"{sum(song.seconds for song in songs) / 3600:.2f} hours, {n_slices:,} slices at "
+        f"stft_stride {task.hp.stft_stride}, {n_bytes:,} bytes"
+    )
 
 
 if __name__ == "__main__":

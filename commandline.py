@@ -14,12 +14,11 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from hparams import HParams, InputError, hparams, override
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
 Main = Callable[[list[str] | None], int]
 
@@ -164,13 +163,15 @@ def printable(text: object) -> str:
 
 def progress(total: float | None, unit: str) -> tqdm:
     """Make a progress bar on stderr, silent where stderr is not a terminal."""
+    from tqdm import tqdm  # 0.05 s that --help need not wait for
+
     return tqdm(total=total, unit=unit, disable=not _is_terminal(), dynamic_ncols=True)
 
 
 def _to_stderr(kind: str, message: object) -> None:
     if sys.stderr is not None:
         name = os.path.basename(sys.argv[0]) or "python"
-        tqdm.write(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
+        print(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
 
 
 def _is_terminal() -> bool:

@@ -264,9 +264,7 @@ def chunk_frames(hp: HParams) -> int:
     return (hp.chunk_slices - 1) * hp.stft_stride + hp.stft_frames
 
 
-def mix(
-    spectrograms: torch.Tensor, gains: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def mix(spectrograms: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale vocals and accompaniment; their sum is a mixture with exactly known vocals.
 
     Parameters
@@ -298,7 +296,7 @@ def mask_target(
     torch.Tensor, shape=(..., n_bins, n_frames), float32
         "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
         "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the
-        two magnitudes.
+        two energies.
     """
     if hp.mask_target == "activity":
         level = audio.features(vocals, curve_db, hp.vocals_power, hp)
@@ -312,14 +310,10 @@ def _levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, flo
     """Estimate each part's level from some frames: root of the summed squares over bins."""
     step = max(1, len(spectrogram) // LEVEL_FRAMES)
     energy = np.square(spectrogram[::step], dtype=np.float32).sum((2, 3)).mean(0)
-    return {
-        part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)
-    }
+    return {part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)}
 
 
-def _places(
-    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
-) -> list[tuple[int, int]]:
+def _places(songs: list[OpenSong], hp: HParams, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Tile every song with chunks from a random offset on: (song, first frame) of each."""
     span = hp.chunk_slices * hp.stft_stride
     offsets = rng.integers(1 - span, 1, size=len(songs))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
     write_songs()
     run("build_dataset.py", TREE, DATASET)
-    shutil.rmtree(RUN, ignore_errors=True)  # of the last demo: this one starts from nothing
-    run("train.py", DATASET, "--name", RUN.name, *as_options([*TRAINING, *args.settings]))
+    settings = as_options([*TRAINING, *args.settings])
+    run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
     separate(RUN / "best.pth", mixture)
     gain_db = report(mixture, TREE / "Sources/Test" / mixture.parent.name / "vocals.wav")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import commandline
-import soundio
 from hparams import InputError, parse_settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from separation import Separator
 
 EPILOG = """what you hear:
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.checkpoint.is_file():
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
-    from separation import Separator  # here: what is wrong with a path is told before torch loads
+    from separation import Separator  # here: a wrong path is told before torch is loaded
 
     device = commandline.device_of(args, parser)
     explicit = parse_settings(args.settings)
@@ -72,13 +73,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _plan(args: argparse.Namespace) -> list[tuple[Path, list[Path]]]:
     """Pair every readable file with its outputs; complain about the others."""
+    import soundio
+
     suffixes = ["_vocals.wav", "_accompaniment.wav"][: 1 + args.background]
     jobs, taken = [], {}
     for path in args.audio:
         try:
             info = soundio.probe(path, args.allow_truncated)
             outputs = [soundio.output_path(args.output_dir, path, suffix) for suffix in suffixes]
-            soundio.check_outputs(outputs, info)
+            soundio.check_outputs(outputs, info, args.audio)
             if outputs[0] in taken:
                 raise InputError(
                     f"{path}: {taken[outputs[0]]} already becomes {outputs[0]} "
@@ -95,44 +98,38 @@ def _plan(args: argparse.Namespace) -> list[tuple[Path, list[Path]]]:
 def _attempt(
     separator: Separator, path: Path, outputs: list[Path], args: argparse.Namespace
 ) -> bool:
-    """Separate one file and say how it went."""
-    try:
-        _separate(separator, path, outputs, args)
-    except InputError as error:
-        commandline.complain(error)
-        return False
-    return True
-
-
-def _separate(
-    separator: Separator, path: Path, outputs: list[Path], args: argparse.Namespace
-) -> None:
-    """Separate one file: nothing appears under its final name before all of it is written."""
+    """Separate one file and say how it went; nothing appears before all of it is written."""
+    import soundio
     from separation import separate_file
 
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(
-            soundio.Reader(path, args.allow_truncated, args.fix_nonfinite)
-        )
-        files = stack.enter_context(soundio.OutputFiles(outputs, reader.info))
-        seconds = reader.info.n_samples / reader.info.sample_rate
-        bar = stack.enter_context(commandline.progress(round(seconds, 1), "s"))
+    try:
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(
+                soundio.Reader(path, args.allow_truncated, args.fix_nonfinite)
+            )
+            files = stack.enter_context(soundio.OutputFiles(outputs, reader.info))
+            bar = stack.enter_context(commandline.progress(round(reader.info.seconds, 1), " s"))
 
-        def write(*signals) -> None:  # noqa: ANN002
-            for i in range(len(outputs)):
-                files.write(i, signals[i])
-            bar.update(signals[0].shape[1] / reader.info.sample_rate)
+            def write(*signals: np.ndarray) -> None:
+                for i in range(len(outputs)):
+                    files.write(i, signals[i])
+                bar.update(signals[0].shape[1] / reader.info.sample_rate)
 
-        n_limited = separate_file(separator, reader, write)
+            n_limited = separate_file(separator, reader, write)
+    except InputError as error:
+        commandline.complain(error)
+        return False
     for warning in reader.info.warnings:
         commandline.warn(f"{path}: {warning}")
     if n_limited:
         commandline.warn(f"{path}: {n_limited} samples of the vocals limited so that the sum fits")
-    took = time.perf_counter() - started
-    names = ", ".join(str(output) for output in outputs)
-    print(commandline.printable(f"{names}: {seconds:.1f} s in {took:.1f} s"), end=" ")
-    print(f"(real-time factor {took / max(seconds, 1e-9):.3f}, {1 / max(took / seconds, 1e-9):.0f} × real time)")
+    seconds, took = reader.info.seconds, time.perf_counter() - started
+    print(
+        f"{commandline.printable(', '.join(map(str, outputs)))}: {seconds:.1f} s in {took:.1f} s, "
+        f"real-time factor {took / seconds:.3f} ({seconds / took:.0f} × real time)"
+    )
+    return True
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ def time_reach(n_convolutions: int, context: int) -> list[int]:
         2 is three wide and dilated by 2. They sum to `context`.
     """
     steps = [i * context // n_convolutions for i in range(n_convolutions + 1)]
-    return [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(steps)]
 
 
 class ConvNorm(nn.Module):
@@ -261,7 +262,7 @@ def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HP
 
 
 def _refuse_inflated(path: Path, contents: dict[str, Any]) -> None:
-    """Refuse tensors that claim more bytes than the file has: a few bytes can expand to gigabytes."""
+    """Refuse tensors of more bytes than the file: few bytes can claim to be gigabytes."""
     claimed = sum(x.numel() * x.element_size() for x in _leaves(contents) if torch.is_tensor(x))
     if claimed > path.stat().st_size:
         raise InputError(f"{path}: tensors larger than the file that holds them (use another one)")

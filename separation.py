@@ -212,7 +212,11 @@ class Stream:
         wav = audio.spec_to_frames(masked, grid)
         wav[:, : self.carry.shape[-1]] += self.carry
 
-        self.features, self.spec, self.carry = seen[:, block:], spec[..., block:], wav[:, self.step :]
+        self.features, self.spec, self.carry = (
+            seen[:, block:],
+            spec[..., block:],
+            wav[:, self.step :],
+        )
         self.n_units += 1
         return (wav[:, : self.step] / self._envelope(first - hp.context, n_frames)).cpu()
 

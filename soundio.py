@@ -255,7 +255,7 @@ def _find_data(fd: int, magic: bytes, start: int) -> tuple[int, int] | None:
             if magic == b"RF64" and size == 0xFFFFFFFF:
                 size = size64
             return position + layout.n_lead, size - layout.n_lead
-        if size < 0:
+        if not 0 <= size < 2**62:
             return None
         position += size + -size % layout.align
     return None

@@ -621,7 +621,7 @@ def _to_frames(wav: np.ndarray, n_frames: int, hop: int) -> np.ndarray:
 
 
 def _from_frames(spectra: np.ndarray, n_samples: int, hop: int) -> np.ndarray:
-    """Overlap and add what `_to_frames` made, shape=(n_samples,)."""
+    """Overlap and add what `_to_frames` made, shape=(n_samples,); its first hop fades in."""
     frames = np.fft.irfft(spectra, 4 * hop).astype(np.float32) * (_window(hop) / 1.5)
     parts = frames.reshape(len(frames), 4, hop)
     total = np.zeros((len(frames) + 3, hop), np.float32)

@@ -8,8 +8,8 @@ Names are compared as people read them: composed Unicode, upper and lower case a
 
 from __future__ import annotations
 
-import os
 import re
+import types
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,11 @@ import numpy as np
 import soundio
 from hparams import InputError
 
-AUDIO = (".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .m4a").split()
+# Some of them soundio cannot read: it says so, which is better than a song without that stem.
+AUDIO = {
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
+    *(".caf", ".w64", ".rf64", ".au", ".m4a", ".aac", ".wma"),
+}
 STEM_MP4 = ".stem.mp4"
 STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, bass, other, vocals
 KINDS = ("songs", "voices", "backings")
@@ -52,7 +56,8 @@ class Track:
 
     name: str  # unique among the tracks found together
     split: str  # "train" or "test"
-    group: str  # singer or song
+    singer: str  # where the layout tells, else the same as `group`
+    group: str  # the song: its clips are never divided between training and validation
     mixture: tuple[Part, ...] = ()
     vocals: tuple[Part, ...] = ()
     accompaniment: tuple[Part, ...] = ()
@@ -83,7 +88,12 @@ class Extent(NamedTuple):
 
     sample_rate: int  # [Hz]
     n_samples: int
-    notes: tuple[str, ...]  # what was trimmed or padded, for the user to read
+    notes: tuple[str, ...]  # what was trimmed, and what is odd about a file; for the user to read
+
+    @property
+    def seconds(self) -> float:
+        """Duration [s]."""
+        return self.n_samples / self.sample_rate
 
 
 # --- Finding --------------------------------------------------------------------------------------
@@ -151,7 +161,7 @@ def _dsd100(mixtures: Path, sources: Path) -> Found:
                 test = _key(place) == "test" if place else _dsd100_number(folder) <= 50
                 mixture = _only(folder, None)
                 vocals = _only(stems.get(key) or sources / place / folder.name, "vocals")
-                tracks.append(Track(name, "test" if test else "train", name, mixture, vocals))
+                tracks.append(Track(name, "test" if test else "train", name, name, mixture, vocals))
             except InputError as error:
                 bad.append(str(error))
     return Found("DSD100" if sets else "DSD100, flattened", tracks, bad)
@@ -175,12 +185,12 @@ def _musdb18(root: Path) -> Found:
                 layouts.add("MUSDB18")
                 name = _composed(path.name[: -len(STEM_MP4)])
                 mixture, vocals = Part(path, stream=STEM_MIXTURE), Part(path, stream=STEM_VOCALS)
-                tracks.append(Track(name, split, name, (mixture,), (vocals,)))
+                tracks.append(Track(name, split, name, name, (mixture,), (vocals,)))
             elif path.is_dir():
                 layouts.add("MUSDB18-HQ")
                 name = _composed(path.name)
                 signals = _only(path, "mixture"), _only(path, "vocals")
-                tracks.append(Track(name, split, name, *signals))
+                tracks.append(Track(name, split, name, name, *signals))
         except InputError as error:
             bad.append(str(error))
     if len(layouts) > 1:
@@ -202,7 +212,9 @@ def _mir1k(folder: Path) -> Found:
                     f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
                 )
             vocals, accompaniment = (Part(path, channel=1),), (Part(path, channel=0),)
-            tracks.append(Track(name, split, singer, (), vocals, accompaniment))
+            tracks.append(
+                Track(name, split, singer, name.rpartition("_")[0], (), vocals, accompaniment)
+            )
         except InputError as error:
             bad.append(str(error))
     return Found("MIR-1K", tracks, bad)
@@ -217,7 +229,7 @@ def _mir1k_clips(root: Path) -> Found:
         try:
             name = _composed(path.name)
             signals = (), _only(path, "vocals"), _only(path, "accompaniment")
-            tracks.append(Track(name, split, name.split("_")[0], *signals))
+            tracks.append(Track(name, split, name.split("_")[0], name.rpartition("_")[0], *signals))
         except InputError as error:
             bad.append(str(error))
     return Found("MIR-1K, one folder a clip", tracks, bad)
@@ -271,7 +283,9 @@ def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) 
                 raise InputError(f"{folder}: no file's name says voice (see --voice-pattern)")
             if not mixture and not rest:
                 raise InputError(f"{folder}: only voices; add the other stems or the mixture")
-            tracks.append(Track(name, "train", name, mixture, vocals, () if mixture else rest))
+            tracks.append(
+                Track(name, "train", name, name, mixture, vocals, () if mixture else rest)
+            )
         except InputError as error:
             bad.append(str(error))
     return Found("a folder of stems per song", tracks, bad)
@@ -282,9 +296,8 @@ def _material(root: Path, kind: str, files: list[Path]) -> Found:
     tracks = []
     for path in files:
         name = _composed(_relative(path.with_suffix(""), root))
-        group = name.split("/")[0]
         signals = ((), (Part(path),), ()) if kind == "voices" else ((), (), (Part(path),))
-        tracks.append(Track(name, "train", group, *signals))
+        tracks.append(Track(name, "train", name.split("/")[0], name, *signals))
     return Found(f"only {kind}, to be remixed", tracks, [])
 
 
@@ -472,24 +485,35 @@ def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
 
 def _probe(part: Part) -> tuple[int, int]:
     """Return sample rate and length."""
-    if part.stream is not None:
-        return 44100, len(_read_stem(part))
-    info = soundio.probe(part.path)
-    return info.sample_rate, info.n_samples
+    if part.stream is None:
+        info = soundio.probe(part.path)
+        return info.sample_rate, info.n_samples
+    stempeg = _stempeg()
+    try:
+        info = stempeg.Info(str(part.path))
+        return info.sample_rate(part.stream), info.samples(part.stream)
+    except (stempeg.read.ffmpeg.Error, IndexError, KeyError) as error:
+        raise InputError(f"{part.path}: not a readable .stem.mp4 of five streams") from error
 
 
-def _stempeg() -> object:
+def _read_stem(part: Part) -> np.ndarray:
+    """Decode one stream of a .stem.mp4 to mono, whole: ffmpeg does not seek in AAC exactly."""
+    rate, promised = _probe(part)
+    wav, _ = _stempeg().read_stems(
+        str(part.path), stem_id=part.stream, dtype=np.float32, ffmpeg_format="f32le"
+    )
+    if len(wav) < promised - TRIM_SECONDS * rate:  # stempeg does not look at ffmpeg's exit code
+        raise InputError(f"{part.path}: promises {promised} samples, {len(wav)} could be decoded")
+    return wav.reshape(len(wav), -1).mean(1)
+
+
+def _stempeg() -> types.ModuleType:
     """Import what reads .stem.mp4, which is optional."""
     try:
         import stempeg
     except (ImportError, RuntimeError) as error:  # RuntimeError: installed, but finds no ffmpeg
         raise InputError(
-            f".stem.mp4 needs the musdb package and ffmpeg ({error}): pip install musdb, and "
-            "install ffmpeg; or use MUSDB18-HQ, which is plain wav"
+            f".stem.mp4 needs the musdb package and ffmpeg ({error}); pip install musdb and "
+            "install ffmpeg, or use MUSDB18-HQ, which is plain wav"
         ) from error
     return stempeg
-
-
-def _read_stem(part: Part) -> np.ndarray:
-    """Decode one stream of a .stem.mp4, whole: ffmpeg cannot seek in AAC to the sample."""
-    raise NotImplementedError

@@ -61,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
             started, epoch = time.perf_counter(), run.epoch
             n_slices = sum(song.song.n_frames for song in learn) // hp.stft_stride
             with commandline.progress(n_slices, " slices") as bar:
-                loss = training.train_epoch(run, bar.update, log.scalars, stop, run_dir / "last.pth")
+                loss = training.train_epoch(
+                    run, bar.update, log.scalars, stop, run_dir / "last.pth"
+                )
             if stop():
                 break
             scores = run.scores = training.validate(run, valid)
@@ -74,9 +76,12 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"epoch {epoch + 1:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
                 f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
-                f"{n_slices / (time.perf_counter() - started):.0f} slices/s", flush=True,
+                f"{n_slices / (time.perf_counter() - started):.0f} slices/s",
+                flush=True,
             )
-            log.scalars({f"valid/{name}": score for name, score in (scores | bounds).items()}, run.step)
+            log.scalars(
+                {f"valid/{name}": score for name, score in (scores | bounds).items()}, run.step
+            )
             log.song(*training.picture_and_sound(run, valid[0]), hp, run.step)
         log.close()
         if stop():

@@ -153,7 +153,14 @@ def train_epoch(
         if len(fresh) == CHECK_EVERY or end:
             losses += _finite_losses(run, fresh)
             rate = run.scheduler.get_last_lr()[0]
-            log({"loss/train": losses[-1], "learning rate": rate, "gradient norm": float(grad_norm)}, run.step)
+            log(
+                {
+                    "loss/train": losses[-1],
+                    "learning rate": rate,
+                    "gradient norm": float(grad_norm),
+                },
+                run.step,
+            )
             fresh = []
         if stopped():
             break
@@ -253,7 +260,9 @@ def bounds(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     for song in songs:
         both = _signals(run, song)
         binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
-        for scores, mask in zip(found.values(), (torch.ones_like(ratio), binary, ratio), strict=True):
+        for scores, mask in zip(
+            found.values(), (torch.ones_like(ratio), binary, ratio), strict=True
+        ):
             scores.append(_score(*both, mask, run.hp))
     return {name: _mean_db(scores) for name, scores in found.items()}
 
@@ -298,7 +307,9 @@ class Log:
         for name, value in values.items():
             self._safely(lambda n=name, v=value: self._writer.add_scalar(n, v, step))
 
-    def song(self, picture: np.ndarray, sounds: dict[str, np.ndarray], hp: HParams, step: int) -> None:
+    def song(
+        self, picture: np.ndarray, sounds: dict[str, np.ndarray], hp: HParams, step: int
+    ) -> None:
         """Add the picture and the sounds of `picture_and_sound`."""
         self._safely(lambda: self._writer.add_image("masks", picture, step, dataformats="HW"))
         for name, wav in sounds.items():
@@ -326,8 +337,9 @@ def _prefetch(run: Run, plan: list[list[Chunk]]) -> Iterator[tuple[list[Chunk], 
     with ThreadPoolExecutor(1) as reader:
         ahead = None
         for batch in [*plan, None]:
-            ready, ahead = ahead, batch and (
-                batch, reader.submit(dataset.read_batch, run.songs, batch, run.hp)
+            ready, ahead = (
+                ahead,
+                batch and (batch, reader.submit(dataset.read_batch, run.songs, batch, run.hp)),
             )
             if ready:
                 yield ready[0], ready[1].result()
