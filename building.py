@@ -91,7 +91,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
         soundio.replace_atomically(task.output / file, write)
     except OverflowError as error:
         raise InputError(
-            f"{track.paths[0]}: too loud, peak {peaks.max():.3g} (1 is full)"
+            f"{track.paths[0]}: too loud: peak {peaks.max():.3g}, where 1 is full scale (lower it)"
         ) from error
     inputs = [
         {
@@ -119,6 +119,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
     record = {
         "sources": sources,
         "song": asdict(song),
+        "n_bytes": (task.output / file).stat().st_size,
         "pair_checked": task.check_pairs,
         "silent": bool(track.vocals and peaks[0] < SILENT),
     }
@@ -194,7 +195,7 @@ def finished(task: Task, track: Track) -> dict[str, Any] | None:
     try:
         record = json.loads(journal_of(task, file).read_text())
         kept = (
-            (task.output / file).is_file()
+            (task.output / file).stat().st_size == record["n_bytes"]
             and record["sources"] == sources_of(task, track)
             and (record["pair_checked"] or not task.check_pairs)
         )
@@ -217,18 +218,17 @@ def damage(task: Task, song: dict[str, Any]) -> str:
 def sources_of(task: Task, track: Track) -> dict[str, Any]:
     """Describe all that a finished song depends on, as the journal keeps it."""
     parts = {
-        name: [
-            [_within(task, part.path), part.channel, part.stream] for part in getattr(track, name)
-        ]
-        for name in ("mixture", "vocals", "accompaniment")
+        name: [(_within(task, part.path), part.channel, part.stream) for part in parts]
+        for name, parts in track.parts.items()
     }
-    try:
-        stats = [path.stat() for path in track.paths]
-    except OSError as error:
-        raise InputError(f"{track.paths[0]}: {error.strerror}") from error
-    stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-    labels = [track.split, track.singer, track.group]
-    return {"labels": labels, **parts, "stamps": stamps}
+    stamps = []
+    for path in track.paths:
+        try:
+            stamps.append((path.stat().st_size, path.stat().st_mtime_ns))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+    labels = (track.split, track.singer, track.group)
+    return json.loads(json.dumps({"labels": labels, "parts": parts, "stamps": stamps}))
 
 
 def _within(task: Task, path: Path) -> str:

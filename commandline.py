@@ -102,7 +102,6 @@ def script(main: Main) -> Main:
             complain(error)
             return 1
         except BrokenPipeError:  # "| head": whoever read our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
             return 130
@@ -111,6 +110,7 @@ def script(main: Main) -> Main:
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
+            _flush_stdout()
 
     return wrapped
 
@@ -172,6 +172,15 @@ def _to_stderr(kind: str, message: object) -> None:
     if sys.stderr is not None:
         name = os.path.basename(sys.argv[0]) or "python"
         print(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
+
+
+def _flush_stdout() -> None:
+    """Write out what waits in the buffer; at exit Python would complain about a closed pipe."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_terminal() -> bool:

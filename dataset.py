@@ -9,6 +9,7 @@ them for material that is there to be remixed; the last axis is real and imagina
 from __future__ import annotations
 
 import json
+import tokenize
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 PARTS = ("vocals", "accompaniment")
 LEVEL_FRAMES = 128  # frames, evenly spread, from which a song's level is estimated
+SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def load_manifest(folder: Path) -> Manifest:
             Song(**{**song, "parts": tuple(song["parts"]), "inputs": tuple(song["inputs"])})
             for song in stored.pop("songs")
         )
+        from_dict(stored["hparams"])
         return Manifest(**stored, songs=songs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged (build the dataset again)") from error
@@ -99,8 +102,8 @@ def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
     """
     path = folder / song.file
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, tokenize.TokenError) as error:
         raise InputError(f"{path}: missing or damaged (build the dataset again)") from error
     if array.shape != (song.n_frames, len(song.parts), n_bins, 2) or array.dtype != np.float16:
         raise InputError(f"{path}: not the array the manifest promises (build the dataset again)")
@@ -185,13 +188,38 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
     held: set[str] = set()
     n_wanted = hp.valid_fraction * sum(song.song.n_frames for song in whole)
     n_held = 0
-    for group in rng.permutation(sorted({group_of[song.song.id] for song in whole})):
+    groups = rng.permutation(sorted({group_of[song.song.id] for song in whole}))
+    for group in groups[:-1] if len(groups) > 1 else groups:  # one is left to learn from
         if n_held >= n_wanted and held:
             break
         held.add(group)
         n_held += sum(song.song.n_frames for song in whole if group_of[song.song.id] == group)
     learn = [song for song in songs if group_of[song.song.id] not in held]
     valid = [song for song in whole if group_of[song.song.id] in held]
+    _check_parts(learn)
+    return learn, valid
+
+
+def validate_elsewhere(
+    songs: list[OpenSong], others: list[OpenSong]
+) -> tuple[list[OpenSong], list[OpenSong]]:
+    """Learn from all training songs, and validate on those of `others` that are not among them.
+
+    Raises
+    ------
+    InputError
+        If no song is left to validate on, or `songs` lack vocals or accompaniment.
+    """
+    learn = [song for song in songs if song.song.split == "train"]
+    learnt = {song.song.sha256 for song in learn}
+    valid = [song for song in others if set(song.song.parts) == set(PARTS)]
+    valid = [song for song in valid if song.song.sha256 not in learnt]
+    if not valid:
+        raise InputError(
+            f"none of {len(others)} songs to validate on has vocals with their accompaniment and "
+            "is not also learnt from (choose other datasets to validate on)"
+        )
+    _check_parts(learn)
     return learn, valid
 
 
@@ -217,7 +245,7 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> list[list[Chun
         chunks    ┊  0    ┊  1    ┊  2    ┊  3    ┊  4    ┊    new offset every epoch
 
     A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
-    its vocals over the accompaniment of a random place in a random song, scaled to their level.
+    its vocals over the accompaniment of a random place in another song, scaled to their level.
 
     Returns
     -------
@@ -226,16 +254,18 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> list[list[Chun
     """
     rng = np.random.default_rng([hp.seed, 2, epoch])
     places = _places(songs, hp, rng)
-    shares = {part: _cumulative_shares(songs, part) for part in PARTS}
+    ends = {part: _ends(songs, part) for part in PARTS}
     order = rng.permutation(len(places))
-    chunks = [_plan_chunk(songs, *places[i], shares, hp, rng) for i in order]
+    chunks = [_plan_chunk(songs, *places[i], ends, hp, rng) for i in order]
     return [chunks[i : i + hp.batch_size] for i in range(0, len(chunks), hp.batch_size)]
 
 
 def count_batches(songs: list[OpenSong], hp: HParams, epoch: int) -> int:
     """Return how many batches `plan_epoch` gives, without planning them."""
-    rng = np.random.default_rng([hp.seed, 2, epoch])
-    return -(-len(_places(songs, hp, rng)) // hp.batch_size)
+    offsets, span = _offsets(songs, hp, np.random.default_rng([hp.seed, 2, epoch]))
+    n_frames = np.array([song.song.n_frames for song in songs])
+    n_chunks = int((-((offsets - n_frames) // span)).sum())
+    return -(-n_chunks // hp.batch_size)
 
 
 def read_batch(songs: list[OpenSong], batch: list[Chunk], hp: HParams) -> torch.Tensor:
@@ -313,10 +343,27 @@ def _levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, flo
     return {part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)}
 
 
+def _check_parts(songs: list[OpenSong]) -> None:
+    """Refuse songs from which no mixture can be made."""
+    for part in PARTS:
+        if not any(part in song.song.parts for song in songs):
+            raise InputError(
+                f"none of {len(songs)} songs to learn from has {part}; training needs vocals and "
+                "accompaniment (give more datasets)"
+            )
+
+
+def _offsets(
+    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Draw where the first chunk of every song starts, and return how far apart chunks are."""
+    span = hp.chunk_slices * hp.stft_stride
+    return rng.integers(1 - span, 1, size=len(songs)), span
+
+
 def _places(songs: list[OpenSong], hp: HParams, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Tile every song with chunks from a random offset on: (song, first frame) of each."""
-    span = hp.chunk_slices * hp.stft_stride
-    offsets = rng.integers(1 - span, 1, size=len(songs))
+    offsets, span = _offsets(songs, hp, rng)
     return [
         (index, start)
         for index, (song, first) in enumerate(zip(songs, offsets.tolist(), strict=True))
@@ -324,17 +371,27 @@ def _places(songs: list[OpenSong], hp: HParams, rng: np.random.Generator) -> lis
     ]
 
 
-def _cumulative_shares(songs: list[OpenSong], part: str) -> np.ndarray:
-    """Sum up the songs' shares of all frames that have the part, for drawing a song by length."""
-    frames = np.cumsum([s.song.n_frames * (part in s.song.parts) for s in songs])
-    return frames / max(frames[-1], 1)
+def _ends(songs: list[OpenSong], part: str) -> np.ndarray:
+    """Lay the songs that have the part end to end, for drawing one by length: the last frames."""
+    return np.cumsum([s.song.n_frames * (part in s.song.parts) for s in songs])
+
+
+def _draw_mate(ends: np.ndarray, index: int, rng: np.random.Generator) -> int:
+    """Draw another song than `index` by its length; that one itself where there is no other."""
+    before = int(ends[index - 1]) if index else 0
+    own = int(ends[index]) - before
+    others = int(ends[-1]) - own
+    if not others:
+        return index
+    frame = rng.integers(others)
+    return int(np.searchsorted(ends, frame + own * (frame >= before), side="right"))
 
 
 def _plan_chunk(
     songs: list[OpenSong],
     index: int,
     start: int,
-    shares: dict[str, np.ndarray],
+    ends: dict[str, np.ndarray],
     hp: HParams,
     rng: np.random.Generator,
 ) -> Chunk:
@@ -346,8 +403,9 @@ def _plan_chunk(
     if rng.random() < hp.remix or not all(has.values()):
         other = "accompaniment" if has["vocals"] else "vocals"
         kept = PARTS[1 - PARTS.index(other)]
-        mate = int(np.searchsorted(shares[other], rng.random(), side="right"))
+        mate = _draw_mate(ends[other], index, rng)
         places[other] = (mate, int(rng.integers(songs[mate].song.n_frames)))
-        louder_db = own.level_db[kept] - songs[mate].level_db[other]
-        gains[PARTS.index(other)] *= 10 ** (louder_db / 20)
+        levels_db = own.level_db[kept], songs[mate].level_db[other]
+        if min(levels_db) > SILENT_DB:
+            gains[PARTS.index(other)] *= 10 ** ((levels_db[0] - levels_db[1]) / 20)
     return Chunk(*places["vocals"], *places["accompaniment"], *gains.tolist())

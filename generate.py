@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = _plan(args)
     if not jobs:
         return 1
-    if not args.checkpoint.is_file():
+    if not os.path.isfile(args.checkpoint):
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
     from separation import Separator  # here: a wrong path is told before torch is loaded
@@ -122,6 +123,8 @@ def _attempt(
         return False
     for warning in reader.info.warnings:
         commandline.warn(f"{path}: {warning}")
+    if reader.n_fixed:
+        commandline.warn(f"{path}: {reader.n_fixed} non-finite samples taken as silence")
     if n_limited:
         commandline.warn(f"{path}: {n_limited} samples of the vocals limited so that the sum fits")
     seconds, took = reader.info.seconds, time.perf_counter() - started

@@ -36,7 +36,7 @@ class HParams:
     # --- The grid: fixed once a dataset is built -------------------------------------------------
     sample_rate: int = 22050  # Hz; other rates get windows of the same duration, no resampler
     n_fft: int = 1024  # samples per window: 46 ms, bins 21.5 Hz apart
-    hop_length: int = 256  # samples between frames: 11.6 ms; must divide n_fft
+    hop_length: int = 256  # samples between frames: 11.6 ms; n_fft is 4, 6, 8 … of them
 
     # --- Features and network: fixed once a checkpoint is trained --------------------------------
     weighting: str = "linear"  # A-curve at the bins' own frequencies, or "mel" as first published
@@ -82,16 +82,17 @@ class HParams:
                 raise InputError(f"{name} is {value!r}; it must lie between {low:g} and {high:g}")
         if self.stft_frames % 2 == 0:
             raise InputError(f"stft_frames is {self.stft_frames}; it must be odd, to have a centre")
-        if self.n_fft % self.hop_length or self.n_fft < 4 * self.hop_length:
+        # An odd number of hops could, at another rate, be a window without a middle sample.
+        if self.n_fft % (2 * self.hop_length) or self.n_fft < 4 * self.hop_length:
             raise InputError(
                 f"n_fft is {self.n_fft} and hop_length {self.hop_length}; "
-                "n_fft must be 4 or more whole hops"
+                "n_fft must be 4, 6, 8 … whole hops"
             )
-
-        if self.min_level_db < 2 - 100 * self.mixture_power:
+        silence_db = -100 * min(self.mixture_power, self.vocals_power)
+        if self.min_level_db < silence_db + 2:
             raise InputError(
                 f"min_level_db is {self.min_level_db:g}; silence, which is taken as "
-                f"{-100 * self.mixture_power:g} dB, must lie below it"
+                f"{silence_db:g} dB, must lie below it"
             )
 
     @property
@@ -208,4 +209,5 @@ def _parse_value(name: str, text: str, kind: typing.Any) -> typing.Any:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return kind(text)
     except (KeyError, ValueError):
-        raise InputError(f"--set {name}={text}: {text!r} is not a {kind.__name__}") from None
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise InputError(f"--set {name}={text}: {text!r} is not {wanted}") from None

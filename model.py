@@ -13,6 +13,8 @@ import hashlib
 import io
 import itertools
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -169,7 +171,8 @@ def operations_per_column(model: nn.Module, hp: HParams) -> int:
     Multiplications and additions of convolutions and linear layers; one column more than some
     others, so that what the first column alone costs drops out.
     """
-    counted = 0
+    counted, was_training = 0, model.training
+    model.eval()  # counting must not move the statistics of a network that is being trained
 
     def count(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         nonlocal counted
@@ -188,6 +191,7 @@ def operations_per_column(model: nn.Module, hp: HParams) -> int:
         totals.append(counted)
     for hook in hooks:
         hook.remove()
+    model.train(was_training)
     return totals[1] - totals[0]
 
 
@@ -225,19 +229,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
+    if not os.path.isfile(path):  # false, too, where the name is too long
+        what = "is a directory" if os.path.isdir(path) else "no such checkpoint"
+        raise InputError(f"{path}: {what} (name a .pth file that train.py wrote)")
     try:
         # Explicit: an environment variable can turn the default off, but not this.
         contents = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
+            raise InputError(f"{path}: not a checkpoint of this project, or of another version")
+        _refuse_inflated(path, contents)
+        is_whole = contents.pop("sha256", None) == _digest(contents)
+    except InputError:
+        raise
     except Exception as error:  # damage raises five different types, see the house rules
         raise InputError(f"{path}: not a checkpoint, or damaged (use another one)") from error
-    if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of this project, or of another version")
-    _refuse_inflated(path, contents)
-    if contents.pop("sha256", None) != _digest(contents):
+    if not is_whole:
         raise InputError(f"{path}: damaged, its checksum does not match (use another one)")
+    for name in ("weights", "hparams"):
+        if not isinstance(contents.get(name), dict):
+            raise InputError(f"{path}: holds no {name} (use one that train.py wrote)")
     for name, weight in contents["weights"].items():
+        if not torch.is_tensor(weight):
+            raise InputError(f"{path}: {name} is no tensor (use one that train.py wrote)")
         if weight.is_floating_point() and not weight.isfinite().all():
             raise InputError(f"{path}: non-finite weights in {name} (use another one)")
     return contents
@@ -251,37 +264,60 @@ def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HP
     InputError
         If the weights do not fit the network that the checkpoint's hparams describe.
     """
+    weights = checkpoint["weights"]
     try:
         hp = from_dict(checkpoint["hparams"])
-        model = build_model(hp)
-        model.load_state_dict(checkpoint["weights"])
-    except (InputError, RuntimeError, TypeError) as error:
+        with torch.device("meta"):  # shapes without memory: settings may ask for any amount
+            wanted = build_model(hp).state_dict()
+    except (InputError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: its weights and settings do not fit: {reason}") from error
+        raise InputError(f"{path}: its settings make no network: {reason}") from error
+    for name in [*wanted, *weights]:
+        held, needed = (_describe(tensors.get(name)) for tensors in (weights, wanted))
+        if held != needed:
+            raise InputError(
+                f"{path}: weights that do not fit its settings: {name} is {held}, "
+                f"{hp.model_type} of width {hp.width} needs {needed} (use another one)"
+            )
+    model = build_model(hp)
+    model.load_state_dict(weights)
     return model, hp
 
 
+def _describe(tensor: torch.Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
 def _refuse_inflated(path: Path, contents: dict[str, Any]) -> None:
-    """Refuse tensors of more bytes than the file: few bytes can claim to be gigabytes."""
-    claimed = sum(x.numel() * x.element_size() for x in _leaves(contents) if torch.is_tensor(x))
-    if claimed > path.stat().st_size:
-        raise InputError(f"{path}: tensors larger than the file that holds them (use another one)")
+    """Refuse contents of more bytes than the file: few bytes can claim to be gigabytes."""
+    n_left = path.stat().st_size
+    for node in _walk(contents):
+        n_left -= node.numel() * node.element_size() if torch.is_tensor(node) else 1
+        if n_left < 0:
+            raise InputError(f"{path}: contents larger than the file itself (use another one)")
 
 
-def _leaves(contents: Any) -> list[Any]:
-    """Flatten nested dicts and lists into keys and values, in order."""
-    if isinstance(contents, dict):
-        pairs = contents.items()
-        return [leaf for key, value in pairs for leaf in (key, *_leaves(value))]
-    if isinstance(contents, list | tuple):
-        return [leaf for value in contents for leaf in _leaves(value)]
-    return [contents]
+def _walk(contents: Any) -> Iterator[Any]:
+    """Yield nested dicts and lists and the keys and values in them, in order.
+
+    Not recursive, and one by one: a hostile file nests deeper than Python can, or for ever.
+    """
+    waiting = [contents]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, dict):
+            node = [item for pair in node.items() for item in pair]
+        if isinstance(node, list | tuple):
+            waiting += reversed(node)
 
 
 def _digest(contents: dict[str, Any]) -> str:
     """Hash everything in a checkpoint: the bytes of tensors, the text of all else."""
     digest = hashlib.sha256()
-    for leaf in _leaves(contents):
+    for leaf in _walk(contents):
+        if isinstance(leaf, dict | list | tuple):
+            continue  # what is in it follows
         if torch.is_tensor(leaf):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8)

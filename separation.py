@@ -23,9 +23,10 @@ import torch
 import audio
 import model as networks
 import soundio
-from hparams import MASK_SETTINGS, TRAINED, HParams, InputError, hparams
+from hparams import MASK_SETTINGS, RANGES, TRAINED, HParams, InputError, hparams
 
 READ_SAMPLES = 1 << 16  # samples read at a time; has no influence on the result
+MAX_CHANNELS = 1024  # as in libsndfile; more is an array that needs transposing
 
 
 class Separator:
@@ -81,6 +82,9 @@ class Separator:
         for name, value in (explicit or {}).items():
             if name in TRAINED and getattr(hp, name) != value:
                 raise InputError(f"{path}: trained with {name}={getattr(hp, name)}, not {value}")
+        for name in ("curve_db", "mask_settings"):
+            if name not in checkpoint:
+                raise InputError(f"{path}: holds no {name} (use one that train.py wrote)")
         chosen = {name: getattr(settings, name) for name in MASK_SETTINGS}
         mask_settings = {
             name: checkpoint["mask_settings"][name] if value is None else value
@@ -109,8 +113,15 @@ class Separator:
         -------
         vocals, accompaniment : np.ndarray, float32
             Shaped like `wav`; they add up to it.
+
+        Raises
+        ------
+        InputError
+            If `wav` is of another shape, or `sample_rate` out of range.
         """
-        wav = torch.as_tensor(wav, dtype=torch.float32)
+        wav = _copy(wav)
+        if wav.ndim not in (1, 2):
+            raise InputError(f"a waveform of shape {tuple(wav.shape)}: (n_channels, n_samples)?")
         n_channels = len(wav) if wav.ndim == 2 else 1
         stream = self.stream(sample_rate, n_channels)
         parts = [stream.push(wav.reshape(n_channels, wav.shape[-1])), stream.finish()]
@@ -136,9 +147,15 @@ class Stream:
     """The state of one song that is being separated: what later units need of earlier ones."""
 
     def __init__(self, separator: Separator, sample_rate: int, n_channels: int) -> None:
+        low, high = RANGES["sample_rate"]
+        if not low <= sample_rate <= high:
+            raise InputError(f"sample rate {sample_rate} Hz is not between {low} and {high} Hz")
+        if not 1 <= n_channels <= MAX_CHANNELS:
+            raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
         self.grid = grid = audio.grid_at(sample_rate, hp)
         self.n_pushed = self.n_returned = self.n_units = 0
+        self.is_finished = False
         # Samples that wait for their unit: it begins half a window before its first frame's centre.
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         self.n_waiting = grid.n_fft // 2
@@ -163,9 +180,12 @@ class Stream:
         torch.Tensor, shape=(n_channels, m)
             The vocals that follow those returned so far; `m` may be 0.
         """
-        wav = torch.as_tensor(wav, dtype=torch.float32)
+        assert not self.is_finished, "the song has been finished; start another stream"
+        assert wav.ndim == 2, "push (n_channels, n), also where n_channels is 1"
+        assert len(wav) == len(self.carry), f"{len(wav)} channels in a song of {len(self.carry)}"
+        wav = _copy(wav)  # the caller may fill the same array again
         self.n_pushed += wav.shape[-1]
-        self.waiting.append(wav.clone())  # the caller may fill the same array again
+        self.waiting.append(wav)
         self.n_waiting += wav.shape[-1]
         if self.n_waiting < self.unit_samples:
             return wav.new_zeros(len(wav), 0)
@@ -174,6 +194,8 @@ class Stream:
 
     def finish(self) -> torch.Tensor:
         """Return the vocals that are left; all together are as long as what was pushed."""
+        assert not self.is_finished, "the song has been finished already"
+        self.is_finished = True
         n_left = self.n_pushed - self.n_returned
         n_units = -(-(self.n_early + n_left) // self.step)
         silence = torch.zeros(len(self.carry), n_units * self.step + self.grid.n_fft)
@@ -230,6 +252,13 @@ class Stream:
         start = n_before * self.grid.hop_length
         # Inside a song at least 0.25; the clamp only keeps what is dropped from dividing by zero.
         return audio.envelope(present, self.grid)[start : start + self.step].clamp(min=0.1)
+
+
+def _copy(wav: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Copy an array of any layout, or a tensor from any device, to float32 on the CPU."""
+    if torch.is_tensor(wav):
+        return wav.detach().to("cpu", torch.float32, copy=True)
+    return torch.from_numpy(np.array(wav, dtype=np.float32))
 
 
 def separate_file(

@@ -221,7 +221,7 @@ def write_dsd100(
         for split, first, n_songs in (("Dev", 51, n_train), ("Test", 1, n_test)):
             for number in range(first, first + n_songs):
                 rng = np.random.default_rng([seed, number])
-                song = f"{split}/{number:03d} - {_draw_title(rng)}"
+                song = f"{split}/{number:03d} - {_title(number)}"
                 _write_song(tree, song, synthesize_song(rng, seconds, sample_rate), sample_rate)
         os.replace(tree, root)
 
@@ -299,11 +299,12 @@ def _draw_singer(rng: np.random.Generator) -> Singer:
     )
 
 
-def _draw_title(rng: np.random.Generator) -> str:
-    """Draw two words."""
-    what = ("Amber", "Distant", "Golden", "Hollow", "Paper", "Quiet", "Silver", "Velvet")
-    which = ("Harbour", "Lantern", "Letters", "Meadow", "Morning", "River", "Season", "Window")
-    return f"{rng.choice(what)} {rng.choice(which)}"
+def _title(number: int) -> str:
+    """Return two words, different ones for every number from 1 to 100."""
+    what = ["Amber", "Early", "Far", "Gold", "Low", "Paper", "Red", "Still", "Warm", "Wild"]
+    which = ["Bay", "Dawn", "Door", "Hill", "Lamp", "Letter", "Moon", "River", "Road", "Song"]
+    tens, ones = divmod(number * 37 % 100, 10)
+    return f"{what[tens]} {which[ones]}"
 
 
 def _melody(rng: np.random.Generator, sheet: Sheet, singer: Singer) -> list[Note]:
@@ -360,7 +361,8 @@ def _pitch_curve(
         # A singer lands on the note first: vibrato starts after 0.2 s and is full after 0.6 s.
         depth[inside] = np.clip((times[inside] - note.start - 0.2) / 0.4, 0, 1)
     rate = singer.vibrato_hz * (1 + 0.05 * _wander(rng, times, 1.0))
-    vibrato = np.sin(2 * np.pi * np.cumsum(rate) * FRAME_SECONDS + rng.uniform(0, 6))
+    turns = np.cumsum(rate * np.gradient(times)) + rng.random()
+    vibrato = np.sin(2 * np.pi * turns)
     unsteady = 0.08 * _wander(rng, times, 0.5) + 0.04 * _wander(rng, times, 0.03)
     return _smooth(pitch, 0.09) + singer.vibrato_depth * _smooth(depth, 0.1) * vibrato + unsteady
 
@@ -649,8 +651,8 @@ def _wander(rng: np.random.Generator, times: np.ndarray, seconds: float) -> np.n
 
 
 def _index(times: np.ndarray, seconds: float) -> int:
-    """Return the frame at a time, within the song."""
-    return int(np.clip(round(seconds / FRAME_SECONDS), 0, len(times)))
+    """Return the first frame at or after a time; the number of frames if there is none."""
+    return int(np.searchsorted(times, seconds))
 
 
 def _onset(note: Note) -> float:

@@ -63,6 +63,12 @@ class Track:
     accompaniment: tuple[Part, ...] = ()
 
     @property
+    def parts(self) -> dict[str, tuple[Part, ...]]:
+        """The parts of every signal that has some."""
+        signals = ("mixture", "vocals", "accompaniment")
+        return {name: getattr(self, name) for name in signals if getattr(self, name)}
+
+    @property
     def signals(self) -> tuple[str, ...]:
         """What `read_blocks` yields, in order."""
         have = {"vocals": self.vocals, "accompaniment": self.accompaniment or self.mixture}
@@ -71,8 +77,7 @@ class Track:
     @property
     def paths(self) -> list[Path]:
         """Every file that is read, once each, in order."""
-        parts = (*self.mixture, *self.vocals, *self.accompaniment)
-        return list(dict.fromkeys(part.path for part in parts))
+        return list(dict.fromkeys(part.path for parts in self.parts.values() for part in parts))
 
 
 class Found(NamedTuple):
@@ -94,6 +99,15 @@ class Extent(NamedTuple):
     def seconds(self) -> float:
         """Duration [s]."""
         return self.n_samples / self.sample_rate
+
+
+class _Header(NamedTuple):
+    """What of `soundio.AudioInfo` a .stem.mp4 can tell."""
+
+    path: Path
+    sample_rate: int
+    n_samples: int
+    warnings: tuple[str, ...] = ()
 
 
 # --- Finding --------------------------------------------------------------------------------------
@@ -181,7 +195,6 @@ def _musdb18(root: Path) -> Found:
     for path, split in _split_entries(root, {"train": "train", "test": "test"}):
         try:
             if path.name.lower().endswith(STEM_MP4):
-                _stempeg()
                 layouts.add("MUSDB18")
                 name = _composed(path.name[: -len(STEM_MP4)])
                 mixture, vocals = Part(path, stream=STEM_MIXTURE), Part(path, stream=STEM_VOCALS)
@@ -195,6 +208,8 @@ def _musdb18(root: Path) -> Found:
             bad.append(str(error))
     if len(layouts) > 1:
         raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
+    if "MUSDB18" in layouts:
+        _stempeg()  # one error if it is missing, not one a song
     return Found("".join(layouts) or "MUSDB18", tracks, bad)
 
 
@@ -313,11 +328,11 @@ def _without_twins(found: Found) -> Found:
 def _only(folder: Path, stem: str | None) -> tuple[Part]:
     """Return the one audio file of a folder, or the one of that name; InputError if not one."""
     files = [path for path in _audio_files(folder) if stem is None or _key(path.stem) == stem]
-    wanted = f"{stem}.*" if stem else "an audio file"
+    wanted = f"{stem}.*" if stem else "audio file"
     if not files:
-        raise InputError(f"{folder}: {'no ' + wanted if folder.is_dir() else 'no such folder'}")
+        raise InputError(f"{folder}: {f'no {wanted}' if folder.is_dir() else 'no such folder'}")
     if len(files) > 1:
-        raise InputError(f"{folder}: {len(files)} times {wanted}: {_names(files)}; keep one")
+        raise InputError(f"{folder}: one {wanted} is expected, not {_names(files)}")
     return (Part(files[0]),)
 
 
@@ -402,27 +417,27 @@ def measure(track: Track) -> Extent:
         If a file cannot be read, if sample rates differ, or if mixture and vocals differ in length
         by more than 50 ms. Stems that end early are silent from there.
     """
-    probed = {}
-    for name in ("mixture", "vocals", "accompaniment"):
-        probed[name] = [(part, *_probe(part)) for part in getattr(track, name)]
-    first, rate, _ = next(info for infos in probed.values() for info in infos)
-    for part, other, _ in (info for infos in probed.values() for info in infos):
-        if other != rate:
+    probed = {name: [_probe(part) for part in parts] for name, parts in track.parts.items()}
+    infos = [info for infos in probed.values() for info in infos]
+    first, rate = infos[0].path, infos[0].sample_rate
+    for info in infos:
+        if info.sample_rate != rate:
             raise InputError(
-                f"{part.path}: {other} Hz, but {first.path.name} has {rate} Hz; convert one"
+                f"{info.path}: {info.sample_rate} Hz, but {first.name} has {rate} Hz; convert one"
             )
-    lengths = {name: max(n for *_, n in infos) for name, infos in probed.items() if infos}
+    notes = [f"{info.path}: {text}" for info in infos for text in info.warnings]
+    lengths = {name: max(info.n_samples for info in infos) for name, infos in probed.items()}
     apart = abs(lengths.get("mixture", 0) - lengths.get("vocals", 0))
     if "mixture" not in lengths or "vocals" not in lengths or not apart:
-        return Extent(rate, max(lengths.values()), ())
+        return Extent(rate, max(lengths.values()), tuple(dict.fromkeys(notes)))
     both = f"mixture {lengths['mixture']} and vocals {lengths['vocals']} samples"
     if apart > TRIM_SECONDS * rate:
         raise InputError(
             f"{track.vocals[0].path}: {both}, {apart / rate:.2f} s apart; "
             "export both again from the same start to the same end"
         )
-    note = f"{track.name}: {both}; trimmed to the shorter"
-    return Extent(rate, min(lengths["mixture"], lengths["vocals"]), (note,))
+    notes.append(f"{track.vocals[0].path}: {both}; trimmed to the shorter")
+    return Extent(rate, min(lengths["mixture"], lengths["vocals"]), tuple(dict.fromkeys(notes)))
 
 
 def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
@@ -483,27 +498,29 @@ def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
                 yield sum(block[1:], block[0]) / np.float32(len(block))
 
 
-def _probe(part: Part) -> tuple[int, int]:
-    """Return sample rate and length."""
+def _probe(part: Part) -> _Header | soundio.AudioInfo:
+    """Read a header."""
     if part.stream is None:
-        info = soundio.probe(part.path)
-        return info.sample_rate, info.n_samples
+        return soundio.probe(part.path)
     stempeg = _stempeg()
     try:
         info = stempeg.Info(str(part.path))
-        return info.sample_rate(part.stream), info.samples(part.stream)
+        return _Header(part.path, info.sample_rate(part.stream), info.samples(part.stream))
     except (stempeg.read.ffmpeg.Error, IndexError, KeyError) as error:
         raise InputError(f"{part.path}: not a readable .stem.mp4 of five streams") from error
 
 
 def _read_stem(part: Part) -> np.ndarray:
     """Decode one stream of a .stem.mp4 to mono, whole: ffmpeg does not seek in AAC exactly."""
-    rate, promised = _probe(part)
+    header = _probe(part)
     wav, _ = _stempeg().read_stems(
         str(part.path), stem_id=part.stream, dtype=np.float32, ffmpeg_format="f32le"
     )
-    if len(wav) < promised - TRIM_SECONDS * rate:  # stempeg does not look at ffmpeg's exit code
-        raise InputError(f"{part.path}: promises {promised} samples, {len(wav)} could be decoded")
+    # stempeg does not look at ffmpeg's exit code.
+    if len(wav) < header.n_samples - TRIM_SECONDS * header.sample_rate:
+        raise InputError(
+            f"{part.path}: promises {header.n_samples} samples, {len(wav)} could be decoded"
+        )
     return wav.reshape(len(wav), -1).mean(1)
 
 

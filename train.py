@@ -7,12 +7,14 @@ songs sound better than before, and TensorBoard logs beside them.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commandline
+import soundio
 from hparams import MASK_SETTINGS, HParams, InputError, from_dict, parse_settings
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in [*args.data, *args.validate_on]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
+    soundio.check_writable(run_dir / "last.pth")
 
     import dataset  # here, so that --help and wrong paths answer before torch is loaded
     import model
@@ -44,9 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = model.load_checkpoint(args.checkpoint) if args.checkpoint else None
     if checkpoint:
         hp = resumed_settings(args, checkpoint)
-    learn, valid = dataset.hold_out(dataset.open_songs(args.data, hp), hp)
+    songs = dataset.open_songs(args.data, hp)
     if args.validate_on:
-        learn, valid = learn + valid, dataset.open_songs(args.validate_on, hp)
+        others = dataset.open_songs(args.validate_on, hp)
+        learn, valid = dataset.validate_elsewhere(songs, others)
+    else:
+        learn, valid = dataset.hold_out(songs, hp)
     run = training.Run(hp, learn, device)
     if checkpoint:
         run.restore(args.checkpoint, checkpoint)
@@ -54,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     bounds = training.bounds(run, valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if args.overwrite and not checkpoint:
+        remove_run(run_dir)
     log = training.Log(run_dir, commandline.warn)
     with commandline.Stop() as stop:
         while run.epoch < hp.epochs:
@@ -65,13 +72,16 @@ def main(argv: list[str] | None = None) -> int:
                     run, bar.update, log.scalars, stop, run_dir / "last.pth"
                 )
             if stop():
-                break
+                break  # also after the last step: the resumed run begins with the validation
             scores = run.scores = training.validate(run, valid)
             better = max(scores["soft"], scores["binary"])
+            if math.isnan(better):  # no held-out voice to hear, in any epoch
+                better = -scores["loss"]
             run.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
             if better > run.best_db:
                 run.best_db = better
                 run.save(run_dir / "best.pth", whole=False)
+            run.epoch, run.batch = run.epoch + 1, 0
             run.save(run_dir / "last.pth")
             print(
                 f"epoch {epoch + 1:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
@@ -106,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="DATA",
-        help="score on all songs of these datasets instead of held-out training songs",
+        help="score on the songs of these datasets (not those learnt from), and hold out none",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
     commandline.add_device_option(parser)
@@ -126,6 +136,12 @@ def run_folder(args: argparse.Namespace) -> Path:
             f"or resume it with --checkpoint {folder / 'last.pth'})"
         )
     return folder
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what an older run left, so that its best.pth and curves do not pass for the new."""
+    for path in [folder / "best.pth", folder / "last.pth", *folder.glob("events.out.tfevents.*")]:
+        path.unlink(missing_ok=True)
 
 
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:

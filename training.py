@@ -77,7 +77,9 @@ class Run:
         if "resume" not in checkpoint:
             raise InputError(f"{path}: holds no training state (resume from last.pth)")
         if checkpoint["data"] != dataset.identity(self.songs):
-            raise InputError(f"{path}: was trained on other songs (give the same datasets)")
+            raise InputError(
+                f"{path}: was trained on other songs (give the same datasets in the same order)"
+            )
         state = checkpoint["resume"]
         self.model.load_state_dict(checkpoint["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -118,6 +120,9 @@ def train_epoch(
 ) -> float:
     """Train on the rest of the current epoch.
 
+    Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
+    so that a run stopped in between validates when it is resumed.
+
     Parameters
     ----------
     run : Run
@@ -138,7 +143,7 @@ def train_epoch(
     Raises
     ------
     InputError
-        If the loss is not finite; names the step and the songs, and nothing is saved.
+        If loss or gradient is not finite; names the step and the songs, and nothing is saved.
     """
     run.model.train()
     plan = dataset.plan_epoch(run.songs, run.hp, run.epoch)
@@ -147,10 +152,10 @@ def train_epoch(
         gains = torch.tensor([chunk[4:] for chunk in batch], dtype=torch.float32)
         loss, grad_norm = train_step(run, spectrograms, gains)
         run.batch, run.step = run.batch + 1, run.step + 1
-        fresh.append((loss, batch))
+        fresh.append((loss, grad_norm, batch))
         report(len(batch) * run.hp.chunk_slices)
-        end = stopped() or run.batch == len(plan)
-        if len(fresh) == CHECK_EVERY or end:
+        stopping = stopped()  # asked once: what is saved after a stop has been checked
+        if len(fresh) == CHECK_EVERY or stopping or run.batch == len(plan):
             losses += _finite_losses(run, fresh)
             rate = run.scheduler.get_last_lr()[0]
             log(
@@ -162,13 +167,11 @@ def train_epoch(
                 run.step,
             )
             fresh = []
-        if stopped():
+        if stopping:
             break
         if time.monotonic() - saved > SAVE_EVERY and not fresh:
             run.save(last)
             saved = time.monotonic()
-    if run.batch == len(plan):
-        run.epoch, run.batch = run.epoch + 1, 0
     return float(np.mean(losses)) if losses else float("nan")
 
 
@@ -228,7 +231,7 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     -------
     dict
         ``loss``; mean SI-SDR of the vocals [dB] with the soft mask and with the binary one
-        (threshold 0.5), at songs whose excerpt has vocals; ``n_silent`` counts the others.
+        (threshold 0.5), over the songs whose excerpt has vocals; NaN if there are none.
     """
     run.model.eval()
     losses, soft, binary = [], [], []
@@ -313,6 +316,8 @@ class Log:
         """Add the picture and the sounds of `picture_and_sound`."""
         self._safely(lambda: self._writer.add_image("masks", picture, step, dataformats="HW"))
         for name, wav in sounds.items():
+            if not wav.size:  # a song of one frame; TensorBoard would fail on it
+                continue
             wav = wav / max(1.0, float(np.abs(wav).max(initial=0)))
             self._safely(
                 lambda n=name, w=wav: self._writer.add_audio(n, w[None], step, hp.sample_rate)
@@ -345,17 +350,20 @@ def _prefetch(run: Run, plan: list[list[Chunk]]) -> Iterator[tuple[list[Chunk], 
                 yield ready[0], ready[1].result()
 
 
-def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, list[Chunk]]]) -> list[float]:
-    """Fetch the losses of some steps from the device; InputError if one is not finite."""
-    losses = torch.stack([loss for loss, _ in fresh]).tolist()
-    for i, (loss, (_, batch)) in enumerate(zip(losses, fresh, strict=True)):
-        if not np.isfinite(loss):
+def _finite_losses(
+    run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, list[Chunk]]]
+) -> list[float]:
+    """Fetch the losses of some steps from the device; InputError if one or its gradient is bad."""
+    values = torch.stack([torch.stack([loss, norm]) for loss, norm, _ in fresh]).tolist()
+    for i, ((loss, norm), (_, _, batch)) in enumerate(zip(values, fresh, strict=True)):
+        if not np.isfinite([loss, norm]).all():  # clipping to a norm of NaN makes all weights NaN
             ids = {run.songs[j].song.id for chunk in batch for j in (chunk[0], chunk[2])}
             raise InputError(
-                f"step {run.step - len(fresh) + i + 1}: loss is {loss}; songs "
-                f"{', '.join(sorted(ids))} (lower learning_rate; the last save is untouched)"
+                f"step {run.step - len(fresh) + i + 1}: loss is {loss:g}, gradient norm {norm:g}; "
+                f"songs {', '.join(sorted(ids))} "
+                "(lower learning_rate; the last save is untouched)"
             )
-    return losses
+    return [loss for loss, _ in values]
 
 
 def _signals(run: Run, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:

@@ -153,6 +153,29 @@ def test_slides_between_notes_do_not_click():
     assert top.max() < 12 * np.median(top[round(0.3 * RATE / 256) : round(1.5 * RATE / 256)])
 
 
+def test_the_voice_slides_from_note_to_note():
+    notes = Note(0.2, 0.78, 57, 1.0, "", "a"), Note(1.0, 0.8, 64, 1.0, "", "a")
+    wav = sung(*notes)
+    # From 220 to 330 Hz: what lies between is passed when the note changes, and only then.
+    before, passing, after = (share(between(wav, t, t + 0.04), 250, 300) for t in (0.6, 0.98, 1.4))
+    assert passing > 0.01
+    assert max(before, after) < 0.003
+
+
+def test_a_note_without_consonant_begins_softly():
+    envelope = np.abs(sung(Note(0.5, 1.0, 57, 1.0, "", "a")))
+    steps = [between(envelope, t, t + 0.01).max() / envelope.max() for t in (0.44, 0.48, 0.5, 0.54)]
+    assert steps[0] < 0.01
+    assert 0.03 < steps[1] < 0.2  # the vocal cords start a little early
+    assert 0.3 < steps[2] < 0.6 < steps[3]
+
+
+def test_singer_keeps_time_with_the_band():
+    late = sung(Note(58.0, 1.0, 57, 1.0, "", "a"), seconds=60)
+    heard = np.flatnonzero(np.abs(late) > 0.1 * np.abs(late).max()) / RATE
+    np.testing.assert_allclose([heard[0], heard[-1]], [58.0, 59.0], atol=0.03)
+
+
 def test_no_notes_are_silence():
     assert not sung().any()
 
@@ -169,6 +192,10 @@ def test_tree_is_laid_out_like_dsd100(tmp_path):
         f"Sources/{name}/{part}.wav" for name in songs for part in synthesis.PARTS
     }
     assert {file.name for file in (tmp_path / "made").iterdir()} == {"dsd100"}
+
+
+def test_no_two_songs_share_a_title():
+    assert len({synthesis._title(number) for number in range(1, 101)}) == 100
 
 
 def test_mixture_on_disk_is_the_exact_sum_of_its_sources(toy_tree):

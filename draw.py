@@ -1,0 +1,116 @@
+"""Draw what the network sees and answers: mixture, mask and vocals, one above the other.
+
+The picture shows the bins of the network, 0 to 11 kHz from bottom to top, and time to the right;
+bright is loud, or voice.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import commandline
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from separation import Separator
+
+EPILOG = """examples:
+  python draw.py runs/demo/best.pth song.wav song.png
+  python draw.py runs/demo/best.pth song.wav song.png --start 60 --seconds 4"""
+PANEL = (960, 200)  # pixels of one panel: width, height
+MARGIN = 18  # pixels above a panel, for its name
+COLOURS = ((4, 5, 20), (70, 22, 95), (165, 45, 95), (240, 110, 50), (252, 235, 160))  # 0 … 1
+
+
+@commandline.script
+def main(argv: list[str] | None = None) -> int:
+    """Draw one excerpt of one song."""
+    parser = commandline.make_parser(__doc__, EPILOG)
+    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    parser.add_argument("audio", type=Path, help="a song")
+    parser.add_argument("picture", type=Path, help="the .png to write")
+    parser.add_argument("--start", type=float, default=0.0, help="seconds into the song (0)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length shown (%(default)s)")
+    args = parser.parse_args(argv)
+    settings = commandline.settings_of(args)
+
+    import soundio
+
+    soundio.check_writable(args.picture)
+    soundio.probe(args.audio)
+    wav, sample_rate = _read(args.audio, args.start, args.seconds)
+
+    from separation import Separator
+
+    rows = _rows(Separator.load(args.checkpoint, settings=settings), wav, sample_rate)
+    picture = _stack(rows)
+    soundio.replace_atomically(args.picture, lambda file: picture.save(file, format="png"))
+    print(commandline.printable(args.picture))
+    return 0
+
+
+def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
+    """Read an excerpt as mono, (n_samples,), and its rate; InputError if there is none."""
+    import numpy as np
+
+    import soundio
+    from hparams import InputError
+
+    with soundio.Reader(path) as reader:
+        rate = reader.info.sample_rate
+        first, last = round(start * rate), round((start + seconds) * rate)
+        blocks, position = [], 0
+        for block in reader.float_blocks(rate):
+            low, high = max(0, first - position), last - position
+            blocks.append(block[:, low : max(low, high)].mean(0))
+            position += block.shape[1]
+            if position >= last:
+                break
+    wav = np.concatenate(blocks)
+    if not wav.size:
+        raise InputError(f"{path}: nothing left at {start:g} s (choose an earlier --start)")
+    return wav, rate
+
+
+def _rows(separator: Separator, wav: np.ndarray, sample_rate: int) -> dict[str, torch.Tensor]:
+    """Compute the three panels, (n_bins, n_frames) in [0, 1] each."""
+    import torch
+    import torch.nn.functional as F
+
+    import audio
+
+    hp = separator.hp
+    spec = audio.stft(torch.from_numpy(wav), audio.grid_at(sample_rate, hp))
+    spec = audio.to_network_bins(spec, hp)
+    seen = audio.features(spec, separator.curve_db, hp.mixture_power, hp)
+    mask = separator.mask(F.pad(seen, (hp.context, hp.context)))
+    vocals = audio.features(spec * mask, separator.curve_db, hp.mixture_power, hp)
+    return {"mixture": seen, "mask: is this the voice?": mask, "vocals": vocals}
+
+
+def _stack(rows: dict[str, torch.Tensor]) -> Image.Image:
+    """Colour the panels and set them below each other with their names."""
+    import numpy as np
+    from PIL import Image, ImageDraw  # pillow comes with tensorboard
+
+    width, height = PANEL
+    picture = Image.new("RGB", (width, len(rows) * (height + MARGIN)), "white")
+    write = ImageDraw.Draw(picture)
+    stops = np.linspace(0, 1, len(COLOURS))
+    for i, (name, row) in enumerate(rows.items()):
+        values = row.flip(0).numpy()
+        channels = [np.interp(values, stops, [c[j] for c in COLOURS]) for j in range(3)]
+        panel = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+        top = i * (height + MARGIN)
+        write.text((2, top + 3), name, fill="black")
+        picture.paste(panel.resize(PANEL, Image.Resampling.BOX), (0, top + MARGIN))
+    return picture
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,468 @@
+"""The networks: a column for every frame, from its own 25 frames; checkpoints one can trust."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import time
+import warnings
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import audio
+import model as networks
+from hparams import CHOICES, HParams, InputError
+
+MASK_SETTINGS = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
+every_model = pytest.mark.parametrize("model_type", networks.MODELS)
+
+
+def lively(hp: HParams, seed: int = 0) -> nn.Module:
+    """Build a network whose answers move as a trained one's do, and no statistic is 0 or 1."""
+    torch.manual_seed(seed)
+    model = networks.build_model(hp)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    x = torch.rand(2, 1, hp.n_bins, 24 + hp.stft_frames) * torch.rand(24 + hp.stft_frames)
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0.3, 0.3)
+        model.train()(x)  # the statistics are now those of x
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.running_mean.mul_(torch.empty_like(norm.running_mean).uniform_(0.8, 1.2))
+            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.8, 1.2))
+        logits = model.eval()(x)
+        scale = 2 / logits.std(-1).mean().clamp(min=1e-3)
+        model.head.bias.sub_(logits.mean((0, 2))).mul_(scale)
+        model.head.weight.mul_(scale)
+    return model
+
+
+def music(hp: HParams, n_frames: int, seed: int = 0) -> torch.Tensor:
+    """Make features (n_bins, n_frames) that change from frame to frame."""
+    generator = torch.Generator().manual_seed(seed)
+    loudness = torch.rand(n_frames, generator=generator)
+    return torch.rand(hp.n_bins, n_frames, generator=generator) * loudness
+
+
+def pad(features: torch.Tensor, hp: HParams) -> torch.Tensor:
+    return torch.nn.functional.pad(features, (hp.context, hp.context))[None, None]
+
+
+# --- One network, three ways to run it ----------------------------------------------------------
+
+
+def test_every_network_that_can_be_chosen_can_be_built():
+    assert set(CHOICES["model_type"]) == set(networks.MODELS)
+
+
+@every_model
+@pytest.mark.parametrize(
+    ("stft_frames", "width"), [(1, 8), (3, 5), (9, 8), (25, 8), (25, 7), (41, 8), (81, 4)]
+)
+def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, width):
+    hp = HParams(model_type=model_type, stft_frames=stft_frames, width=width)
+    model, features = lively(hp), music(hp, 19)
+    with torch.inference_mode():
+        dense = model(pad(features, hp))[0].sigmoid()
+        separate = model(audio.slices(features, hp).contiguous())[..., 0].mT.sigmoid()
+    assert dense.shape == (513, 19)
+    assert (dense.amax(1) - dense.amin(1)).mean() > 0.1, "a constant would pass"
+    np.testing.assert_allclose(dense, separate, rtol=0, atol=1e-5)
+
+
+@every_model
+@pytest.mark.parametrize("stft_frames", [1, 3, 9, 25, 41])
+def test_a_column_hears_its_own_frames_and_no_other(model_type, stft_frames):
+    hp = HParams(model_type=model_type, stft_frames=stft_frames, width=8)
+    model, n_columns = lively(hp), stft_frames + 8
+    features = music(hp, n_columns + stft_frames - 1)
+    changed = n_columns - 5  # a frame that the last columns begin after
+    other = features.clone()
+    other[:, changed] = 1 - other[:, changed]
+    with torch.inference_mode():
+        before, after = model(torch.stack([features, other])[:, None])
+    moved = (after - before).abs().amax(0)
+    hears = torch.arange(n_columns)
+    hears = (hears <= changed) & (changed < hears + stft_frames)
+    assert hears.sum() == stft_frames
+    np.testing.assert_array_equal(moved[~hears], 0)
+    assert moved[hears].min() > 1e-4
+
+
+@every_model
+@pytest.mark.parametrize("width", [2, 3, 5])
+@pytest.mark.parametrize("n_fft", [16, 1000, 1024])
+def test_any_width_and_any_window_answer_every_bin(model_type, width, n_fft):
+    hp = HParams(model_type=model_type, width=width, n_fft=n_fft, hop_length=n_fft // 4)
+    model = networks.build_model(hp).eval()
+    with torch.inference_mode():
+        logits = model(torch.rand(2, 1, hp.n_bins, 26))
+    assert logits.shape == (2, n_fft // 2 + 1, 2)
+    assert logits.isfinite().all()
+
+
+def test_three_wide_convolutions_reach_over_the_context_evenly():
+    for n in (1, 4, 17):
+        for context in range(60):
+            reach = networks.time_reach(n, context)
+            assert len(reach) == n
+            assert sum(reach) == context
+            assert max(reach) - min(reach) <= 1
+    assert sorted(networks.time_reach(17, 12)) == [0] * 5 + [1] * 12  # as in DESIGN.md, section 3
+    assert networks.time_reach(17, 17) == [1] * 17  # 35 frames: all of them three wide
+
+
+@every_model
+def test_folded_batch_norms_give_the_same_answers(model_type):
+    hp = HParams(model_type=model_type, width=8)
+    model, x = lively(hp), pad(music(hp, 30), hp)
+    with torch.inference_mode():
+        expected = model(x)
+        folded = networks.for_inference(model)
+        np.testing.assert_allclose(folded(x).sigmoid(), expected.sigmoid(), rtol=0, atol=1e-5)
+    assert expected.std() > 1
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not any(weight.requires_grad for weight in folded.parameters())
+
+
+def test_the_operations_of_a_convnet_are_those_counted_by_hand():
+    hp = HParams(model_type="convnet", width=4, stft_frames=25)
+    convolutions = 513 * 4 * (9 * 1) + 513 * 2 * (9 * 4) + 171 * 8 * (9 * 2) + 171 * 2 * (9 * 8)
+    linear = 16 * (2 * 57 * 17) + 16 * 513
+    counted = networks.operations_per_column(networks.build_model(hp), hp)
+    assert counted == 2 * (convolutions + linear)
+
+
+@every_model
+@pytest.mark.parametrize("stft_frames", [1, 25])
+def test_the_operations_are_those_that_torch_counts(model_type, stft_frames):
+    hp = HParams(model_type=model_type, width=6, stft_frames=stft_frames)
+    model, counts = networks.build_model(hp).eval(), []
+    for n_columns in (3, 4):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 1, 513, n_columns + stft_frames - 1))
+        counts.append(counter.get_total_flops())
+    assert networks.operations_per_column(model, hp) == counts[1] - counts[0] > 1e5
+
+
+def test_counting_operations_leaves_a_network_in_training_as_it_is():
+    hp = HParams(width=2)
+    model = networks.build_model(hp).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    networks.operations_per_column(model, hp)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# --- Checkpoints --------------------------------------------------------------------------------
+
+HP = HParams(model_type="convnet", width=4, seed=7)
+
+
+@pytest.fixture
+def contents() -> dict:
+    """What a checkpoint of a small network holds."""
+    model = lively(HP)
+    return {
+        "weights": model.state_dict(),
+        "hparams": asdict(HP),
+        "curve_db": audio.weighting_curve_db(HP),
+        "mask_settings": dict(MASK_SETTINGS),
+    }
+
+
+@pytest.fixture
+def path(tmp_path, contents) -> Path:
+    """A good checkpoint."""
+    path = tmp_path / "net.pth"
+    extra = {name: contents[name] for name in ("curve_db", "mask_settings")}
+    networks.save_checkpoint(path, lively(HP), HP, **extra)
+    return path
+
+
+def forge(path: Path, contents: dict, **changes) -> Path:
+    """Write a checkpoint with a true checksum and false contents; None removes an entry."""
+    contents = {k: v for k, v in {**contents, **changes}.items() if v is not None}
+    checked = {"format": networks.FORMAT, "sha256": networks._digest(contents), **contents}
+    torch.save(checked, path)
+    return path
+
+
+def refusal(path: Path) -> str:
+    """Load a bad checkpoint as generate.py does; return the one line that the user gets."""
+    with pytest.raises(InputError) as error:
+        networks.restore_model(path, networks.load_checkpoint(path))
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert len(message.splitlines()) == 1
+    assert "weights_only" not in message
+    return message
+
+
+@every_model
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, model_type):
+    hp = HParams(model_type=model_type, width=5, noise_gate=0.25)
+    model, path = lively(hp), tmp_path / "runs" / "x.pth"
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.train()(torch.rand(1, 1, 513, 25)).sum().backward()
+    optimizer.step()
+    extra = {
+        "curve_db": audio.weighting_curve_db(hp),
+        "mask_settings": MASK_SETTINGS,
+        "scores": {"loss": 0.1, "none": None, "songs": ["ä", "\udcff"], "pair": (1, 2.5)},
+        "odd": [torch.tensor(3), torch.zeros(0), torch.ones(2, 3).T, torch.tensor([True])],
+        "half": torch.ones(2).bfloat16(),
+        "optimizer": optimizer.state_dict(),
+    }
+    networks.save_checkpoint(path, model, hp, **extra)
+    loaded = networks.load_checkpoint(path)
+    assert loaded.keys() == {"weights", "hparams", *extra}
+    assert loaded["hparams"] == asdict(hp)
+    assert loaded["scores"] == extra["scores"]
+    torch.testing.assert_close(loaded["odd"], extra["odd"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded["optimizer"], extra["optimizer"], rtol=0, atol=0)
+    restored, restored_hp = networks.restore_model(path, loaded)
+    assert restored_hp == hp
+    assert type(restored) is type(model)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], weight), name
+
+
+def test_the_same_network_is_the_same_file(tmp_path):
+    paths = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for path in paths:
+        networks.save_checkpoint(path, lively(HP), HP, curve_db=torch.ones(3))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_saving_does_not_change_the_network(tmp_path):
+    model = lively(HP).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    networks.save_checkpoint(tmp_path / "a.pth", model, HP)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_checkpoint_that_is_cut_off_is_refused(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "not a checkpoint, or damaged" in refusal(path)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    text, sound = tmp_path / "text.pth", tmp_path / "sound.pth"
+    text.write_text("la la la, an evening song\n" * 100)
+    sound.write_bytes(b"RIFF" + bytes(5000))
+    for path in (text, sound):
+        assert "not a checkpoint, or damaged" in refusal(path)
+    assert "is a directory" in refusal(tmp_path)
+    for name in ("none.pth", "text.pth/none.pth", "x" * 300):
+        assert "no such checkpoint" in refusal(tmp_path / name)
+
+
+def test_files_that_torch_wrote_for_others_are_refused(tmp_path, contents):
+    path = tmp_path / "other.pth"
+    torch.save(lively(HP), path)  # a whole module: code, not weights
+    assert "not a checkpoint, or damaged" in refusal(path)
+    for strange in (contents["weights"], contents, [1, 2], torch.zeros(3), {"format": "other"}):
+        torch.save(strange, path)
+        assert "not a checkpoint of this project" in refusal(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
+    assert "not a checkpoint, or damaged" in refusal(path)
+
+
+def test_a_zip_archive_without_weights_is_refused(tmp_path, path):
+    with zipfile.ZipFile(path) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist() if "data.pkl" not in name}
+    for items in ({}, {"song.txt": b"la"}, kept):
+        with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+            for name, data in items.items():
+                archive.writestr(name, data)
+        assert "not a checkpoint, or damaged" in refusal(tmp_path / "zip.pth")
+
+
+class Evil:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("force", ["", "1"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch, force, zipped):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    evil = {"format": networks.FORMAT, **contents, "extra": Evil(marker)}
+    torch.save(evil, path, _use_new_zipfile_serialization=zipped)
+    assert "not a checkpoint, or damaged" in refusal(path)
+    path.write_bytes(pickle.dumps(Evil(marker)))
+    assert "not a checkpoint, or damaged" in refusal(path)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists(), "the poison works"
+
+
+def test_one_flipped_bit_in_the_weights_is_found(path, contents):
+    content = path.read_bytes()
+    for name in ("fourth.norm.running_var", "head.weight", "head.bias"):
+        at = content.index(contents["weights"][name].numpy().tobytes()[:16])
+        flipped = bytearray(content)
+        flipped[at + 5] ^= 4
+        path.write_bytes(flipped)
+        assert "its checksum does not match" in refusal(path)
+
+
+def test_one_flipped_bit_in_the_settings_is_found(path):
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"convnet", b"convnat", 1))
+    assert "its checksum does not match" in refusal(path)
+
+
+def test_flipped_bits_anywhere_are_found_or_harmless(path):
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    good = networks.load_checkpoint(path)
+    n_found = 0
+    for _ in range(100):
+        flipped = bytearray(content)
+        flipped[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            seen = networks.load_checkpoint(path)
+        except InputError:
+            n_found += 1
+            continue
+        for name in ("weights", "curve_db"):  # the bit lay between the records
+            torch.testing.assert_close(seen.pop(name), good[name], rtol=0, atol=0)
+        assert seen == {name: good[name] for name in seen}
+    assert n_found > 50
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(path, contents, value):
+    contents["weights"]["fourth.norm.running_var"][1] = value
+    assert "non-finite weights in fourth.norm.running_var" in refusal(forge(path, contents))
+
+
+def test_weights_of_another_network_are_named(path, contents):
+    weights = contents["weights"]
+    fewer = {name: weight for name, weight in weights.items() if name != "head.bias"}
+    other = networks.build_model(replace(HP, model_type="resnet18")).state_dict()
+    cases = [
+        ("first.conv.weight is nothing, convnet of width 4 needs", {"weights": other}),
+        (
+            "stem.conv.weight is nothing, resnet18",
+            {"hparams": {**asdict(HP), "model_type": "resnet18"}},
+        ),
+        ("head.bias is nothing", {"weights": fewer}),
+        (
+            "more is torch.float32 (2,), .* needs nothing",
+            {"weights": {**weights, "more": torch.ones(2)}},
+        ),
+        ("fifth.weight is torch.float32", {"hparams": {**asdict(HP), "n_fft": 2048}}),
+        ("width 5 needs", {"hparams": {**asdict(HP), "width": 5}}),
+        ("is torch.float16", {"weights": {k: v.half() for k, v in weights.items()}}),
+    ]
+    for expected, changes in cases:
+        message = refusal(forge(path, contents, **changes))
+        assert "do not fit its settings" in message
+        assert all(part in message for part in expected.split(" .* ")), message
+
+
+def test_checkpoints_with_something_missing_are_refused(path, contents):
+    cases = {
+        "holds no weights": [{"weights": None}, {"weights": "x"}],
+        "holds no hparams": [{"hparams": None}, {"hparams": [1]}],
+        "is no tensor": [{"weights": {"a": 1}}, {"weights": {**contents["weights"], "b": "x"}}],
+        "its settings make no network": [
+            {"hparams": {**asdict(HP), **wrong}}
+            for wrong in (
+                {"width": "4"},
+                {"width": 2.5},
+                {"width": 10**9},
+                {"model_type": "mobilenetv2"},
+                {"model_type": []},
+                {"loudness": 11},
+                {"stft_frames": 24},
+            )
+        ],
+    }
+    for expected, changes in cases.items():
+        for change in changes:
+            assert expected in refusal(forge(path, contents, **change)), change
+
+
+def test_few_bytes_that_claim_to_be_gigabytes_take_neither_time_nor_memory(path, contents):
+    started = time.perf_counter()
+    giant = torch.zeros(1).expand(10**12)
+    torch.save({"format": networks.FORMAT, "sha256": "", **contents, "giant": giant}, path)
+    assert "larger than the file" in refusal(path)
+    refusal(forge(path, contents, hparams={**asdict(HP), "width": 512, "stft_frames": 999}))
+    assert time.perf_counter() - started < 5
+
+
+def with_pickle(path: Path, value: bytes) -> Path:
+    """Put a hand-made pickle of {"format": …, "x": value} into a checkpoint."""
+    with zipfile.ZipFile(path) as archive:
+        items = {name: archive.read(name) for name in archive.namelist()}
+    text = networks.FORMAT.encode()
+    head = b"\x80\x02}(X\x06\0\0\0formatX" + len(text).to_bytes(4, "little") + text
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in items.items():
+            data = head + b"X\1\0\0\0x" + value + b"u." if name.endswith("data.pkl") else data
+            archive.writestr(name, data)
+    return path
+
+
+def test_hostile_pickles_of_lists_end_at_once(path):
+    started = time.perf_counter()
+    deep = b"]" * 20_000 + b"a" * 19_999
+    doubled = b"]q\0(" + b"K\0" * 10 + b"e"  # ten lists of ten of the list before: 10^30 items
+    for level in range(30):
+        doubled += b"]q" + bytes([level + 1]) + b"(" + (b"h" + bytes([level])) * 10 + b"e"
+    endless = b"]q\0h\0a"  # a list that holds itself
+    number = b"\x8b" + (10_000).to_bytes(4, "little") + b"\x7f" * 10_000  # too long to print
+    for value in (deep, b"(" + doubled + b"t", endless, number):
+        refusal(with_pickle(path, value))
+    assert time.perf_counter() - started < 5
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(path, monkeypatch):
+    before = path.read_bytes()
+    other = networks.build_model(replace(HP, width=6))
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="no space left on"):
+            networks.save_checkpoint(path, other, HP)
+    for broken in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, broken, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                networks.save_checkpoint(path, other, HP)
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        networks.save_checkpoint(path, other, HP, extra=lambda: 0)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+    networks.save_checkpoint(path, other, replace(HP, width=6))
+    assert networks.load_checkpoint(path)["hparams"]["width"] == 6

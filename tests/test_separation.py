@@ -1,0 +1,616 @@
+"""From a song to its vocals: the same however it arrives, and vocals plus the rest are the song."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_model import lively
+from torch import nn
+
+import audio
+import metrics
+import model as networks
+import soundio
+import synthesis
+from hparams import HParams, InputError
+from separation import Separator, Stream, separate_file
+
+SOFT = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
+BINARY = {**SOFT, "mask_at_eval": True}
+HP = HParams(model_type="convnet", width=2, stft_frames=9, block_frames=16)
+
+
+def make(hp: HParams = HP, mask_settings: dict = SOFT, model: nn.Module | None = None) -> Separator:
+    """Make a separator with a network of which the answers move."""
+    model = lively(hp) if model is None else model
+    curve_db = audio.weighting_curve_db(hp)
+    return Separator(model, hp, curve_db, mask_settings, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def separator() -> Separator:
+    return make()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Make a waveform whose loudness changes, from -40 dB to full scale."""
+    rng = np.random.default_rng(seed)
+    loudness = np.interp(np.arange(shape[-1]), np.arange(0, shape[-1] + 4000, 4000), _loud(shape))
+    return (rng.uniform(-1, 1, shape) * loudness).astype(np.float32)
+
+
+def _loud(shape: tuple[int, ...]) -> np.ndarray:
+    return 10 ** np.random.default_rng(1).uniform(-2, 0, len(range(0, shape[-1] + 4000, 4000)))
+
+
+def push_all(stream: Stream, wav: np.ndarray, sizes: Iterator[int]) -> np.ndarray:
+    """Push a waveform in pieces; return all vocals."""
+    parts, start = [], 0
+    while start < wav.shape[-1]:
+        size = next(sizes)
+        parts.append(stream.push(wav[:, start : start + size]))
+        start += size
+    parts.append(stream.finish())
+    return torch.cat(parts, -1).numpy()
+
+
+def always(size: int) -> Iterator[int]:
+    while True:
+        yield size
+
+
+def reference(separator: Separator, wav: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Separate slowly: the whole song's STFT, every slice on its own, the whole inverse."""
+    hp, grid = separator.hp, audio.grid_at(sample_rate, separator.hp)
+    spec = audio.stft(torch.from_numpy(wav), grid)  # (n_channels, n_bins, n_frames)
+    seen = audio.to_network_bins(spec.mean(0), hp)
+    seen = audio.features(seen, separator.curve_db, hp.mixture_power, hp)
+    slices = audio.slices(seen, hp)  # (n_frames, 1, n_bins, stft_frames)
+    with torch.inference_mode():
+        mask = torch.cat([separator.model(one[None].contiguous())[0] for one in slices], -1)
+    mask = audio.quantize_mask(mask.sigmoid())
+    mask = audio.vocals_mask(mask, **separator.mask_settings)
+    masked = spec * audio.extend_mask(mask, grid.n_bins)
+    return audio.istft(masked, grid, wav.shape[-1]).numpy()
+
+
+# --- However the song arrives -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 3])
+@pytest.mark.parametrize("mask_settings", [SOFT, BINARY])
+def test_a_stream_gives_the_bits_of_the_whole_song(n_channels, mask_settings):
+    separator, wav = make(mask_settings=mask_settings), noise(n_channels, 40_001)
+    whole = separator.separate(wav, 16000)[0]
+    rng = np.random.default_rng(0)
+    pieces = [always(997), always(20_000), iter(rng.integers(0, 5000, 1000))]
+    for sizes in pieces:
+        stream = separator.stream(16000, n_channels)
+        np.testing.assert_array_equal(push_all(stream, wav, sizes), whole)
+    assert whole.std() > 0.01
+
+
+def test_a_song_may_arrive_sample_by_sample(separator):
+    wav = noise(2, 4003)
+    stream = separator.stream(8000, 2)
+    np.testing.assert_array_equal(
+        push_all(stream, wav, always(1)), separator.separate(wav, 8000)[0]
+    )
+
+
+def test_a_stream_returns_what_is_finished_and_no_more_than_it_got(separator):
+    stream, wav = separator.stream(8000, 1), noise(1, 30_000)
+    grid = audio.grid_at(8000, HP)
+    # Of what was pushed, at most a block, the network's view and a window are still to come.
+    delay = HP.block_frames * grid.hop_length + HP.context * grid.hop_length + grid.n_fft
+    n_returned = 0
+    for start in range(0, 30_000, 100):
+        n_returned += stream.push(wav[:, start : start + 100]).shape[1]
+        assert start + 100 - delay <= n_returned <= start + 100
+    assert n_returned + stream.finish().shape[1] == 30_000
+
+
+def test_the_callers_array_is_neither_changed_nor_kept(separator):
+    wav = noise(2, 9000)
+    before, buffer = wav.copy(), np.zeros((2, 100), np.float32)
+    expected, accompaniment = separator.separate(wav, 16000)
+    np.testing.assert_array_equal(wav, before)
+    stream, parts = separator.stream(16000, 2), []
+    for start in range(0, 9000, 100):
+        buffer[:] = wav[:, start : start + 100]  # one array, filled again and again
+        parts.append(stream.push(buffer))
+        np.testing.assert_array_equal(buffer, before[:, start : start + 100])
+    parts.append(stream.finish())
+    np.testing.assert_array_equal(torch.cat(parts, -1), expected)
+    expected[:] = accompaniment[:] = 7  # nor do the results share its memory
+    np.testing.assert_array_equal(wav, before)
+
+
+def test_an_array_of_any_layout_is_the_same_song(separator):
+    wav = noise(2, 5000)
+    vocals = separator.separate(wav, 16000)[0]
+    frozen = wav.copy()
+    frozen.flags.writeable = False  # as np.load(mmap_mode="r") gives it
+    backwards = wav[:, ::-1].copy()[:, ::-1]
+    layouts = [frozen, backwards, np.asfortranarray(wav), wav.astype(">f4"), wav.tolist()]
+    layouts += [wav.astype(np.float64), torch.tensor(wav, requires_grad=True)]
+    for same in layouts:
+        for seen in (separator.separate(same, 16000)[0], separator.separate(same, 16000.0)[0]):
+            np.testing.assert_array_equal(seen, vocals)
+
+
+def test_what_is_no_waveform_is_refused(separator):
+    for shape in ((), (1, 2, 500), (0, 500), (5000, 2)):
+        with pytest.raises(InputError, match=r"\(n_channels, n_samples\)"):
+            separator.separate(np.zeros(shape, np.float32), 16000)
+    for rate in (0, -44100, 44.1, 3999, 384_001, 2_000_000_000, float("nan")):
+        with pytest.raises(InputError, match=f"sample rate {rate} Hz"):
+            separator.separate(np.zeros(500, np.float32), rate)
+
+
+def test_a_stream_says_at_once_how_it_is_used_wrongly(separator):
+    stream = separator.stream(16000, 2)
+    for wrong in (np.zeros(500), np.zeros((1, 500)), np.zeros((3, 500))):
+        with pytest.raises(AssertionError, match=r"channels|push"):
+            stream.push(wrong)
+    stream.push(np.zeros((2, 500)))
+    assert stream.finish().shape == (2, 500)
+    with pytest.raises(AssertionError, match="finished"):
+        stream.push(np.zeros((2, 500)))
+    with pytest.raises(AssertionError, match="finished"):
+        stream.finish()
+
+
+def storage_bytes(stream: Stream) -> int:
+    """Count the memory behind all tensors of a stream, views included."""
+    found = {}
+    for value in vars(stream).values():
+        for tensor in value if isinstance(value, list) else [value]:
+            if torch.is_tensor(tensor):
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(found.values())
+
+
+class Listener(nn.Module):
+    """A network of one multiplication: the centre frame's level is the answer."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * (x[:, 0, :, self.context : x.shape[-1] - self.context] - 0.5)
+
+
+def test_memory_does_not_grow_with_the_song():
+    hp = replace(HP, block_frames=64)
+    stream = make(hp, model=Listener(hp.context)).stream(8000, 2)
+    second, sizes = noise(2, 8000), []
+    for _ in range(240):
+        stream.push(second)
+        sizes.append(storage_bytes(stream))
+    assert max(sizes[120:]) <= 1.02 * max(sizes[:120]) < 1e6
+    assert stream.n_returned > 239 * 8000 - stream.step
+    assert len(stream.waiting) < 10
+
+
+# --- What comes out -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("mask_settings", [SOFT, BINARY, {**SOFT, "noise_gate": 0.4}])
+def test_blocks_give_what_the_whole_song_gives_at_once(monkeypatch, sample_rate, mask_settings):
+    # Where blocks and slices round differently, a mask may fall to the other of two 8-bit levels.
+    monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
+    separator = make(mask_settings=mask_settings)
+    wav = noise(2, round(0.8 * sample_rate) + 5)
+    vocals, accompaniment = separator.separate(wav, sample_rate)
+    np.testing.assert_allclose(vocals, reference(separator, wav, sample_rate), atol=1e-6)
+    np.testing.assert_allclose(vocals + accompaniment, wav, atol=1e-6)
+    assert vocals.dtype == accompaniment.dtype == np.float32
+    share = np.square(vocals).sum() / np.square(wav).sum()
+    assert 0.01 < share < 0.99
+
+
+@pytest.mark.parametrize("model_type", networks.MODELS)
+@pytest.mark.parametrize("stft_frames", [1, 25, 41])
+def test_every_network_separates_in_blocks_shorter_than_its_view(
+    monkeypatch, model_type, stft_frames
+):
+    monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
+    separator = make(replace(HP, model_type=model_type, stft_frames=stft_frames, width=4))
+    wav = noise(1, 9001)
+    vocals = separator.separate(wav, 16000)[0]
+    np.testing.assert_allclose(vocals, reference(separator, wav, 16000), atol=1e-6)
+
+
+def test_the_size_of_a_block_does_not_matter(monkeypatch):
+    monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
+    wav = noise(2, 50_000)
+    first, *others = (
+        make(replace(HP, block_frames=n)).separate(wav, 22050)[0] for n in (16, 17, 100, 256)
+    )
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-5)
+
+
+def test_the_mask_has_256_levels(separator):
+    features = torch.rand(513, 30)
+    mask = separator.mask(features)
+    assert mask.shape == (513, 30 - 8)
+    levels = mask * 255
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
+    logits = separator.model(features[None, None])[0]
+    np.testing.assert_allclose(mask, logits.sigmoid(), atol=0.501 / 255)
+    assert len(mask.unique()) > 100
+
+
+@pytest.mark.parametrize("n_fft", [1024, 2048])  # at 22.05 and 44.1 kHz
+def test_a_song_of_any_length_keeps_its_length(separator, n_fft):
+    hop, rate = n_fft // 4, 22050 * n_fft // 1024
+    lengths = [0, 1, 2, hop - 1, hop, 511, 512, n_fft, n_fft + 1]
+    lengths += [15 * hop, 16 * hop - 1, 16 * hop, 32 * hop + n_fft]
+    for n_samples in lengths:
+        for shape in ((n_samples,), (1, n_samples), (2, n_samples)):
+            wav = noise(*shape) + np.float32(0.1)
+            vocals, accompaniment = separator.separate(wav, rate)
+            assert vocals.shape == accompaniment.shape == shape
+            np.testing.assert_allclose(vocals + accompaniment, wav, atol=1e-6)
+            assert np.isfinite(vocals).all()
+            assert n_samples == 0 or np.abs(vocals).max() > 1e-4
+
+
+def test_an_open_mask_returns_the_song_and_a_closed_one_nothing():
+    wav = noise(2, 20_011)
+    for logit, expected in ((50.0, wav), (-50.0, 0 * wav)):
+        network = Listener(HP.context)
+        network.forward = lambda x, logit=logit: torch.full((1, 513, x.shape[-1] - 8), logit)
+        for rate in (8000, 22050, 48000):
+            vocals, accompaniment = make(model=network).separate(wav, rate)
+            np.testing.assert_allclose(vocals, expected, atol=1e-6)
+            np.testing.assert_allclose(accompaniment, wav - expected, atol=1e-6)
+
+
+def test_the_vocals_are_not_late_by_a_single_sample():
+    """A click under an open mask stays where it is; a mask that opens for one frame opens there."""
+    rate, at = 22050, 40
+    wav = noise(1, 20_000)
+
+    def open_at(x: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((1, 513, x.shape[-1] - 8), -50.0)
+        if units[0] * 16 - 4 <= at < units[0] * 16 + 12:
+            logits[..., at - (units[0] * 16 - 4)] = 50.0
+        units[0] += 1
+        return logits
+
+    units, network = [0], Listener(HP.context)
+    network.forward = open_at
+    vocals = make(model=network).separate(wav, rate)[0]
+    grid = audio.grid_at(rate, HP)
+    spec = audio.stft(torch.from_numpy(wav), grid)
+    spec[..., :at] = spec[..., at + 1 :] = 0
+    np.testing.assert_allclose(vocals, audio.istft(spec, grid, 20_000), atol=1e-6)
+    heard = np.flatnonzero(np.abs(vocals[0]) > 1e-9)
+    assert at * 256 - 512 <= heard.min() < heard.max() < at * 256 + 512
+
+
+def test_silence_stays_silent():
+    for settings in (SOFT, {**BINARY, "eval_mask_threshold": 0.0}):
+        separator = make(mask_settings=settings)
+        for wav in (np.zeros((2, 30_000), np.float32), np.zeros(1, np.float32)):
+            vocals, accompaniment = separator.separate(wav, 44100)
+            assert not vocals.any()
+            assert not accompaniment.any()
+
+
+def test_a_pause_in_the_song_stays_silent(separator):
+    wav = noise(2, 60_000)
+    wav[:, 20_000:40_000] = 0
+    vocals = separator.separate(wav, 22050)[0]
+    assert np.abs(vocals[:, 21_024:38_976]).max() == 0  # a window away from the music
+    assert np.abs(vocals[:, :20_000]).max() > 0.01
+
+
+@pytest.mark.parametrize("level", [1e-30, 1e-42, 40.0, 1e6])
+def test_very_quiet_and_very_loud_songs_add_up(separator, level):
+    wav = noise(2, 20_000) * np.float32(level)
+    vocals, accompaniment = separator.separate(wav, 44100)
+    assert np.isfinite(vocals).all()
+    np.testing.assert_allclose(vocals + accompaniment, wav, rtol=0, atol=1e-6 * max(1, level))
+    assert np.abs(vocals).max() <= 2 * np.abs(wav).max()
+
+
+def test_a_voice_on_one_side_stays_there(separator):
+    wav = noise(2, 30_000)
+    wav[1] = 0
+    vocals, accompaniment = separator.separate(wav, 44100)
+    assert not vocals[1].any()
+    assert not accompaniment[1].any()
+    assert np.abs(vocals[0]).max() > 0.01
+
+
+def test_one_mask_serves_every_channel(separator, monkeypatch):
+    monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
+    mono = noise(1, 30_000)
+    gains = np.array([[1.0], [0.25], [-0.5], [1.25]], np.float32)  # of mean 0.5
+    vocals = separator.separate(gains * mono, 22050)[0]
+    alone = separator.separate(0.5 * mono, 22050)[0]
+    np.testing.assert_allclose(vocals, 2 * gains * alone, atol=1e-6)
+    both = separator.separate(np.concatenate([mono, mono]), 22050)[0]
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_array_equal(both[:1], separator.separate(mono, 22050)[0])
+
+
+def test_music_a_second_away_changes_nothing_now(separator):
+    wav, rate = noise(2, 3 * 22050), 22050
+    loud_end, loud_start = wav.copy(), wav.copy()
+    loud_end[:, 2 * rate :] *= 30
+    loud_start[:, :rate] *= 30
+    expected = separator.separate(wav, rate)[0]
+    after, before = (separator.separate(x, rate)[0] for x in (loud_end, loud_start))
+    reach = (HP.context + 4) * 256
+    np.testing.assert_array_equal(after[:, : 2 * rate - reach], expected[:, : 2 * rate - reach])
+    np.testing.assert_array_equal(before[:, rate + reach :], expected[:, rate + reach :])
+    assert np.abs(after - expected)[:, 2 * rate :].max() > 0.1
+    assert np.abs(before - expected)[:, :rate].max() > 0.1
+
+
+# --- Settings -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    path = tmp_path / "net.pth"
+    tuned = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
+    curve_db = audio.weighting_curve_db(HP)
+    networks.save_checkpoint(path, lively(HP), HP, curve_db=curve_db, mask_settings=tuned)
+    return path
+
+
+def test_a_checkpoint_separates_as_the_network_that_was_saved(checkpoint):
+    tuned = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
+    settings, wav = HParams(block_frames=16), noise(2, 20_000)
+    loaded = Separator.load(checkpoint, settings=settings)
+    assert (loaded.hp, loaded.mask_settings) == (HP, tuned)
+    expected = make(mask_settings=tuned).separate(wav, 44100)[0]
+    np.testing.assert_array_equal(loaded.separate(wav, 44100)[0], expected)
+    by_name = Separator.load(str(checkpoint), "cpu", settings)
+    np.testing.assert_array_equal(by_name.separate(wav, 44100)[0], expected)
+
+
+def test_mask_settings_that_are_given_go_before_the_tuned_ones(checkpoint):
+    settings = HParams(mask_at_eval=False, noise_gate=0.0, block_frames=99)
+    loaded = Separator.load(checkpoint, settings=settings)
+    assert loaded.mask_settings == {
+        "mask_at_eval": False,
+        "eval_mask_threshold": 0.3,
+        "noise_gate": 0.0,
+    }
+    assert loaded.hp.block_frames == 99
+
+
+def test_settings_that_training_fixed_cannot_be_changed(checkpoint):
+    for name, value in {"width": 8, "stft_frames": 25, "min_level_db": -80.0}.items():
+        with pytest.raises(InputError) as error:
+            Separator.load(checkpoint, explicit={name: value})
+        trained = getattr(HP, name)
+        assert str(error.value) == f"{checkpoint}: trained with {name}={trained}, not {value}"
+    free = {"width": 2, "noise_gate": 0.9, "seed": 3, "block_frames": 20}
+    assert Separator.load(checkpoint, explicit=free).hp.width == 2
+
+
+def test_a_checkpoint_without_what_listening_needs_is_refused(tmp_path):
+    path, curve_db = tmp_path / "x.pth", audio.weighting_curve_db(HP)
+    for extra in ({"curve_db": curve_db}, {"mask_settings": SOFT}):
+        networks.save_checkpoint(path, lively(HP), HP, **extra)
+        with pytest.raises(InputError, match=r"x\.pth: holds no (mask_settings|curve_db)"):
+            Separator.load(path)
+
+
+def test_each_mask_setting_is_heard():
+    wav = noise(1, 20_000)
+    quiet = {}
+    for name, settings in {
+        "soft": SOFT,
+        "gated": {**SOFT, "noise_gate": 0.6},
+        "binary": BINARY,
+        "dry": {**BINARY, "eval_mask_threshold": 0.8},
+    }.items():
+        vocals = make(mask_settings=settings).separate(wav, 22050)[0]
+        quiet[name] = float(np.square(vocals).sum())
+    assert quiet["gated"] < 0.95 * quiet["soft"]
+    assert quiet["dry"] < 0.8 * quiet["binary"]
+    assert quiet["binary"] != quiet["soft"]
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+def separate_path(separator: Separator, path: Path, **options) -> tuple[np.ndarray, ...]:
+    """Separate a file; returns codes of mixture, vocals and accompaniment, and what was limited."""
+    written: list[tuple[np.ndarray, np.ndarray]] = []
+    with soundio.Reader(path, **options) as reader:
+        n_limited = separate_file(separator, reader, lambda *both: written.append(both))
+    with soundio.Reader(path, **options) as reader:
+        mixture = np.concatenate(list(reader.blocks(1000)), axis=1)
+    vocals, accompaniment = (
+        np.concatenate(signal, axis=1) for signal in zip(*written, strict=True)
+    )
+    return mixture, vocals, accompaniment, n_limited
+
+
+@pytest.mark.parametrize(
+    ("subtype", "bits"), [("PCM_U8", 8), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 32)]
+)
+def test_integer_files_add_up_sample_by_sample(tmp_path, subtype, bits):
+    rng, path = np.random.default_rng(0), tmp_path / "loud.wav"
+    wav = (4 * noise(150_001, 2)).clip(-1, 1)  # longer than what is read at a time
+    wav[50_000:100_000] = rng.choice([-1.0, 1.0], (50_000, 2))  # full scale, always
+    soundfile.write(path, wav, 44100, subtype)
+    separator = make(HParams(model_type="convnet", width=2), BINARY)
+    mixture, vocals, accompaniment, n_limited = separate_path(separator, path)
+    assert mixture.shape == vocals.shape == accompaniment.shape == (2, 150_001)
+    np.testing.assert_array_equal(vocals.astype(np.int64) + accompaniment, mixture)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    assert mixture.min() == low
+    assert mixture.max() == high
+    for signal in (vocals, accompaniment):
+        assert low <= signal.min()
+        assert signal.max() <= high
+        assert signal.std() > 0.05 * high
+    fmt = soundio.SampleFormat(subtype, bits)
+    free = soundio.to_codes(separator.separate(soundio.to_float(mixture, fmt), 44100)[0], fmt)
+    assert n_limited == (free != vocals).sum() > 1000
+    fits = (mixture - free.astype(np.int64) >= low) & (mixture - free.astype(np.int64) <= high)
+    np.testing.assert_array_equal(vocals[fits], free[fits])
+
+
+@pytest.mark.parametrize("peak", [1e-3, 1.0, 40.0, 9e5])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_float_files_add_up_to_rounding(tmp_path, subtype, peak):
+    path = tmp_path / "loud.wav"
+    wav = peak * noise(30_000, 2).astype(np.float64)
+    soundfile.write(path, wav, 48000, subtype)
+    mixture, vocals, accompaniment, n_limited = separate_path(make(), path)
+    assert n_limited == 0
+    assert vocals.dtype == accompaniment.dtype == mixture.dtype
+    assert mixture.dtype == {"FLOAT": np.float32, "DOUBLE": np.float64}[subtype]
+    total = vocals.astype(np.float64) + accompaniment
+    np.testing.assert_allclose(total, mixture, rtol=0, atol=1e-6 * max(1, peak))
+    assert np.square(vocals).sum() > 0.01 * np.square(wav).sum()
+
+
+def test_a_lossy_file_is_split_as_decoded(tmp_path, separator):
+    path = tmp_path / "song.ogg"
+    soundfile.write(path, 0.5 * noise(40_000, 2), 44100)
+    mixture, vocals, accompaniment, _ = separate_path(separator, path)
+    decoded = soundfile.read(path)[0].T
+    np.testing.assert_allclose(mixture, decoded.clip(-1, 1) * 32768, atol=0.51)
+    np.testing.assert_array_equal(vocals + accompaniment, mixture)
+
+
+def test_a_file_may_have_one_sample_or_many_channels(tmp_path, separator):
+    path = tmp_path / "odd.wav"
+    for shape in ((1, 1), (2, 2), (1, 32), (3000, 6)):
+        soundfile.write(path, 0.9 * np.ones(shape), 44100, "PCM_16")
+        mixture, vocals, accompaniment, _ = separate_path(separator, path)
+        assert mixture.shape == vocals.shape == shape[::-1]
+        np.testing.assert_array_equal(vocals + accompaniment, mixture)
+        assert vocals.any()
+
+
+# --- Music: an empty separation would not pass --------------------------------------------------
+
+
+NEEDED_DB = 1.5  # the least of three clips gained 2.5 dB
+
+
+def assert_separated(vocals: np.ndarray, mixture: np.ndarray, truth: np.ndarray) -> None:
+    """Fail unless the voice came out cleaner than it went in, and neither nothing nor all did."""
+    share = np.square(vocals, dtype=np.float64).sum() / np.square(mixture, dtype=np.float64).sum()
+    assert 0.01 < share < 0.99, f"the vocals hold {share:.1%} of the mixture's energy"
+    gain_db = metrics.si_sdr(vocals, truth) - metrics.si_sdr(mixture, truth)
+    assert gain_db > NEEDED_DB, f"the voice gained {gain_db:.1f} dB"
+
+
+def assert_it_can_fail(vocals: np.ndarray, mixture: np.ndarray, truth: np.ndarray) -> None:
+    """Show that four false separations of the same song are found out."""
+    rng = np.random.default_rng(0)
+    late = np.roll(vocals, 2205, -1)
+    for false in (0 * mixture, mixture, mixture - vocals, rng.permutation(mixture.T).T, late):
+        with pytest.raises(AssertionError, match=r"energy|gained"):
+            assert_separated(false, mixture, truth)
+
+
+class Oracle(nn.Module):
+    """Instead of a network: knows the mask of one song, and answers block by block."""
+
+    def __init__(self, mask: torch.Tensor, hp: HParams) -> None:
+        super().__init__()
+        self.mask, self.hp, self.next = mask, hp, -hp.context
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames = torch.arange(self.next, self.next + x.shape[-1] - 2 * self.hp.context)
+        self.next = int(frames[-1]) + 1
+        known = self.mask[:, frames.clamp(0, self.mask.shape[-1] - 1)]
+        return known.clamp(1e-6, 1 - 1e-6).logit()[None]
+
+
+def ideal_mask(vocals: np.ndarray, accompaniment: np.ndarray, rate: int) -> torch.Tensor:
+    grid = audio.grid_at(rate, HP)
+    spectra = [
+        audio.to_network_bins(audio.stft(torch.from_numpy(x), grid).mean(0), HP)
+        for x in (vocals, accompaniment)
+    ]
+    return audio.ideal_ratio_mask(*spectra)
+
+
+@pytest.mark.parametrize("rate", [22050, 44100])
+def test_the_ideal_mask_brings_out_a_synthesised_voice(rate):
+    parts = synthesis.synthesize_song(np.random.default_rng(0), 4, rate)
+    truth = parts.pop("vocals")
+    accompaniment = sum(parts.values())
+    mixture = truth + accompaniment
+    oracle = Oracle(ideal_mask(truth, accompaniment, rate), HP)
+    vocals, rest = make(model=oracle).separate(mixture, rate)
+    assert_separated(vocals, mixture, truth)
+    assert_separated(rest, mixture, accompaniment)
+    assert_it_can_fail(vocals, mixture, truth)
+    # A mask that is one frame (12 ms) off is worse, so it lies on the frames it is meant for.
+    best = metrics.si_sdr(vocals, truth)
+    for shift in (-1, 1):
+        moved = Oracle(oracle.mask.roll(shift, -1), HP)
+        shifted = metrics.si_sdr(make(model=moved).separate(mixture, rate)[0], truth)
+        assert shifted < best - 0.1
+
+
+def fit(songs: list[tuple[np.ndarray, np.ndarray]], rate: int, hp: HParams) -> nn.Module:
+    """Teach a small network a few songs; returns it."""
+    torch.manual_seed(0)
+    model, curve_db = networks.build_model(hp), audio.weighting_curve_db(hp)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    grid, rng = audio.grid_at(rate, hp), np.random.default_rng(0)
+    spectra = [
+        [audio.to_network_bins(audio.stft(torch.from_numpy(x), grid), hp) for x in song]
+        for song in songs
+    ]
+    n_frames = 32 + 2 * hp.context
+    for _ in range(60):
+        inputs, targets = [], []
+        for _ in range(8):
+            vocals, accompaniment = spectra[rng.integers(len(spectra))]
+            start = rng.integers(vocals.shape[-1] - n_frames)
+            cut = slice(start, start + n_frames)
+            vocals, accompaniment = vocals[:, cut], accompaniment[:, cut]
+            inputs.append(audio.features(vocals + accompaniment, curve_db, 2.0, hp))
+            mask = audio.ideal_ratio_mask(vocals, accompaniment)
+            targets.append(mask[:, hp.context : -hp.context])
+        logits = model(torch.stack(inputs)[:, None])
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.stack(targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_a_network_that_learned_real_songs_separates_them(data_folder):
+    hp = HParams(model_type="convnet", width=8, stft_frames=9)
+    clips = sorted((data_folder / "mir1k" / "rest").iterdir())[::275]
+    songs = []
+    for clip in clips:
+        parts = [soundfile.read(clip / f"{n}.ogg")[0] for n in ("vocals", "accompaniment")]
+        songs.append(tuple(part.astype(np.float32) for part in parts))
+    assert len(songs) == 3
+    separator = make(hp, model=fit(songs, 16000, hp))
+    for truth, accompaniment in songs:
+        mixture = truth + accompaniment
+        vocals, rest = separator.separate(mixture, 16000)
+        assert_separated(vocals, mixture, truth)
+        np.testing.assert_allclose(vocals + rest, mixture, atol=1e-6)
+        assert_it_can_fail(vocals, mixture, truth)
