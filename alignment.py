@@ -36,7 +36,6 @@ class PairCheck:
     CERTAIN = 5  # a gain is off if by more than this many standard deviations
 
     def __init__(self) -> None:
-        self.peak = 0.0  # of the vocals
         self.n_heard = 0  # blocks with voice
         self._reach = 0
         self._spectra: list[np.ndarray] = []
@@ -44,7 +43,6 @@ class PairCheck:
     def add(self, vocals: np.ndarray, accompaniment: np.ndarray) -> None:
         """Take in the next block of both, mono."""
         n = len(vocals)
-        self.peak = max(self.peak, float(np.abs(vocals).max()))
         # Only the middle half sings, so that every offset looked at finds its whole partner.
         sung = np.zeros(n, np.float32)
         sung[n // 4 : n - n // 4] = vocals[n // 4 : n - n // 4]

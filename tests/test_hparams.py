@@ -175,9 +175,10 @@ def test_a_wrong_setting_on_the_command_line_is_told_in_one_line(text, said):
 
 
 def test_the_last_of_two_settings_of_one_name_counts_and_the_start_stays():
-    start = HParams()
-    assert override(start, ["width=8", "seed=3", "width=16"]) == HParams(width=16, seed=3)
-    assert start == HParams()
+    start = HParams(epochs=3)
+    found = override(start, ["width=8", "seed=3", "width=16"])
+    assert found == HParams(width=16, seed=3, epochs=3)
+    assert start == HParams(epochs=3)
     assert override(start, []) == start
 
 

@@ -25,7 +25,7 @@ HP = HParams(
     hop_length=16,
     stft_frames=5,
     width=4,
-    chunk_slices=8,
+    chunk_slices=12,
     batch_size=4,
     epochs=2,
     valid_seconds=1,
@@ -110,7 +110,13 @@ def assert_same(ours: training.Run, theirs: training.Run) -> None:
 @pytest.mark.parametrize("mask_target", ["activity", "dominance", "ratio"])
 def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, mask_target):
     hp = replace(
-        HP, model_type=model_type, mask_target=mask_target, schedule="constant", width=8, remix=0
+        HP,
+        model_type=model_type,
+        mask_target=mask_target,
+        schedule="constant",
+        learning_rate=0.01,
+        width=8,
+        remix=0,
     )
     run = training.Run(hp, songs, CPU)
     batch = dataset.plan_epoch(songs, hp, 0)[0]
@@ -118,9 +124,9 @@ def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, mask_target
     gains = torch.tensor([chunk[4:] for chunk in batch])
     _, target = training.make_example(run, spectrograms, gains)
     best = float(torch.special.entr(target).add(torch.special.entr(1 - target)).mean())
-    losses = [float(training.train_step(run, spectrograms, gains)[0]) for _ in range(80)]
+    losses = [float(training.train_step(run, spectrograms, gains)[0]) for _ in range(60)]
     assert 0.05 < float(target.mean()) < 0.95
-    assert losses[-1] - best < 0.1 * (losses[0] - best)
+    assert losses[-1] - best < 0.05 * (losses[0] - best)
 
 
 def test_an_example_is_centred_on_the_frames_it_is_asked_about(songs):
@@ -447,7 +453,6 @@ def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dat
     go(run, tmp_path / "last.pth")
     scores = training.validate(run, valid)
     assert bounds["floor"] + 2 < scores["soft"] < bounds["ideal_ratio"]
-    assert bounds["floor"] + 1 < scores["binary"] < bounds["ideal_binary"]
 
 
 # --- The log ------------------------------------------------------------------------------------
@@ -468,7 +473,7 @@ def test_the_log_holds_curves_pictures_and_sounds(songs, tmp_path):
     assert set(tags["scalars"]) == {"loss", "rate"}
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(3, 0.5)]
     assert tags["images"] == ["masks"]
-    assert set(tags["audio"]) == {"mixture", "estimate", "truth", "loud", "none"}
+    assert set(tags["audio"]) == {"mixture", "estimate", "truth", "loud"}, "none is left out"
 
 
 def test_a_log_that_cannot_be_made_is_told_once_and_training_goes_on(songs, tmp_path):
