@@ -181,21 +181,22 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
             "training needs 2 or more, and 1 or more of the latter to validate on"
         )
     n_singers = len({song.song.singer for song in whole})
-    group_of = {
-        song.song.id: song.song.singer if n_singers > 2 else song.song.group for song in songs
-    }
+
+    def group_of(song: OpenSong) -> str:
+        return song.song.singer if n_singers > 2 else song.song.group
+
     rng = np.random.default_rng([hp.seed, 1])
     held: set[str] = set()
     n_wanted = hp.valid_fraction * sum(song.song.n_frames for song in whole)
     n_held = 0
-    groups = rng.permutation(sorted({group_of[song.song.id] for song in whole}))
+    groups = rng.permutation(sorted({group_of(song) for song in whole}))
     for group in groups[:-1] if len(groups) > 1 else groups:  # one is left to learn from
         if n_held >= n_wanted and held:
             break
         held.add(group)
-        n_held += sum(song.song.n_frames for song in whole if group_of[song.song.id] == group)
-    learn = [song for song in songs if group_of[song.song.id] not in held]
-    valid = [song for song in whole if group_of[song.song.id] in held]
+        n_held += sum(song.song.n_frames for song in whole if group_of(song) == group)
+    learn = [song for song in songs if group_of(song) not in held]
+    valid = [song for song in whole if group_of(song) in held]
     _check_parts(learn)
     return learn, valid
 

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = as_options([*TRAINING, *args.settings])
     run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
-    separate(RUN / "best.pth", mixture)
+    separate(RUN / "best.pth", mixture, GENERATED)
     gain_db = report(mixture, TREE / "Sources/Test" / mixture.parent.name / "vocals.wav")
     if args.song is not None:
         separate_song(args.song)
@@ -63,9 +63,9 @@ def write_songs() -> None:
     synthesis.write_dsd100(TREE, **SONGS)
 
 
-def separate(checkpoint: Path, song: Path) -> None:
+def separate(checkpoint: Path, song: Path, folder: Path) -> None:
     """Write the vocals and the accompaniment of a song."""
-    run("generate.py", checkpoint, song, "--background", "--output-dir", GENERATED)
+    run("generate.py", checkpoint, song, "--background", "--output-dir", folder)
 
 
 def separate_song(song: Path) -> None:
@@ -78,7 +78,7 @@ def separate_song(song: Path) -> None:
             f"\nThere is no {PRETRAINED.relative_to(HERE)}. A network that has heard a few minutes "
             "of synthesised songs will not do well on a real one; do not judge the method by it."
         )
-    separate(checkpoint, song)
+    separate(checkpoint, song, GENERATED / "yours")  # it may be called mixture.wav, too
 
 
 def report(mixture: Path, truth: Path) -> float:

@@ -531,6 +531,15 @@ def test_singers_are_kept_apart_where_there_are_three():
     assert len(sides) > 3, "the seed decides"
 
 
+def test_singers_are_kept_apart_where_two_datasets_use_the_same_names():
+    songs = [song(str(i), singer=singer) for singer in "abcdef" for i in range(4)]
+    for seed in range(12):
+        learn, valid = dataset.hold_out(songs, replace(HP, seed=seed))
+        sides = [{one.song.singer for one in side} for side in (learn, valid)]
+        assert sides[0].isdisjoint(sides[1])
+        assert len(learn) + len(valid) == len(songs)
+
+
 @pytest.mark.parametrize("singers", ["a", "ab"])
 def test_all_clips_of_a_song_stay_together_where_there_are_two_singers(singers):
     songs = [

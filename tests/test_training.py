@@ -114,7 +114,7 @@ def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, mask_target
         model_type=model_type,
         mask_target=mask_target,
         schedule="constant",
-        learning_rate=0.01,
+        learning_rate=0.02,
         width=8,
         remix=0,
     )

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("build_dataset", "train", "generate", "benchmark", "draw", "demo")
+
+
+class Parsed(BaseException):
+    """The parser accepted the command; nothing is run."""
+
+
+def commands_in(text: str) -> list[str]:
+    """Find lines such as ``    python train.py data/dsd100    # comment``."""
+    found = re.findall(r"^ *(?:\| )?`?(python \w+\.py[^`\n]*)", text, re.MULTILINE)
+    return [re.sub(r"<[^>]*>", "something", line.split("#")[0]).strip() for line in found]
+
+
+def documented_commands() -> list[str]:
+    texts = [(ROOT / "README.md").read_text()]
+    for name in SCRIPTS:
+        script = importlib.import_module(name)
+        texts += [script.__doc__, getattr(script, "EPILOG", "")]
+    return sorted({command for text in texts for command in commands_in(text)})
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_every_documented_command_is_accepted_by_its_parser(command, monkeypatch):
+    def parse_args(self, argv=None):
+        real(self, argv)
+        raise Parsed
+
+    real = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    _, script, *words = shlex.split(command)
+    with pytest.raises(Parsed):
+        importlib.import_module(script.removesuffix(".py")).main(words)
+
+
+def test_the_readme_shows_the_three_commands():
+    shown = {command.split()[1] for command in commands_in((ROOT / "README.md").read_text())}
+    assert {"build_dataset.py", "train.py", "generate.py"} <= shown
+
+
+def test_the_readme_lists_every_file_and_no_other():
+    tree = (ROOT / "README.md").read_text().split("## The files")[1].split("## ")[0]
+    listed = set(re.findall(r"^\| `(\w+\.py)` \|", tree, re.MULTILINE))
+    assert listed == {path.name for path in ROOT.glob("*.py")}
+
+
+def test_every_setting_the_readme_names_exists_with_the_default_it_says():
+    from hparams import hparams
+
+    table = (ROOT / "README.md").read_text().split("## Settings")[1].split("## ")[0]
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table, re.MULTILINE)
+    assert len(rows) >= 8
+    for names, defaults in rows:
+        for name, default in zip(
+            re.findall(r"`(\w+)`", names), defaults.replace("`", "").split(", "), strict=False
+        ):
+            value = getattr(hparams, name)
+            expected = "as tuned" if value is None else str(value)
+            assert default.strip() in (
+                expected,
+                f"{value:g}" if expected[0].isdigit() else expected,
+            )
+
+
+def test_every_picture_and_sound_of_the_readme_is_there():
+    links = re.findall(r"\]\((assets/[^)]*)\)", (ROOT / "README.md").read_text())
+    assert links
+    for link in links:
+        assert (ROOT / link).is_file()
