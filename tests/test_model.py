@@ -101,6 +101,21 @@ def test_a_column_hears_its_own_frames_and_no_other(model_type, stft_frames):
 
 
 @every_model
+@pytest.mark.parametrize("stft_frames", [3, 25, 41])
+def test_a_song_played_backwards_has_the_mask_of_a_network_turned_round(model_type, stft_frames):
+    # No part of a network, not even a skip connection, looks more to one side than to the other.
+    hp = HParams(model_type=model_type, stft_frames=stft_frames, width=8)
+    model, x = lively(hp), pad(music(hp, 12), hp)
+    with torch.inference_mode():
+        expected = model(x).sigmoid()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(module.weight.flip(-1))
+        backwards = model(x.flip(-1)).sigmoid().flip(-1)
+    np.testing.assert_allclose(backwards, expected, rtol=0, atol=1e-5)
+
+
+@every_model
 @pytest.mark.parametrize("width", [2, 3, 5])
 @pytest.mark.parametrize("n_fft", [16, 1000, 1024])
 def test_any_width_and_any_window_answer_every_bin(model_type, width, n_fft):
@@ -305,6 +320,7 @@ class Evil:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's warning must not be what saves us
 @pytest.mark.parametrize("force", ["", "1"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch, force, zipped):
@@ -414,8 +430,10 @@ def test_few_bytes_that_claim_to_be_gigabytes_take_neither_time_nor_memory(path,
     giant = torch.zeros(1).expand(10**12)
     torch.save({"format": networks.FORMAT, "sha256": "", **contents, "giant": giant}, path)
     assert "larger than the file" in refusal(path)
-    refusal(forge(path, contents, hparams={**asdict(HP), "width": 512, "stft_frames": 999}))
-    assert time.perf_counter() - started < 5
+    for stft_frames in (41, 999):  # 4 GB, 120 GB
+        wide = {**asdict(HP), "width": 512, "stft_frames": stft_frames}
+        assert "width 512 needs" in refusal(forge(path, contents, hparams=wide))
+    assert time.perf_counter() - started < 10
 
 
 def with_pickle(path: Path, value: bytes) -> Path:
@@ -441,7 +459,7 @@ def test_hostile_pickles_of_lists_end_at_once(path):
     number = b"\x8b" + (10_000).to_bytes(4, "little") + b"\x7f" * 10_000  # too long to print
     for value in (deep, b"(" + doubled + b"t", endless, number):
         refusal(with_pickle(path, value))
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(path, monkeypatch):

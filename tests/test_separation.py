@@ -198,6 +198,8 @@ def test_memory_does_not_grow_with_the_song():
     assert max(sizes[120:]) <= 1.02 * max(sizes[:120]) < 1e6
     assert stream.n_returned > 239 * 8000 - stream.step
     assert len(stream.waiting) < 10
+    stream.push(np.tile(second, 60))  # nor does a minute that came at once stay
+    assert storage_bytes(stream) <= max(sizes)
 
 
 # --- What comes out -----------------------------------------------------------------------------
