@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hparams import HParams, InputError, hparams, override
+from hparams import HParams, InputError, UsageError, hparams, override
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def script(main: Main) -> Main:
             if debug:
                 raise
             complain(error)
-            return 1
+            return 2 if isinstance(error, UsageError) else 1
         except BrokenPipeError:  # "| head": whoever read our output has seen enough
             return 1
         except KeyboardInterrupt:

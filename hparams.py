@@ -29,6 +29,10 @@ class InputError(Exception):
     """Something the user can fix; the message names the thing, the value and the remedy."""
 
 
+class UsageError(InputError):
+    """A wrong command line: the script ends with 2 instead of 1."""
+
+
 @dataclass(frozen=True)
 class HParams:
     """All settings; frozen, so that a misspelt name is an error and nothing changes mid-run."""
@@ -51,6 +55,7 @@ class HParams:
     mask_target: str = "ratio"  # what the mask learns: "activity", "dominance" or "ratio"
     vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
+    loss_weight: float = 0.5  # a bin's error counts by its amplitude to this power; 0: all alike
     chunk_slices: int = 64  # neighbouring slices trained in one dense pass; 1 = separate slices
     batch_size: int = 8  # chunks per step
     epochs: int = 10  # passes over every slice position of the training songs
@@ -123,6 +128,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "stft_stride": (1, 999),
     "vocals_power": (0.1, 10),
     "mask_threshold": (0, 1),
+    "loss_weight": (0, 2),
     "chunk_slices": (1, 65536),
     "batch_size": (1, 65536),
     "epochs": (1, 1_000_000),
@@ -154,10 +160,13 @@ def override(hp: HParams, settings: list[str]) -> HParams:
 
     Raises
     ------
-    InputError
+    UsageError
         If a name is unknown, or a value is not of the setting's type or out of its range.
     """
-    return replace(hp, **parse_settings(settings))
+    try:
+        return replace(hp, **parse_settings(settings))
+    except InputError as error:
+        raise UsageError(f"--set {error}") from error
 
 
 def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
@@ -167,11 +176,11 @@ def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
-            raise InputError(f"--set {setting}: write it as name=value")
+            raise InputError(f"{setting}: write it as name=value")
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"did you mean {near[0]}?" if near else "hparams.py lists the settings"
-            raise InputError(f"--set {setting}: there is no setting {name!r} ({hint})")
+            raise InputError(f"{setting}: there is no setting {name!r} ({hint})")
         values[name] = _parse_value(name, text, kinds[name])
     return values
 
@@ -210,4 +219,4 @@ def _parse_value(name: str, text: str, kind: typing.Any) -> typing.Any:
         return kind(text)
     except (KeyError, ValueError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise InputError(f"--set {name}={text}: {text!r} is not {wanted}") from None
+        raise InputError(f"{name}={text}: {text!r} is not {wanted}") from None

@@ -193,13 +193,31 @@ def train_step(
     """
     features, target = make_example(run, spectrograms, gains)
     logits = run.model(features)[..., :: run.hp.stft_stride]
-    loss = F.binary_cross_entropy_with_logits(logits, target)
+    centres = slice(run.hp.context, features.shape[-1] - run.hp.context, run.hp.stft_stride)
+    loss = mask_loss(logits, target, features[:, 0, :, centres], run.hp)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.hp.max_grad_norm)
     run.optimizer.step()
     run.scheduler.step()
     return loss.detach(), grad_norm
+
+
+def mask_loss(
+    logits: torch.Tensor, target: torch.Tensor, features: torch.Tensor, hp: HParams
+) -> torch.Tensor:
+    """Return the binary cross entropy of a mask, in which loud bins count for more.
+
+    Parameters
+    ----------
+    logits, target : torch.Tensor, shape=(n, n_bins, n_columns)
+    features : torch.Tensor, shape=(n, n_bins, n_columns)
+        Of the mixture: a bin's weight is its amplitude, as the ear weights it, to the power
+        ``loss_weight``; the weights are then scaled to a mean of 1.
+    """
+    level_db = (1 - features) * hp.min_level_db
+    weights = 10 ** (level_db * (hp.loss_weight / (10 * hp.mixture_power)))
+    return F.binary_cross_entropy_with_logits(logits, target, weights / weights.mean())
 
 
 @torch.no_grad()
@@ -239,7 +257,10 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
         vocals, accompaniment = _signals(run, song)
         logits = _predict(run, vocals + accompaniment)
         target = dataset.mask_target(vocals, accompaniment, run.curve_db, run.hp)
-        losses.append(float(F.binary_cross_entropy_with_logits(logits, target)))
+        features = audio.features(
+            vocals + accompaniment, run.curve_db, run.hp.mixture_power, run.hp
+        )
+        losses.append(float(mask_loss(logits, target, features, run.hp)))
         mask = audio.quantize_mask(logits.sigmoid())
         soft.append(_score(vocals, accompaniment, mask, run.hp))
         binary.append(_score(vocals, accompaniment, (mask > 0.5).float(), run.hp))

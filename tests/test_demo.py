@@ -102,11 +102,16 @@ def test_own_song_is_separated_with_the_best_network_and_an_honest_word(folder, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--song", "no such.mp3"], "no such.mp3: no such file"), (["--set", "widht=8"], "width")],
+    ("arguments", "code", "message"),
+    [
+        (["--song", "no such.mp3"], 1, "no such.mp3: no such file"),
+        (["--set", "widht=8"], 2, "width"),
+    ],
 )
-def test_wrong_arguments_are_told_before_any_work(folder, commands, capsys, arguments, message):
-    assert demo.main(arguments) == 1
+def test_wrong_arguments_are_told_before_any_work(
+    folder, commands, capsys, arguments, code, message
+):
+    assert demo.main(arguments) == code
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

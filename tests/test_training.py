@@ -161,6 +161,26 @@ def test_the_gains_reach_the_mixture_and_the_target(songs):
     assert not silence.any()
 
 
+@pytest.mark.parametrize("power", [2.0, 3.0])
+def test_a_bin_counts_by_its_amplitude_to_the_power_of_the_loss_weight(power):
+    amplitude = torch.tensor([1.0, 0.1, 0.01, 0.001]).reshape(1, 4, 1)
+    hp = replace(HP, mixture_power=power, min_level_db=-190.0)
+    features = audio.features(amplitude + 0j, torch.zeros(4), power, hp)
+    logits = torch.tensor([2.0, -1.0, 0.0, 3.0]).reshape(1, 4, 1)
+    target = torch.tensor([0.0, 1.0, 0.3, 1.0]).reshape(1, 4, 1)
+    errors = -(target * logits.sigmoid().log() + (1 - target) * (-logits).sigmoid().log())
+    for loss_weight in (0.0, 0.5, 1.0):
+        weights = amplitude**loss_weight
+        expected = float((weights * errors).sum() / weights.sum())
+        found = training.mask_loss(logits, target, features, replace(hp, loss_weight=loss_weight))
+        assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_silent_batch_has_a_finite_loss():
+    silence = torch.zeros(1, 4, 2)
+    assert training.mask_loss(silence, silence, silence, HP).isfinite()
+
+
 def test_gradients_are_scaled_down_to_the_norm_allowed(songs):
     batch = dataset.plan_epoch(songs, HP, 0)[0]
     spectrograms = dataset.read_batch(songs, batch, HP)
