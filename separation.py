@@ -32,6 +32,8 @@ MAX_CHANNELS = 1024  # as in libsndfile; more is an array that needs transposing
 class Separator:
     """A trained network, ready to separate.
 
+    It takes over the `model` it is given, whose batch norms are folded in place.
+
     Attributes
     ----------
     hp : HParams
