@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import build_dataset
 import synthesis
 
 
@@ -14,6 +15,14 @@ def toy_tree(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("toy") / "dsd100"
     synthesis.write_dsd100(root, n_train=3, n_test=1, seconds=4, sample_rate=22050, seed=0)
     return root
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(toy_tree) -> Path:
+    """The toy songs as a dataset."""
+    folder = toy_tree.parent / "dataset"
+    assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

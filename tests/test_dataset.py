@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 import audio
-import build_dataset
 import dataset
 import model
 from dataset import PARTS, Chunk, Manifest, OpenSong, Song
@@ -80,15 +79,6 @@ def names(songs: list[OpenSong]) -> list[str]:
 def chunks(songs: list[OpenSong], hp: HParams, n_epochs: int = 1) -> list[Chunk]:
     plans = [dataset.plan_epoch(songs, hp, epoch) for epoch in range(n_epochs)]
     return [chunk for plan in plans for batch in plan for chunk in batch]
-
-
-@pytest.fixture(scope="session")
-def toy_dataset(toy_tree: Path) -> Path:
-    """The toy songs as a dataset, built once for all tests of a session."""
-    folder = toy_tree.parent / "dataset"
-    if not (folder / dataset.MANIFEST).exists():
-        assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
-    return folder
 
 
 # --- Files --------------------------------------------------------------------------------------

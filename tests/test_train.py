@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-import build_dataset
 import dataset
 import model
 import train
@@ -39,15 +38,6 @@ SMALL = {
 
 def settings(**changes: object) -> list[str]:
     return [f"--set={name}={value}" for name, value in (SMALL | changes).items()]
-
-
-@pytest.fixture(scope="session")
-def toy_dataset(toy_tree: Path) -> Path:
-    """The toy songs as a dataset, built once for all tests of a session."""
-    folder = toy_tree.parent / "dataset"
-    if not (folder / dataset.MANIFEST).exists():
-        assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import audio
-import build_dataset
 import dataset
 import model
 import training
@@ -454,15 +453,6 @@ def test_the_picture_has_the_lows_at_the_bottom_and_the_sounds_are_those_of_the_
     # The mixture is the voice alone: to float16, the song that went in.
     for name in ("mixture", "truth"):
         np.testing.assert_allclose(sounds[name], sine(125)[: len(sounds[name])], atol=1e-3)
-
-
-@pytest.fixture(scope="session")
-def toy_dataset(toy_tree: Path) -> Path:
-    """The toy songs as a dataset, built once for all tests of a session."""
-    folder = toy_tree.parent / "dataset"
-    if not (folder / dataset.MANIFEST).exists():
-        assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
-    return folder
 
 
 def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dataset, tmp_path):
