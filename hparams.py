@@ -52,7 +52,7 @@ class HParams:
 
     # --- Training: free for every run ------------------------------------------------------------
     stft_stride: int = 1  # frames between training slices; inference always has step 1
-    mask_target: str = "ratio"  # what the mask learns: "activity", "dominance" or "ratio"
+    mask_target: str = "activity"  # what the mask learns: "activity", "dominance" or "ratio"
     vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
     loss_weight: float = 0.5  # a bin's error counts by its amplitude to this power; 0: all alike
