@@ -226,7 +226,7 @@ class Stream:
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
         spec[..., max(0, n_frames - first) :] = 0  # after the song there is silence, as before it
 
-        seen = audio.to_network_bins(spec.mean(0), hp)
+        seen = audio.to_network_bins(spec, hp).mean(0)
         seen = audio.features(seen, separator.curve_db, hp.mixture_power, hp)
         seen = torch.cat([self.features, seen], -1)  # (hp.n_bins, 2 context + block)
         mask = audio.vocals_mask(separator.mask(seen), **separator.mask_settings)

@@ -27,6 +27,7 @@ HP = HParams(
     chunk_slices=12,
     batch_size=4,
     epochs=2,
+    mask_target="ratio",
     valid_seconds=1,
 )
 CPU = torch.device("cpu")
