@@ -138,6 +138,23 @@ def test_the_same_command_gives_the_same_weights(toy_dataset, whole):
     assert weights_equal(Path("runs/convnet/best.pth"), whole / "best.pth")
 
 
+def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, monkeypatch):
+    found = iter([(1.0, 0.0), (2.0, 3.0), (2.5, 0.0)])  # SI-SDR with the soft and the binary mask
+
+    def scripted(*_args) -> dict[str, float]:
+        return dict(zip(("soft", "binary"), next(found), strict=True), loss=0.5)
+
+    monkeypatch.setattr(training, "validate", scripted)
+    assert train.main([str(toy_dataset), *settings(epochs=3)]) == 0
+    best = model.load_checkpoint(Path("runs/convnet/best.pth"))
+    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
+    assert best["scores"] == {"soft": 2, "binary": 3, "loss": 0.5}
+    assert best["mask_settings"]["mask_at_eval"]
+    assert not last["mask_settings"]["mask_at_eval"]
+    assert last["resume"]["best_db"] == 3
+    assert best["step"] < last["step"]
+
+
 def test_with_no_held_out_voice_the_loss_decides_which_network_is_best(toy_dataset):
     songs = dataset.load_manifest(toy_dataset).songs
     folder = with_songs(toy_dataset, Path("silent"), lambda one: one["split"] == "test")

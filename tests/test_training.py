@@ -146,6 +146,19 @@ def test_an_example_is_centred_on_the_frames_it_is_asked_about(songs):
             np.testing.assert_array_equal(target[..., i : i + 1], expected)
 
 
+def test_with_a_stride_a_step_asks_about_every_third_column_only(songs):
+    hp = replace(HP, stft_stride=3)
+    run, twin = training.Run(hp, songs, CPU), training.Run(hp, songs, CPU)
+    batch = dataset.plan_epoch(songs, hp, 0)[0]
+    spectrograms, gains = dataset.read_batch(songs, batch, hp), torch.ones(len(batch), 2)
+    features, target = training.make_example(twin, spectrograms, gains)
+    columns = [3 * i for i in range(hp.chunk_slices)]
+    logits = twin.model(features)[..., columns]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    loss, _ = training.train_step(run, spectrograms, gains)
+    np.testing.assert_allclose(loss, expected.detach(), rtol=1e-6)
+
+
 def test_the_gains_reach_the_mixture_and_the_target(songs):
     run = training.Run(HP, songs, CPU)
     batch = dataset.plan_epoch(songs, HP, 0)[0]
