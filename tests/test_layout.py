@@ -1,4 +1,4 @@
-"""The repository is the one that STYLE.md §1 draws."""
+"""Files import only from rows below theirs, and every file has its row."""
 
 from __future__ import annotations
 

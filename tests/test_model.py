@@ -134,7 +134,7 @@ def test_three_wide_convolutions_reach_over_the_context_evenly():
             assert len(reach) == n
             assert sum(reach) == context
             assert max(reach) - min(reach) <= 1
-    assert sorted(networks.time_reach(17, 12)) == [0] * 5 + [1] * 12  # as in DESIGN.md, section 3
+    assert sorted(networks.time_reach(17, 12)) == [0] * 5 + [1] * 12
     assert networks.time_reach(17, 17) == [1] * 17  # 35 frames: all of them three wide
 
 

@@ -252,7 +252,7 @@ def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
 
 
 def test_a_cut_file_of_three_gigabytes_is_not_mistaken_for_a_pipe(tmp_path):
-    # TORTURE row 8 would accept every size from 0x7FFFFFFF; a real recording may be that large.
+    # Not every size from 0x7FFFFFFF on comes from a pipe: a real recording may be that large.
     path = write(tmp_path / "cut.wav", wav_bytes(bytes(2000), size=3_000_000_000))
     with pytest.raises(InputError, match="promises 1500000000 frames, file holds 1000"):
         probe(path)
