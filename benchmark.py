@@ -33,7 +33,7 @@ SONG_RATE = 44100
 
 @commandline.script
 def main(argv: list[str] | None = None) -> int:
-    """Run one benchmark and print its figures."""
+    """Run one benchmark, on the CPU, and print its figures."""
     benchmarks = {
         "network": network,
         "generate": generate,
@@ -46,14 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("what", choices=benchmarks, help="which part to measure")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in alternation (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    commandline.add_device_option(parser)
     args = parser.parse_args(argv)
     hp = commandline.settings_of(args)
 
     import torch
 
-    if args.device != "cpu":
-        commandline.device_of(args, parser)
     figures = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
         figures |= benchmarks[args.what](hp, args.rounds, Path(folder))
@@ -309,7 +306,8 @@ def _run(words: list[str | Path], expected: int = 0) -> None:
 
 def _peak_megabytes(words: list[str | Path]) -> float:
     """Run a script and return the largest resident memory it had [MB]."""
-    child = subprocess.Popen([sys.executable, HERE / words[0], *map(str, words[1:])])
+    command = [sys.executable, HERE / words[0], *map(str, words[1:])]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if os.waitstatus_to_exitcode(status):
         raise RuntimeError(f"{words[0]} failed")

@@ -6,11 +6,13 @@ bright is loud, or voice.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import commandline
+from hparams import InputError, parse_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="length shown (%(default)s)")
     args = parser.parse_args(argv)
     settings = commandline.settings_of(args)
+    if not (0 <= args.start < math.inf and 0 < args.seconds < math.inf):
+        parser.error("--start must be 0 or more and --seconds more than 0")
 
     import soundio
 
@@ -47,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from separation import Separator
 
-    rows = _rows(Separator.load(args.checkpoint, settings=settings), wav, sample_rate)
+    explicit = parse_settings(args.settings)
+    separator = Separator.load(args.checkpoint, settings=settings, explicit=explicit)
+    rows = _rows(separator, wav, sample_rate)
     picture = _stack(rows)
     soundio.replace_atomically(args.picture, lambda file: picture.save(file, format="png"))
     print(commandline.printable(args.picture))
@@ -59,7 +65,6 @@ def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
     import numpy as np
 
     import soundio
-    from hparams import InputError
 
     with soundio.Reader(path) as reader:
         rate = reader.info.sample_rate
@@ -89,7 +94,8 @@ def _rows(separator: Separator, wav: np.ndarray, sample_rate: int) -> dict[str, 
     spec = audio.to_network_bins(spec, hp)
     seen = audio.features(spec, separator.curve_db, hp.mixture_power, hp)
     mask = separator.mask(F.pad(seen, (hp.context, hp.context)))
-    vocals = audio.features(spec * mask, separator.curve_db, hp.mixture_power, hp)
+    applied = audio.vocals_mask(mask, **separator.mask_settings)
+    vocals = audio.features(spec * applied, separator.curve_db, hp.mixture_power, hp)
     return {"mixture": seen, "mask: is this the voice?": mask, "vocals": vocals}
 
 

@@ -48,7 +48,7 @@ class HParams:
     mixture_power: float = 2.0  # exponent of |X| before dB in the network's input
     stft_frames: int = 25  # frames the network sees, odd; 25 = 290 ms
     model_type: str = "resnet18"  # "resnet18" or "convnet"
-    width: int = 32  # channels of the first convolution; cost and weights grow with its square
+    width: int = 32  # channels of the first convolution; operations grow with its square
 
     # --- Training: free for every run ------------------------------------------------------------
     stft_stride: int = 1  # frames between training slices; inference always has step 1

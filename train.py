@@ -60,13 +60,16 @@ def main(argv: list[str] | None = None) -> int:
     bounds = training.bounds(run, valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
-    if args.overwrite and not checkpoint:
+    if not (checkpoint and args.checkpoint.parent.resolve() == run_dir.resolve()):
         remove_run(run_dir)
+        run.best_db = -math.inf  # the best.pth of another folder is not this run's
     log = training.Log(run_dir, commandline.warn)
+    slices_per_step = hp.batch_size * hp.chunk_slices
     with commandline.Stop() as stop:
         while run.epoch < hp.epochs:
             started, epoch = time.perf_counter(), run.epoch
             n_slices = sum(song.song.n_frames for song in learn) // hp.stft_stride
+            first_step = run.step
             with commandline.progress(n_slices, " slices") as bar:
                 loss = training.train_epoch(
                     run, bar.update, log.scalars, stop, run_dir / "last.pth"
@@ -83,10 +86,11 @@ def main(argv: list[str] | None = None) -> int:
                 run.save(run_dir / "best.pth", whole=False)
             run.epoch, run.batch = run.epoch + 1, 0
             run.save(run_dir / "last.pth")
+            rate = (run.step - first_step) * slices_per_step / (time.perf_counter() - started)
             print(
                 f"epoch {epoch + 1:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
                 f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
-                f"{n_slices / (time.perf_counter() - started):.0f} slices/s",
+                f"{rate:.0f} slices/s",
                 flush=True,
             )
             log.scalars(
