@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commandline
-from hparams import HParams
+from hparams import UNTUNED_MASK, HParams
 
 if TYPE_CHECKING:
     import torch
@@ -263,13 +263,12 @@ def _untrained_checkpoint(hp: HParams, folder: Path) -> Path:
     import model as networks
 
     torch.manual_seed(0)
-    settings = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
     networks.save_checkpoint(
         folder / "untrained.pth",
         networks.build_model(hp),
         hp,
         curve_db=audio.weighting_curve_db(hp),
-        mask_settings=settings,
+        mask_settings=UNTUNED_MASK,
     )
     return folder / "untrained.pth"
 

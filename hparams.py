@@ -22,7 +22,8 @@ TRAINED = (  # bound by a checkpoint
     "model_type",
     "width",
 )
-MASK_SETTINGS = ("mask_at_eval", "eval_mask_threshold", "noise_gate")
+UNTUNED_MASK = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
+MASK_SETTINGS = tuple(UNTUNED_MASK)
 
 
 class InputError(Exception):

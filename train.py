@@ -61,8 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
     if not (checkpoint and args.checkpoint.parent.resolve() == run_dir.resolve()):
-        remove_run(run_dir)
         run.best_db = -math.inf  # the best.pth of another folder is not this run's
+        if args.overwrite:
+            remove_run(run_dir)
     log = training.Log(run_dir, commandline.warn)
     slices_per_step = hp.batch_size * hp.chunk_slices
     with commandline.Stop() as stop:
@@ -134,7 +135,8 @@ def run_folder(args: argparse.Namespace) -> Path:
     if args.checkpoint and not args.name:
         return args.checkpoint.parent
     folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
-    if (folder / "last.pth").exists() and not args.overwrite:
+    holds_run = any((folder / name).exists() for name in ("last.pth", "best.pth"))
+    if holds_run and not args.overwrite:
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"

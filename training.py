@@ -22,7 +22,7 @@ import dataset
 import metrics
 import model as networks
 from dataset import Chunk, OpenSong
-from hparams import HParams, InputError
+from hparams import UNTUNED_MASK, HParams, InputError
 
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
@@ -44,7 +44,7 @@ class Run:
         self.scheduler = make_scheduler(self.optimizer, hp, self.n_steps)
         self.epoch = self.batch = self.step = 0  # what comes next
         self.best_db = -np.inf
-        self.mask_settings = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
+        self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
         self.scores: dict[str, float] = {}
 
     def save(self, path: Path, whole: bool = True) -> None:
@@ -193,8 +193,7 @@ def train_step(
     """
     features, target = make_example(run, spectrograms, gains)
     logits = run.model(features)[..., :: run.hp.stft_stride]
-    centres = slice(run.hp.context, features.shape[-1] - run.hp.context, run.hp.stft_stride)
-    loss = mask_loss(logits, target, features[:, 0, :, centres], run.hp)
+    loss = mask_loss(logits, target, features[:, 0, :, _centres(features, run.hp)], run.hp)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.hp.max_grad_norm)
@@ -234,8 +233,8 @@ def make_example(
     hp, device = run.hp, run.device
     both = dataset.mix(spectrograms.to(device, non_blocking=True), gains.to(device))
     vocals, accompaniment = both
-    features = audio.features(vocals + accompaniment, run.curve_db, hp.mixture_power, hp)
-    centres = slice(hp.context, features.shape[-1] - hp.context, hp.stft_stride)
+    features = _hear(run, vocals + accompaniment)
+    centres = _centres(features, hp)
     target = dataset.mask_target(
         vocals[..., centres], accompaniment[..., centres], run.curve_db, hp
     )
@@ -255,11 +254,9 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     losses, soft, binary = [], [], []
     for song in songs:
         vocals, accompaniment = _signals(run, song)
-        logits = _predict(run, vocals + accompaniment)
+        features = _hear(run, vocals + accompaniment)
+        logits = _predict(run, features)
         target = dataset.mask_target(vocals, accompaniment, run.curve_db, run.hp)
-        features = audio.features(
-            vocals + accompaniment, run.curve_db, run.hp.mixture_power, run.hp
-        )
         losses.append(float(mask_loss(logits, target, features, run.hp)))
         mask = audio.quantize_mask(logits.sigmoid())
         soft.append(_score(vocals, accompaniment, mask, run.hp))
@@ -304,9 +301,10 @@ def picture_and_sound(run: Run, song: OpenSong) -> tuple[np.ndarray, dict[str, n
     run.model.eval()
     vocals, accompaniment = _signals(run, song)
     mixture = vocals + accompaniment
-    mask = _predict(run, mixture).sigmoid()
+    features = _hear(run, mixture)
+    mask = _predict(run, features).sigmoid()
     rows = [
-        audio.features(mixture, run.curve_db, run.hp.mixture_power, run.hp),
+        features,
         dataset.mask_target(vocals, accompaniment, run.curve_db, run.hp),
         mask,
     ]
@@ -393,10 +391,19 @@ def _signals(run: Run, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
     return dataset.mix(raw, torch.ones(1, 2, device=run.device))
 
 
+def _centres(features: torch.Tensor, hp: HParams) -> slice:
+    """Select the frames of a chunk on which its slices are centred."""
+    return slice(hp.context, features.shape[-1] - hp.context, hp.stft_stride)
+
+
+def _hear(run: Run, mixture: torch.Tensor) -> torch.Tensor:
+    """Return the features of a mixture as the network gets them."""
+    return audio.features(mixture, run.curve_db, run.hp.mixture_power, run.hp)
+
+
 @torch.inference_mode()
-def _predict(run: Run, mixture: torch.Tensor) -> torch.Tensor:
+def _predict(run: Run, features: torch.Tensor) -> torch.Tensor:
     """Return the logits of every frame, with silence around the excerpt."""
-    features = audio.features(mixture, run.curve_db, run.hp.mixture_power, run.hp)
     padded = F.pad(features, (run.hp.context, run.hp.context))
     return run.model(padded[:, None].contiguous())
 

@@ -215,6 +215,32 @@ def test_a_run_is_not_overwritten_unasked(toy_dataset, capsys):
     assert new != old, "old curves do not mix with the new"
 
 
+def test_a_best_network_kept_without_its_run_is_not_overwritten_either(toy_dataset, capsys):
+    kept = Path("runs/convnet/best.pth")
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"precious")
+    assert "holds a run" in refused(capsys, toy_dataset, *settings(epochs=1))
+    assert kept.read_bytes() == b"precious"
+
+
+def test_a_run_resumed_under_another_name_is_judged_on_its_own(toy_dataset):
+    argv = [str(toy_dataset), *settings(epochs=2, schedule="constant")]
+    assert train.main([*argv, "--name", "first"]) == 0
+    interrupted = model.load_checkpoint(Path("runs/first/last.pth"))
+    interrupted["resume"] |= {"epoch": 1, "batch": 0, "best_db": 1000.0}
+    network, hp = model.restore_model(Path("runs/first/last.pth"), interrupted)
+    rest = {name: interrupted[name] for name in interrupted if name not in ("weights", "hparams")}
+    model.save_checkpoint(Path("runs/first/last.pth"), network, hp, **rest)
+    stale = Path("runs/second/best.pth")
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an older run")
+    resume = ["--checkpoint", "runs/first/last.pth", "--name", "second", "--overwrite"]
+    assert train.main([str(toy_dataset), *resume]) == 0
+    best = model.load_checkpoint(stale)
+    assert model.load_checkpoint(stale.parent / "last.pth")["resume"]["best_db"] < 1000
+    assert best["scores"]
+
+
 def test_a_missing_or_wrong_checkpoint_is_named(toy_dataset, whole, capsys):
     assert "no.pth: no such checkpoint" in refused(capsys, toy_dataset, "--checkpoint", "no.pth")
     Path("text.pth").write_text("la la la")

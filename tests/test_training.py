@@ -451,7 +451,7 @@ def test_every_frame_of_a_song_is_predicted_with_silence_around(songs):
     run = training.Run(HP, songs, CPU)
     run.model.eval()
     vocals, accompaniment = training._signals(run, songs[0])
-    logits = training._predict(run, vocals + accompaniment)
+    logits = training._predict(run, training._hear(run, vocals + accompaniment))
     features = audio.features((vocals + accompaniment)[0], run.curve_db, HP.mixture_power, HP)
     with torch.no_grad():
         one_by_one = run.model(audio.slices(features, HP))  # (n_frames, n_bins, 1)
