@@ -7,6 +7,7 @@ it there is no dataset.
 
     python build_dataset.py DSD100 datasets/dsd100
     python build_dataset.py acapellas datasets/voices --as voices
+    torchrun --nproc-per-node 4 build_dataset.py DSD100 datasets/dsd100
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import commandline
+import distributed
 import soundio
 import tracks
 from building import JOURNAL, SONGS, Task, build_song, damage, file_of, finished, grid_of
@@ -55,29 +57,41 @@ class Outcome:
 @commandline.script
 def main(argv: list[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    args = make_parser().parse_args(argv)
+    args, world = make_parser().parse_args(argv), distributed.world()
     task = Task(
         args.root, args.output, commandline.settings_of(args), args.verify, args.check_pairs
     )
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     n_train = sum(track.split == "train" for track in found.tracks)
     n_test = len(found.tracks) - n_train
-    print(f"{args.root}: {found.layout}: {n_train} songs to train, {n_test} to test", flush=True)
+    if not world.rank:
+        print(
+            f"{args.root}: {found.layout}: {n_train} songs to train, {n_test} to test", flush=True
+        )
     extents, bad = {}, []
     for track in found.tracks:
         try:
             extents[track] = tracks.measure(track)
-            for note in extents[track].notes:
+            for note in extents[track].notes if not world.rank else []:
                 commandline.warn(note)
         except InputError as error:
             bad.append(str(error))
-    for message in sorted(found.bad + bad):
+    for message in sorted(found.bad + bad) if not world.rank else []:
         commandline.complain(message)
 
-    with locked(args.output):
-        check_output(task, found.tracks, args.overwrite)
-        records, n_failed = build_songs(task, extents, args.workers)
-        n_bad = len(found.bad) + len(bad) + n_failed
+    n_workers = args.workers or max(1, (os.cpu_count() or 1) // world.local_size)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.joined(world))
+        if not world.rank:
+            stack.enter_context(locked(args.output))
+            check_output(task, found.tracks, args.overwrite)
+        world.gather("ready")  # before that the other ranks write nothing
+        own = dict(world.share(list(extents.items())))
+        shares = world.gather(build_songs(task, own, n_workers, world.size))
+        if world.rank:
+            return 0
+        records = [record for of_rank, _ in shares for record in of_rank.values()]
+        n_bad = len(found.bad) + len(bad) + sum(n_failed for _, n_failed in shares)
         if n_bad and not args.skip_bad:
             raise InputError(
                 f"{n_bad} of {n_bad + len(records)} songs are bad, each named above; repair them "
@@ -85,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if not records:
             raise InputError(f"{args.root}: no song can be used")
-        save(task, found.layout, list(records.values()), n_bad)
+        save(task, found.layout, records, n_bad)
     return 0
 
 
@@ -115,9 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--workers",
         type=positive,
-        default=os.cpu_count() or 1,
         metavar="N",
-        help="processes, each building one song at a time (default: %(default)s, one a core)",
+        help="processes, each building one song at a time (default: one a core)",
     )
     add(
         "--verify",
@@ -215,7 +228,7 @@ def check_output(task: Task, found: list[Track], overwrite: bool) -> None:
 
 
 def build_songs(
-    task: Task, extents: dict[Track, Extent], n_workers: int
+    task: Task, extents: dict[Track, Extent], n_workers: int, n_ranks: int = 1
 ) -> tuple[dict[Track, dict[str, Any]], int]:
     """Build what is not there yet; returns the records of all songs, and how many failed."""
     import dataset
@@ -226,7 +239,7 @@ def build_songs(
         (task.output / dataset.MANIFEST).unlink(missing_ok=True)
     jobs = [track for track in extents if task.verify or track not in records]
     jobs.sort(key=lambda track: -extents[track].seconds)  # a long one at the end keeps all waiting
-    check_space(task, {track: extents[track] for track in jobs if track not in records})
+    check_space(task, {track: extents[track] for track in jobs if track not in records}, n_ranks)
     start, built_seconds, cpu_seconds, n_failed = time.perf_counter(), 0.0, 0.0, 0
     with (
         contextlib.closing(in_parallel(task, jobs, n_workers)) as outcomes,
@@ -257,12 +270,12 @@ def build_songs(
     return records, n_failed
 
 
-def check_space(task: Task, extents: dict[Track, Extent]) -> None:
-    """Refuse a build that the disk cannot hold."""
+def check_space(task: Task, extents: dict[Track, Extent], n_ranks: int) -> None:
+    """Refuse a build that the disk cannot hold; every rank knows about its share only."""
     hp = task.hp
     frame_bytes = {track: 4 * hp.n_bins * len(track.signals) for track in extents}
     n_frames = {t: 1.01 * e.seconds * hp.sample_rate / hp.hop_length for t, e in extents.items()}
-    need = sum(frame_bytes[track] * n_frames[track] + 8192 for track in extents)
+    need = n_ranks * sum(frame_bytes[track] * n_frames[track] + 8192 for track in extents)
     free = shutil.disk_usage(task.output).free
     if need > free:
         raise InputError(

@@ -64,8 +64,13 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def device_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.device:
-    """Return the device asked for and print which it is, and why; exit 2 if CUDA is absent."""
+def device_of(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, local_rank: int = 0
+) -> torch.device:
+    """Return the device asked for and print which it is, and why; exit 2 if CUDA is absent.
+
+    Of several GPUs each process of a machine takes one, by its `local_rank`.
+    """
     import torch  # here, so that --help and wrong paths answer at once
 
     available = torch.cuda.is_available()
@@ -75,8 +80,13 @@ def device_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torc
         reason = "as asked" if args.device == "cpu" else "no CUDA device"
         print(f"device: CPU, {torch.get_num_threads()} threads ({reason})")
         return torch.device("cpu")
-    print(f"device: {torch.cuda.get_device_name()}")
-    return torch.device("cuda")
+    n_gpus = torch.cuda.device_count()
+    if local_rank >= n_gpus:
+        raise InputError(f"process {local_rank} of this machine has no GPU: there are {n_gpus}")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    print(f"device: {torch.cuda.get_device_name(device)}")
+    return device
 
 
 def settings_of(args: argparse.Namespace) -> HParams:
@@ -127,8 +137,8 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self._signum
+        """130 for Ctrl-C, 143 for SIGTERM, also where another process received it."""
+        return 128 + (self._signum or signal.SIGTERM)
 
     def __enter__(self) -> Stop:
         self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -139,7 +149,8 @@ class Stop:
 
     def _request(self, signum: int, _frame: object) -> None:
         self._signum = signum
-        self._restore()
+        # The same again ends the run; torchrun sends SIGTERM after a Ctrl-C that reached us, too.
+        signal.signal(signum, self._before[signum])
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():
@@ -165,7 +176,8 @@ def progress(total: float | None, unit: str) -> tqdm:
     """Make a progress bar on stderr, silent where stderr is not a terminal."""
     from tqdm import tqdm  # 0.05 s that --help need not wait for
 
-    return tqdm(total=total, unit=unit, disable=not _is_terminal(), dynamic_ncols=True)
+    is_seen = _is_terminal() and os.environ.get("RANK", "0") == "0"  # under torchrun, one for all
+    return tqdm(total=total, unit=unit, disable=not is_seen, dynamic_ncols=True)
 
 
 def _to_stderr(kind: str, message: object) -> None:

@@ -1,4 +1,4 @@
-"""What build_dataset.py wrote: one memory-mapped spectrogram per song, and training data from it.
+"""What build_dataset.py wrote: one memory-mapped spectrogram per song, listed in a manifest.
 
 On disk a song is one ``.npy``, float16, shape (n_frames, n_parts, n_bins, 2): time first, so that
 a stretch of frames is one contiguous read; the parts are vocals and accompaniment, or only one of
@@ -12,12 +12,10 @@ import json
 import tokenize
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
-import audio
 import soundio
 from hparams import GRID, HParams, InputError, differences, from_dict
 
@@ -25,7 +23,6 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 PARTS = ("vocals", "accompaniment")
 LEVEL_FRAMES = 128  # frames, evenly spread, from which a song's level is estimated
-SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,6 @@ class OpenSong:
     song: Song
     spectrogram: np.ndarray  # (n_frames, n_parts, n_bins, 2), float16
     level_db: dict[str, float]  # of each part, over the song [dB re full-scale sine]
-
-
-class Chunk(NamedTuple):
-    """Where the two signals of one training example come from, and how loud they become."""
-
-    vocals_song: int
-    vocals_start: int  # first frame; may lie before the song, where there is silence
-    accompaniment_song: int
-    accompaniment_start: int
-    vocals_gain: float  # linear; its sign is the polarity
-    accompaniment_gain: float
 
 
 def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
@@ -224,119 +210,6 @@ def validate_elsewhere(
     return learn, valid
 
 
-def excerpt(song: OpenSong, hp: HParams) -> torch.Tensor:
-    """Read the middle ``valid_seconds`` of a song, as one batch for `mix`.
-
-    Returns
-    -------
-    torch.Tensor, shape=(1, n_frames, 2, n_bins, 2), float16
-    """
-    n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
-    start = (song.song.n_frames - n_frames) // 2
-    return torch.from_numpy(song.spectrogram[start : start + n_frames].copy())[None]
-
-
-def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> list[list[Chunk]]:
-    """Plan the batches of one epoch, a function of the seed and the epoch alone.
-
-    Chunks tile every song from a random offset on, so that each slice position is the centre of
-    exactly one slice per epoch (of one in ``stft_stride`` epochs on average)::
-
-        song            ├───────────────────────────────┤
-        chunks    ┊  0    ┊  1    ┊  2    ┊  3    ┊  4    ┊    new offset every epoch
-
-    A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
-    its vocals over the accompaniment of a random place in another song, scaled to their level.
-
-    Returns
-    -------
-    list of list of Chunk
-        Batches of ``batch_size`` chunks; the last may be smaller.
-    """
-    rng = np.random.default_rng([hp.seed, 2, epoch])
-    places = _places(songs, hp, rng)
-    ends = {part: _ends(songs, part) for part in PARTS}
-    order = rng.permutation(len(places))
-    chunks = [_plan_chunk(songs, *places[i], ends, hp, rng) for i in order]
-    return [chunks[i : i + hp.batch_size] for i in range(0, len(chunks), hp.batch_size)]
-
-
-def count_batches(songs: list[OpenSong], hp: HParams, epoch: int) -> int:
-    """Return how many batches `plan_epoch` gives, without planning them."""
-    offsets, span = _offsets(songs, hp, np.random.default_rng([hp.seed, 2, epoch]))
-    n_frames = np.array([song.song.n_frames for song in songs])
-    n_chunks = int((-((offsets - n_frames) // span)).sum())
-    return -(-n_chunks // hp.batch_size)
-
-
-def read_batch(songs: list[OpenSong], batch: list[Chunk], hp: HParams) -> torch.Tensor:
-    """Read the frames of a batch from disk.
-
-    Returns
-    -------
-    torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
-        Vocals and accompaniment; ``n_frames`` is ``chunk_frames(hp)``. Zero outside the songs.
-    """
-    n_frames = chunk_frames(hp)
-    out = np.zeros((len(batch), n_frames, 2, hp.n_bins, 2), dtype=np.float16)
-    for i, chunk in enumerate(batch):
-        for j, (index, start) in enumerate((chunk[0:2], chunk[2:4])):
-            song = songs[index]
-            part = song.song.parts.index(PARTS[j])
-            first = start - hp.context  # the slice centred on `start` begins there
-            low, high = max(0, first), min(song.song.n_frames, first + n_frames)
-            if low < high:
-                out[i, low - first : high - first, j] = song.spectrogram[low:high, part]
-    return torch.from_numpy(out)
-
-
-def chunk_frames(hp: HParams) -> int:
-    """Frames of a chunk: its slices' centres, and what the network sees on both sides."""
-    return (hp.chunk_slices - 1) * hp.stft_stride + hp.stft_frames
-
-
-def mix(spectrograms: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale vocals and accompaniment; their sum is a mixture with exactly known vocals.
-
-    Parameters
-    ----------
-    spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
-    gains : torch.Tensor, shape=(n, 2)
-
-    Returns
-    -------
-    vocals, accompaniment : torch.Tensor, shape=(n, n_bins, n_frames), complex64
-    """
-    scaled = spectrograms.float() * gains[:, None, :, None, None]
-    both = torch.view_as_complex(scaled)  # (n, n_frames, 2, n_bins)
-    return both[:, :, 0].mT, both[:, :, 1].mT
-
-
-def mask_target(
-    vocals: torch.Tensor, accompaniment: torch.Tensor, curve_db: torch.Tensor, hp: HParams
-) -> torch.Tensor:
-    """Return the mask that the network is to learn, as ``mask_target`` defines it.
-
-    Parameters
-    ----------
-    vocals, accompaniment : torch.Tensor, shape=(..., n_bins, n_frames), complex64
-    curve_db : torch.Tensor, shape=(n_bins,)
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_bins, n_frames), float32
-        "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
-        "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the
-        two energies.
-    """
-    if hp.mask_target == "activity":
-        level = audio.features(vocals, curve_db, hp.vocals_power, hp)
-        return (level > hp.mask_threshold).float()
-    if hp.mask_target == "dominance":
-        return audio.ideal_binary_mask(vocals, accompaniment)
-    return audio.ideal_ratio_mask(vocals, accompaniment)
-
-
 def _levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, float]:
     """Estimate each part's level from some frames: root of the summed squares over bins."""
     step = max(1, len(spectrogram) // LEVEL_FRAMES)
@@ -352,61 +225,3 @@ def _check_parts(songs: list[OpenSong]) -> None:
                 f"none of {len(songs)} songs to learn from has {part}; training needs vocals and "
                 "accompaniment (give more datasets)"
             )
-
-
-def _offsets(
-    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Draw where the first chunk of every song starts, and return how far apart chunks are."""
-    span = hp.chunk_slices * hp.stft_stride
-    return rng.integers(1 - span, 1, size=len(songs)), span
-
-
-def _places(songs: list[OpenSong], hp: HParams, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Tile every song with chunks from a random offset on: (song, first frame) of each."""
-    offsets, span = _offsets(songs, hp, rng)
-    return [
-        (index, start)
-        for index, (song, first) in enumerate(zip(songs, offsets.tolist(), strict=True))
-        for start in range(first, song.song.n_frames, span)
-    ]
-
-
-def _ends(songs: list[OpenSong], part: str) -> np.ndarray:
-    """Lay the songs that have the part end to end, for drawing one by length: the last frames."""
-    return np.cumsum([s.song.n_frames * (part in s.song.parts) for s in songs])
-
-
-def _draw_mate(ends: np.ndarray, index: int, rng: np.random.Generator) -> int:
-    """Draw another song than `index` by its length; that one itself where there is no other."""
-    before = int(ends[index - 1]) if index else 0
-    own = int(ends[index]) - before
-    others = int(ends[-1]) - own
-    if not others:
-        return index
-    frame = rng.integers(others)
-    return int(np.searchsorted(ends, frame + own * (frame >= before), side="right"))
-
-
-def _plan_chunk(
-    songs: list[OpenSong],
-    index: int,
-    start: int,
-    ends: dict[str, np.ndarray],
-    hp: HParams,
-    rng: np.random.Generator,
-) -> Chunk:
-    """Complete the chunk at one place of one song, remixed or as it is."""
-    own = songs[index]
-    has = {part: part in own.song.parts for part in PARTS}
-    places = dict.fromkeys(PARTS, (index, start))
-    gains = 10 ** (rng.uniform(-hp.gain_db, hp.gain_db, 2) / 20) * rng.choice([-1, 1], 2)
-    if rng.random() < hp.remix or not all(has.values()):
-        other = "accompaniment" if has["vocals"] else "vocals"
-        kept = PARTS[1 - PARTS.index(other)]
-        mate = _draw_mate(ends[other], index, rng)
-        places[other] = (mate, int(rng.integers(songs[mate].song.n_frames)))
-        levels_db = own.level_db[kept], songs[mate].level_db[other]
-        if min(levels_db) > SILENT_DB:
-            gains[PARTS.index(other)] *= 10 ** ((levels_db[0] - levels_db[1]) / 20)
-    return Chunk(*places["vocals"], *places["accompaniment"], *gains.tolist())

@@ -4,6 +4,7 @@ Outputs have the input's sample rate, channels and length; vocals plus accompani
 
     python generate.py runs/demo/best.pth song.wav
     python generate.py runs/demo/best.pth *.flac --background --output-dir stems
+    torchrun --nproc-per-node 2 generate.py runs/demo/best.pth *.flac
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import commandline
+import distributed
 from hparams import InputError, parse_settings
 
 if TYPE_CHECKING:
@@ -55,24 +58,29 @@ def main(argv: list[str] | None = None) -> int:
     commandline.add_device_option(parser)
     args = parser.parse_args(argv)
     settings = commandline.settings_of(args)
-    jobs = _plan(args)
+    world = distributed.world()
+    plan = _plan(args, commandline.complain if not world.rank else lambda _: None)
+    n_failed = 0 if world.rank else len(args.audio) - len(plan)
+    jobs = world.share(plan)
     if not jobs:
-        return 1
+        return int(n_failed > 0)
     if not os.path.isfile(args.checkpoint):
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
     from separation import Separator  # here: a wrong path is told before torch is loaded
 
-    device = commandline.device_of(args, parser)
+    device = commandline.device_of(args, parser, world.local_rank)
     explicit = parse_settings(args.settings)
     separator = Separator.load(args.checkpoint, device, settings, explicit)
-    n_done = sum(_attempt(separator, path, outputs, args) for path, outputs in jobs)
-    if n_done < len(args.audio):
-        commandline.warn(f"{len(args.audio) - n_done} of {len(args.audio)} files failed")
-    return 0 if n_done == len(args.audio) else 1
+    n_failed += sum(not _attempt(separator, path, outputs, args) for path, outputs in jobs)
+    if n_failed:
+        commandline.warn(f"{n_failed} of {len(args.audio)} files failed")
+    return int(n_failed > 0)
 
 
-def _plan(args: argparse.Namespace) -> list[tuple[Path, list[Path]]]:
+def _plan(
+    args: argparse.Namespace, complain: Callable[[object], None]
+) -> list[tuple[Path, list[Path]]]:
     """Pair every readable file with its outputs; complain about the others."""
     import soundio
 
@@ -89,7 +97,7 @@ def _plan(args: argparse.Namespace) -> list[tuple[Path, list[Path]]]:
                     "(separate them in two runs with different --output-dir)"
                 )
         except InputError as error:
-            commandline.complain(error)
+            complain(error)
             continue
         taken[outputs[0]] = path
         jobs.append((path, outputs))

@@ -58,12 +58,16 @@ class HParams:
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
     loss_weight: float = 0.5  # a bin's error counts by its amplitude to this power; 0: all alike
     chunk_slices: int = 64  # neighbouring slices trained in one dense pass; 1 = separate slices
-    batch_size: int = 8  # chunks per step
+    batch_size: int = 8  # chunks per step, on all GPUs together
     epochs: int = 10  # passes over every slice position of the training songs
+    steps: int | None = None  # length of the run in steps; None: as many as the epochs have
     learning_rate: float = 3e-3  # peak of the schedule
     schedule: str = "one-cycle"  # "one-cycle" (Smith 2018), "cyclic" (Smith 2015) or "constant"
     weight_decay: float = 1e-2  # AdamW (Loshchilov and Hutter 2019)
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
+    precision: str = "auto"  # "float32", "bfloat16" (autocast); "auto": bfloat16 on a GPU with it
+    compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     valid_fraction: float = 0.1  # share of the songs' length held out for validation
@@ -117,6 +121,8 @@ CHOICES = {
     "model_type": ("resnet18", "convnet"),
     "mask_target": ("activity", "dominance", "ratio"),
     "schedule": ("one-cycle", "cyclic", "constant"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "compile": ("off", "default", "reduce-overhead"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "sample_rate": (4000, 384_000),
@@ -133,9 +139,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "chunk_slices": (1, 65536),
     "batch_size": (1, 65536),
     "epochs": (1, 1_000_000),
+    "steps": (1, 1_000_000_000),
     "learning_rate": (1e-9, 10),
     "weight_decay": (0, 10),
     "max_grad_norm": (1e-6, 1e6),
+    "ema_decay": (0, 0.999_999),
     "remix": (0, 1),
     "gain_db": (0, 60),
     "valid_fraction": (0, 0.9),

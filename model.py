@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import soundio
+from convolution import convolve
 from hparams import HParams, InputError, from_dict
 
 FORMAT = "vocal-mask checkpoint 1"
@@ -60,7 +61,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 reach)."""
-        return self.norm(self.conv(x))
+        return self.norm(convolve(x, self.conv))
 
 
 class BasicBlock(nn.Module):

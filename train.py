@@ -1,30 +1,48 @@
 """Train a network on datasets that build_dataset.py made.
 
 A run writes runs/<name>/last.pth after every epoch and on Ctrl-C, best.pth whenever the held-out
-songs sound better than before, and TensorBoard logs beside them.
+songs sound better than before, and its curves beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commandline
+import distributed
 import soundio
-from hparams import MASK_SETTINGS, HParams, InputError, from_dict, parse_settings
+from charts import Chart, svg
+from distributed import World
+from hparams import (
+    TRAINED,
+    HParams,
+    InputError,
+    UsageError,
+    from_dict,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
+    import torch
+
     import dataset
     import training
 
 EPILOG = """examples:
   python train.py data/dsd100
   python train.py data/mir1k data/backings --name mixed --set width=16 --set epochs=20
+  python train.py data/dsd100 --minutes 30                           # as many steps as fit
+  python train.py data/dsd100 --find-lr                              # which learning rate?
   python train.py data/dsd100 --checkpoint runs/resnet18/last.pth    # go on from there
+  torchrun --nproc-per-node 8 train.py data/dsd100                   # on 8 GPUs
   tensorboard --logdir runs                                          # watch it"""
 
 
@@ -33,77 +51,105 @@ def main(argv: list[str] | None = None) -> int:
     """Train, validate and save, epoch after epoch."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    hp, run_dir = commandline.settings_of(args), run_folder(args)
+    hp, run_dir, world = commandline.settings_of(args), run_folder(args), distributed.world()
     for folder in [*args.data, *args.validate_on]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
     soundio.check_writable(run_dir / "last.pth")
 
-    import dataset  # here, so that --help and wrong paths answer before torch is loaded
-    import model
-    import training
+    with contextlib.ExitStack() as stack:
+        if world.rank:  # one voice is enough
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        device = commandline.device_of(args, parser, world.local_rank)
+        stack.enter_context(distributed.joined(world, device.type))
+        return train(args, hp, run_dir, world, device)
 
-    device = commandline.device_of(args, parser)
-    checkpoint = model.load_checkpoint(args.checkpoint) if args.checkpoint else None
+
+def train(
+    args: argparse.Namespace, hp: HParams, run_dir: Path, world: World, device: torch.device
+) -> int:
+    """Set a run up and see it through; returns the exit code."""
+    import dataset  # here, so that --help and wrong paths answer before torch is loaded
+    import planning
+    import sampling
+    import training
+    import validation
+
+    checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
     if checkpoint:
         hp = resumed_settings(args, checkpoint)
+    if hp.batch_size % world.size:
+        raise InputError(
+            f"batch_size is {hp.batch_size}, which {world.size} processes cannot share evenly "
+            f"(--set batch_size={-(-hp.batch_size // world.size) * world.size})"
+        )
     songs = dataset.open_songs(args.data, hp)
     if args.validate_on:
         others = dataset.open_songs(args.validate_on, hp)
         learn, valid = dataset.validate_elsewhere(songs, others)
     else:
         learn, valid = dataset.hold_out(songs, hp)
-    run = training.Run(hp, learn, device)
-    if checkpoint:
-        run.restore(args.checkpoint, checkpoint)
-    describe(run, valid)
-    bounds = training.bounds(run, valid)
+    describe(hp, learn, valid)
+    resident, reason = planning.place(learn, hp, device, world, args.dataset_on)
+    print(f"dataset: {reason}")
+
+    feed = sampling.Feed(learn, hp, device, resident)
+    if args.find_lr:
+        find_lr(training.Run(hp, feed, valid, world), run_dir)
+        return 0
+    if args.minutes:
+        hp = replace(
+            hp, steps=planning.steps_in(training.Run(hp, feed, valid, world), args.minutes)
+        )
+    run = training.Run(hp, feed, valid, world)
+    goes_on = checkpoint is not None and resume(run, checkpoint, args)
+    n_weights = sum(weight.numel() for weight in run.model.parameters())
+    epochs = run.n_steps / run.steps_per_epoch if hp.steps else hp.epochs
+    print(
+        f"{hp.model_type}, width {hp.width}: {n_weights / 1e6:.2f} million weights; "
+        f"{run.n_steps} steps, {epochs:.3g} epochs"
+    )
+    bounds = validation.bounds(run.listener, valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
-    if not (checkpoint and args.checkpoint.parent.resolve() == run_dir.resolve()):
+    if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
         run.best_db = -math.inf  # the best.pth of another folder is not this run's
-        if args.overwrite:
+        if args.overwrite and not world.rank:
             remove_run(run_dir)
-    log = training.Log(run_dir, commandline.warn)
-    slices_per_step = hp.batch_size * hp.chunk_slices
+    saves = training.Saves(run, run_dir, commandline.warn)
+    log = training.Log(run_dir, commandline.warn) if not world.rank else training.NoLog()
     with commandline.Stop() as stop:
-        while run.epoch < hp.epochs:
-            started, epoch = time.perf_counter(), run.epoch
-            n_slices = sum(song.song.n_frames for song in learn) // hp.stft_stride
-            first_step = run.step
-            with commandline.progress(n_slices, " slices") as bar:
-                loss = training.train_epoch(
-                    run, bar.update, log.scalars, stop, run_dir / "last.pth"
-                )
-            if stop():
+        while not run.is_finished:
+            started, first_step = time.perf_counter(), run.step
+            with commandline.progress(run.slices_left_in_epoch(), " slices") as bar:
+                loss = training.train_epoch(run, bar.update, log.scalars, stop, saves.last)
+            if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
-            scores = run.scores = training.validate(run, valid)
-            better = max(scores["soft"], scores["binary"])
-            if math.isnan(better):  # no held-out voice to hear, in any epoch
-                better = -scores["loss"]
-            run.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
-            if better > run.best_db:
-                run.best_db = better
-                run.save(run_dir / "best.pth", whole=False)
-            run.epoch, run.batch = run.epoch + 1, 0
-            run.save(run_dir / "last.pth")
-            rate = (run.step - first_step) * slices_per_step / (time.perf_counter() - started)
+            took = time.perf_counter() - started
+            is_best = run.finish_epoch(loss, validation.validate(run.listener, valid))
+            if is_best:
+                saves.best()
+            saves.last()
+            rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / took
+            scores = run.scores
             print(
-                f"epoch {epoch + 1:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
+                f"epoch {run.epoch:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
                 f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
                 f"{rate:.0f} slices/s",
                 flush=True,
             )
-            log.scalars(
-                {f"valid/{name}": score for name, score in (scores | bounds).items()}, run.step
-            )
-            log.song(*training.picture_and_sound(run, valid[0]), hp, run.step)
+            log.scalars({f"valid/{k}": value for k, value in (scores | bounds).items()}, run.step)
+            if not world.rank:
+                log.song(*validation.picture_and_sound(run.listener, valid[0]), hp, run.step)
+                draw_curves(run, bounds, run_dir / "curves.svg")
         log.close()
-        if stop():
-            run.save(run_dir / "last.pth")
+        if world.any(stop()):
+            saves.last()
             print(f"stopped at step {run.step}; resume with --checkpoint {run_dir / 'last.pth'}")
             return stop.exit_code
-    print(f"best.pth and last.pth are in {run_dir}")
+    if not (run_dir / "last.pth").exists():  # a finished run, resumed under another name
+        saves.last()
+    print(f"the run is in {run_dir}")
     return 0
 
 
@@ -114,6 +160,32 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the run's folder is runs/<name> (the model type)")
     parser.add_argument(
         "--checkpoint", type=Path, help="resume from this last.pth, with the settings it holds"
+    )
+    parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="go on from --checkpoint although data, settings or number of processes differ: the "
+        "weights stay and a new schedule starts; with only another number of processes the run "
+        "goes on where it was",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive,
+        metavar="M",
+        help="measure the speed for some seconds, then train as many steps as take M minutes",
+    )
+    parser.add_argument(
+        "--find-lr",
+        action="store_true",
+        help="train nothing: raise the learning rate over 200 steps, write the losses as "
+        "runs/<name>/find_lr.svg, and suggest one",
+    )
+    parser.add_argument(
+        "--dataset-on",
+        choices=["auto", "device", "disk"],
+        default="auto",
+        help="load the dataset to the device's memory once, or read it from disk ahead of the "
+        "steps; auto (the default) loads what fits, in main memory into half of what is free",
     )
     parser.add_argument(
         "--validate-on",
@@ -128,15 +200,29 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def positive(text: str) -> float:
+    """Read a number above 0 for argparse."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return float(text)
+
+
 def run_folder(args: argparse.Namespace) -> Path:
     """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
     if args.checkpoint and not args.checkpoint.is_file():
         raise InputError(f"{args.checkpoint}: no such checkpoint")
+    if args.adapt and not args.checkpoint:
+        raise UsageError("--adapt goes with --checkpoint")
+    if args.minutes and (args.checkpoint and not args.adapt):
+        raise UsageError("--minutes: a resumed run keeps its number of steps (--adapt starts anew)")
     if args.checkpoint and not args.name:
-        return args.checkpoint.parent
-    folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
+        folder = args.checkpoint.parent
+        if not args.adapt:
+            return folder
+    else:
+        folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
     holds_run = any((folder / name).exists() for name in ("last.pth", "best.pth"))
-    if holds_run and not args.overwrite:
+    if holds_run and not args.overwrite and not args.find_lr:
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"
@@ -146,34 +232,122 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 def remove_run(folder: Path) -> None:
     """Remove what an older run left, so that its best.pth and curves do not pass for the new."""
-    for path in [folder / "best.pth", folder / "last.pth", *folder.glob("events.out.tfevents.*")]:
-        path.unlink(missing_ok=True)
+    for name in ("best.pth", "last.pth", "previous.pth", "curves.svg", "events.out.tfevents.*"):
+        for path in folder.glob(name):
+            path.unlink()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load the checkpoint to go on from, or, if it is damaged, the one that was saved before it."""
+    import model
+
+    try:
+        return model.load_checkpoint(path)
+    except InputError as error:
+        previous = path.with_name("previous.pth")
+        if path.name != "last.pth" or not previous.is_file():
+            raise
+        checkpoint = model.load_checkpoint(previous)
+        commandline.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
+        return checkpoint
 
 
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
     """Take the settings of the run that goes on; one that contradicts them is refused."""
+    import training
+
     hp = from_dict(checkpoint["hparams"])
-    for name, value in parse_settings(args.settings).items():
-        if name not in MASK_SETTINGS and getattr(hp, name) != value:
-            raise InputError(f"{args.checkpoint}: its {name} is {getattr(hp, name)}, not {value}")
-    return hp
+    asked = parse_settings(args.settings)
+    for name, value in asked.items():
+        stays = name in TRAINED or not (args.adapt or name in training.FREE)
+        if stays and getattr(hp, name) != value:
+            how = "" if name in TRAINED else "; --adapt starts a new schedule with it"
+            raise InputError(
+                f"{args.checkpoint}: its {name} is {getattr(hp, name)}, not {value}{how}"
+            )
+    return replace(hp, **asked)
 
 
-def describe(run: training.Run, valid: list[dataset.OpenSong]) -> None:
+def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Go on where the checkpoint stopped and return true; if the run differs, only deliberately.
+
+    False means that it starts anew, from the weights of the checkpoint.
+    """
+    differing = run.differences(checkpoint)
+    if differing and not args.adapt:
+        raise InputError(
+            f"{args.checkpoint}: {'; '.join(differing.values())} "
+            "(give what it was trained with, or --adapt)"
+        )
+    if differing.keys() <= {"processes"}:
+        run.restore(checkpoint)
+        return True
+    run.start_from(checkpoint)
+    print(f"adapting {args.checkpoint}: {'; '.join(differing.values())}")
+    return False
+
+
+def describe(hp: HParams, learn: list[dataset.OpenSong], valid: list[dataset.OpenSong]) -> None:
     """Print what is trained on what."""
-    n_weights = sum(weight.numel() for weight in run.model.parameters())
-    for what, songs in (("learn from", run.songs), ("validate on", valid)):
+    for what, songs in (("learn from", learn), ("validate on", valid)):
         n_frames = sum(song.song.n_frames for song in songs)
-        minutes = n_frames * run.hp.hop_length / run.hp.sample_rate / 60
+        minutes = n_frames * hp.hop_length / hp.sample_rate / 60
         n_singers = len({song.song.singer for song in songs})
         print(
             f"{what} {len(songs)} songs of {n_singers} singers or bands, "
-            f"{minutes:.1f} min, {n_frames // run.hp.stft_stride} slices"
+            f"{minutes:.1f} min, {n_frames // hp.stft_stride} slices"
         )
-    print(
-        f"{run.hp.model_type}, width {run.hp.width}: {n_weights / 1e6:.2f} million weights; "
-        f"{run.hp.epochs} epochs, {run.n_steps} steps"
+
+
+def find_lr(run: training.Run, run_dir: Path) -> None:
+    """Do the range test; write its picture and print the suggestion."""
+    import planning
+
+    with commandline.progress(planning.FIND_LR_STEPS, " steps") as bar:
+        curve, suggestion = planning.find_lr(run, bar.update)
+    chart = Chart(
+        "Learning-rate range test",
+        "learning rate",
+        {"loss": curve},
+        marks={"suggested": suggestion},
+        log_x=True,
     )
+    write_svg(run, run_dir / "find_lr.svg", [chart])
+    print(
+        f"loss {curve[0][1]:.4f} at {curve[0][0]:.1e}, least {min(y for _, y in curve):.4f}; "
+        f"suggested: --set learning_rate={suggestion:.1g} ({run_dir / 'find_lr.svg'})"
+    )
+
+
+def draw_curves(run: training.Run, bounds: dict[str, float], path: Path) -> None:
+    """Draw loss and SI-SDR of every epoch so far."""
+    losses, sounds = (
+        {"train": "loss/train", "held out": "loss"},
+        {"soft": "soft", "binary": "binary"},
+    )
+    charts = [
+        Chart(
+            title,
+            "steps",
+            {name: [(row["step"], row[key]) for row in run.history] for name, key in rows.items()},
+            levels,
+        )
+        for title, rows, levels in (
+            ("Loss", losses, {}),
+            ("SI-SDR of held-out vocals [dB]", sounds, {"the mixture itself": bounds["floor"]}),
+        )
+    ]
+    write_svg(run, path, charts)
+
+
+def write_svg(run: training.Run, path: Path, charts: list[Chart]) -> None:
+    """Write charts on rank 0; a picture that cannot be written ends no run."""
+    if run.world.rank:
+        return
+    try:
+        soundio.replace_atomically(path, lambda file: file.write(svg(charts).encode()))
+    except InputError as error:
+        commandline.warn(error)
 
 
 if __name__ == "__main__":

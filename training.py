@@ -1,54 +1,116 @@
 """What train.py repeats: the step, the epoch, validation, the state of a run and its log.
 
-A step reads a batch of chunks from the memory-mapped dataset while the network works on the one
-before, mixes it on the device at random gains, and learns the mask of every column at once.
+A step mixes a batch of chunks on the device at random gains, learns the mask of every column at
+once, and moves the averaged weights, which are the ones that are validated and shipped. Nothing in
+it waits for the device: losses are looked at every so often.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import audio
 import dataset
-import metrics
 import model as networks
-from dataset import Chunk, OpenSong
-from hparams import UNTUNED_MASK, HParams, InputError
+import sampling
+import validation
+from dataset import OpenSong
+from distributed import World
+from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError
+from sampling import Chunks
 
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
-WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
+MOST_FAILED_SAVES = 3  # in a row; a disk may be full for a while
+FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run may change them
 
 
 class Run:
-    """A training run: everything that is saved, and that resuming needs."""
+    """A training run: everything that is saved, and that resuming needs.
 
-    def __init__(self, hp: HParams, songs: list[OpenSong], device: torch.device) -> None:
-        self.hp, self.songs, self.device = hp, songs, device
+    Attributes
+    ----------
+    model, averaged : torch.nn.Module
+        The network that learns, and the running average of its weights.
+    epoch, batch, step : int
+        What comes next.
+    history : list of dict
+        What became of every epoch.
+    """
+
+    def __init__(
+        self,
+        hp: HParams,
+        feed: sampling.Feed,
+        valid: list[OpenSong],
+        world: World | None = None,
+    ) -> None:
+        self.hp, self.feed, self.valid, self.world = hp, feed, valid, world or World()
+        self.songs, self.device = feed.songs, feed.device
+        songs, device = self.songs, self.device
         torch.manual_seed(hp.seed)
         self.model = networks.build_model(hp).to(device)
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.network = _as_trained(self.model, hp, device, self.world)
         self.curve_db = audio.weighting_curve_db(hp).to(device)
+        self.listener = validation.Listener(self.averaged, self.curve_db, hp, self.world)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=hp.learning_rate, weight_decay=hp.weight_decay
+            self.model.parameters(),
+            lr=hp.learning_rate,
+            weight_decay=hp.weight_decay,
+            fused=True,
         )
-        self.n_steps = sum(dataset.count_batches(songs, hp, e) for e in range(hp.epochs))
-        self.scheduler = make_scheduler(self.optimizer, hp, self.n_steps)
-        self.epoch = self.batch = self.step = 0  # what comes next
+        self.n_steps = hp.steps or sum(
+            sampling.count_batches(songs, hp, epoch) for epoch in range(hp.epochs)
+        )
+        self.steps_per_epoch = sampling.count_batches(songs, hp, 0)  # of the first; others ± 1 %
+        self.scheduler = make_scheduler(self.optimizer, hp, self.n_steps, self.steps_per_epoch)
+        self.epoch = self.batch = self.step = 0
         self.best_db = -np.inf
         self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
         self.scores: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        # Lists made once: the averaging of every step goes over them.
+        self._learning, self._averaging = (
+            [value for value in net.state_dict().values() if value.is_floating_point()]
+            for net in (self.model, self.averaged)
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done and validated."""
+        return self.step >= self.n_steps and self.batch == 0
+
+    def autocast(self) -> torch.autocast:
+        """Narrow the arithmetic of what runs within, where ``precision`` says so."""
+        narrow = is_narrow(self.hp, self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=narrow)
+
+    def slices_left_in_epoch(self) -> int:
+        """Return how many slices the rest of this epoch trains, for a progress bar."""
+        n = sampling.count_batches(self.songs, self.hp, self.epoch) - self.batch
+        return min(n, self.n_steps - self.step) * self.hp.batch_size * self.hp.chunk_slices
+
+    def average(self) -> None:
+        """Move the averaged weights towards the present ones, fast in the first steps."""
+        decay = min(self.hp.ema_decay, (1 + self.step) / (10 + self.step))
+        torch.optim.swa_utils.get_ema_multi_avg_fn(decay)(self._averaging, self._learning, None)
 
     def save(self, path: Path, whole: bool = True) -> None:
-        """Write a checkpoint; `whole` includes what only resuming needs."""
+        """Write a checkpoint on rank 0; `whole` includes what only resuming needs."""
+        if self.world.rank:
+            return
         extra: dict[str, Any] = {
             "curve_db": self.curve_db.cpu(),
             "mask_settings": self.mask_settings,
@@ -58,39 +120,134 @@ class Run:
         }
         if whole:
             extra["resume"] = {
+                "weights": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "epoch": self.epoch,
                 "batch": self.batch,
                 "best_db": float(self.best_db),
+                "history": self.history,
+                "valid": dataset.identity(self.valid),
+                "processes": self.world.size,
             }
-        networks.save_checkpoint(path, self.model, self.hp, **extra)
+        networks.save_checkpoint(path, self.averaged, self.hp, **extra)
 
-    def restore(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Continue where a checkpoint stopped.
+    def finish_epoch(self, loss: float, scores: dict[str, float]) -> bool:
+        """Note what the epoch came to; returns whether the network was never better."""
+        self.scores = scores
+        better = max(scores["soft"], scores["binary"])
+        if np.isnan(better):  # no held-out voice to hear, in any epoch
+            better = -scores["loss"]
+        is_best = bool(better > self.best_db)
+        self.best_db = max(self.best_db, better)
+        self.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
+        self.history.append({"step": self.step, "loss/train": loss, **scores})
+        self.epoch, self.batch = self.epoch + 1, 0
+        return is_best
 
-        Raises
-        ------
-        InputError
-            If it holds only what listening needs, or was trained on other songs.
-        """
-        if "resume" not in checkpoint:
-            raise InputError(f"{path}: holds no training state (resume from last.pth)")
+    def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
+        """Say in what this run differs from the one that saved a checkpoint, by name."""
+        stored, ours, resume = checkpoint["hparams"], asdict(self.hp), checkpoint.get("resume", {})
+        if "weights" not in resume:
+            return {"state": "it holds no training state (a last.pth of this version does)"}
+        found = {
+            name: f"its {name} is {stored[name]}, not {ours[name]}"
+            for name in stored
+            if stored[name] != ours[name] and name not in FREE
+        }
         if checkpoint["data"] != dataset.identity(self.songs):
-            raise InputError(
-                f"{path}: was trained on other songs (give the same datasets in the same order)"
-            )
+            found["data"] = "it was trained on other songs, or in another order"
+        if resume["valid"] != dataset.identity(self.valid):
+            found["valid"] = "it was validated on other songs"
+        if resume["processes"] != self.world.size:
+            found["processes"] = f"it ran on {resume['processes']} processes, not {self.world.size}"
+        return found
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue where a checkpoint stopped."""
         state = checkpoint["resume"]
-        self.model.load_state_dict(checkpoint["weights"])
+        self.averaged.load_state_dict(checkpoint["weights"])
+        self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch, self.best_db = state["epoch"], state["batch"], state["best_db"]
         self.step, self.scores = checkpoint["step"], checkpoint["scores"]
-        self.mask_settings = checkpoint["mask_settings"]
+        self.mask_settings, self.history = checkpoint["mask_settings"], state["history"]
+
+    def start_from(self, checkpoint: dict[str, Any]) -> None:
+        """Take only the averaged weights of a checkpoint: a new run that has learnt before."""
+        self.model.load_state_dict(checkpoint["weights"])
+        self.averaged.load_state_dict(checkpoint["weights"])
+
+
+def _as_trained(
+    model: torch.nn.Module, hp: HParams, device: torch.device, world: World
+) -> torch.nn.Module:
+    """Wrap the network as the steps call it: shared among processes, compiled; same weights."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all steps have one shape
+    if world.size > 1:
+        if device.type == "cuda":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if hp.compile != "off":
+        mode = None if hp.compile == "default" else hp.compile
+        model = torch.compile(model, mode=mode)
+    return model
+
+
+class Saves:
+    """The checkpoints in a run's folder; a disk that is full for a while does not end the run."""
+
+    def __init__(self, run: Run, folder: Path, warn: Callable[[str], None]) -> None:
+        self._run, self._folder, self._warn, self._n_failed = run, folder, warn, 0
+
+    def last(self) -> None:
+        """Write last.pth and keep the one before as previous.pth.
+
+        Raises
+        ------
+        InputError
+            If it could not be written three times in a row.
+        """
+        self._attempt("last.pth", whole=True)
+
+    def best(self) -> None:
+        """Write best.pth; InputError as in `last`."""
+        self._attempt("best.pth", whole=False)
+
+    def _attempt(self, name: str, whole: bool) -> None:
+        path, before = self._folder / name, self._folder / ".before.tmp"
+        keeps = name == "last.pth" and not self._run.world.rank
+        try:
+            if keeps:
+                before.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the first, or a disk that knows no links
+                    os.link(path, before)
+            self._run.save(path, whole)
+            # Only now: if last.pth is damaged, previous.pth is all there is until a save succeeds.
+            if keeps and before.exists():
+                os.replace(before, path.with_name("previous.pth"))
+            self._n_failed = 0
+        except (InputError, OSError) as error:
+            self._n_failed += 1
+            if self._n_failed == MOST_FAILED_SAVES:
+                raise InputError(f"{error}; not saved {self._n_failed} times") from error
+            self._warn(f"{error}; training goes on with what was saved before")
+        finally:
+            if keeps:
+                with contextlib.suppress(OSError):
+                    before.unlink(missing_ok=True)
+
+
+def is_narrow(hp: HParams, device: torch.device) -> bool:
+    """Return whether ``precision`` means bfloat16 on this device."""
+    has_it = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return hp.precision == "bfloat16" or (hp.precision == "auto" and has_it)
 
 
 def make_scheduler(
-    optimizer: torch.optim.Optimizer, hp: HParams, n_steps: int
+    optimizer: torch.optim.Optimizer, hp: HParams, n_steps: int, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Make the learning-rate schedule over a whole run.
 
@@ -103,8 +260,7 @@ def make_scheduler(
     if hp.schedule == "one-cycle":
         return schedulers.OneCycleLR(optimizer, hp.learning_rate, total_steps=n_steps + 1)
     if hp.schedule == "cyclic":  # triangular; half a cycle lasts two epochs, as Smith recommends
-        half = max(1, 2 * n_steps // hp.epochs)
-        low = hp.learning_rate / 10
+        low, half = hp.learning_rate / 10, 2 * steps_per_epoch
         return schedulers.CyclicLR(
             optimizer, low, hp.learning_rate, step_size_up=half, cycle_momentum=False
         )
@@ -116,9 +272,9 @@ def train_epoch(
     report: Callable[[int], None],
     log: Callable[[dict[str, float], int], None],
     stopped: Callable[[], bool],
-    last: Path,
+    save: Callable[[], None],
 ) -> float:
-    """Train on the rest of the current epoch.
+    """Train on the rest of the current epoch, or up to the last step of the run.
 
     Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
     so that a run stopped in between validates when it is resumed.
@@ -131,46 +287,53 @@ def train_epoch(
     log : callable
         Called with scalars and the step now and then.
     stopped : callable
-        Asked after every step; true ends the epoch early, ready to be resumed.
-    last : Path
-        Where the run is saved within long epochs.
+        Asked after every step; true, on any rank, ends the epoch early, ready to be resumed.
+    save : callable
+        Called now and then within long epochs.
 
     Returns
     -------
     float
-        Mean loss of the steps taken.
+        Mean loss of the steps taken, over all ranks.
 
     Raises
     ------
     InputError
-        If loss or gradient is not finite; names the step and the songs, and nothing is saved.
+        If loss or gradient is not finite, or the device's memory does not hold a step; names the
+        step and the songs, and nothing is saved.
     """
+    hp, world = run.hp, run.world
     run.model.train()
-    plan = dataset.plan_epoch(run.songs, run.hp, run.epoch)
-    losses, fresh, saved = [], [], time.monotonic()
-    for batch, spectrograms in _prefetch(run, plan[run.batch :]):
-        gains = torch.tensor([chunk[4:] for chunk in batch], dtype=torch.float32)
-        loss, grad_norm = train_step(run, spectrograms, gains)
+    plan = sampling.plan_epoch(run.songs, hp, run.epoch)
+    batches = [plan[i : i + hp.batch_size] for i in range(0, len(plan), hp.batch_size)]
+    batches = batches[: run.batch + run.n_steps - run.step]
+    ours = [batch[world.rank :: world.size] for batch in batches[run.batch :]]
+    losses, fresh, saved, checked = [], [], time.monotonic(), time.perf_counter()
+    for spectrograms, gains in run.feed.batches(ours):
+        fresh.append((*train_step(run, spectrograms, gains), batches[run.batch]))
         run.batch, run.step = run.batch + 1, run.step + 1
-        fresh.append((loss, grad_norm, batch))
-        report(len(batch) * run.hp.chunk_slices)
-        stopping = stopped()  # asked once: what is saved after a stop has been checked
-        if len(fresh) == CHECK_EVERY or stopping or run.batch == len(plan):
+        report(hp.batch_size * hp.chunk_slices)
+        stopping = world.any(stopped())  # asked once: what is saved after a stop has been checked
+        if len(fresh) == CHECK_EVERY or stopping or run.batch == len(batches):
             losses += _finite_losses(run, fresh)
-            rate = run.scheduler.get_last_lr()[0]
+            now = time.perf_counter()
             log(
                 {
                     "loss/train": losses[-1],
-                    "learning rate": rate,
-                    "gradient norm": float(grad_norm),
+                    "learning rate": run.scheduler.get_last_lr()[0],
+                    "gradient norm": float(fresh[-1][1]),
+                    "slices per second": len(fresh)
+                    * hp.batch_size
+                    * hp.chunk_slices
+                    / (now - checked),
                 },
                 run.step,
             )
-            fresh = []
+            fresh, checked = [], now
         if stopping:
             break
         if time.monotonic() - saved > SAVE_EVERY and not fresh:
-            run.save(last)
+            save()
             saved = time.monotonic()
     return float(np.mean(losses)) if losses else float("nan")
 
@@ -184,39 +347,29 @@ def train_step(
     ----------
     run : Run
     spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
+        This rank's share of the batch, on the device.
     gains : torch.Tensor, shape=(n, 2)
 
     Returns
     -------
     loss, grad_norm : torch.Tensor
-        On the device: nothing waits for them here.
+        On the device: nothing waits for them here. The gradient is that of the whole batch.
+
+    Raises
+    ------
+    InputError
+        If the device is out of memory.
     """
-    features, target = make_example(run, spectrograms, gains)
-    logits = run.model(features)[..., :: run.hp.stft_stride]
-    loss = mask_loss(logits, target, features[:, 0, :, _centres(features, run.hp)], run.hp)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.hp.max_grad_norm)
-    run.optimizer.step()
-    run.scheduler.step()
-    return loss.detach(), grad_norm
-
-
-def mask_loss(
-    logits: torch.Tensor, target: torch.Tensor, features: torch.Tensor, hp: HParams
-) -> torch.Tensor:
-    """Return the binary cross entropy of a mask, in which loud bins count for more.
-
-    Parameters
-    ----------
-    logits, target : torch.Tensor, shape=(n, n_bins, n_columns)
-    features : torch.Tensor, shape=(n, n_bins, n_columns)
-        Of the mixture: a bin's weight is its amplitude, as the ear weights it, to the power
-        ``loss_weight``; the weights are then scaled to a mean of 1.
-    """
-    level_db = (1 - features) * hp.min_level_db
-    weights = 10 ** (level_db * (hp.loss_weight / (10 * hp.mixture_power)))
-    return F.binary_cross_entropy_with_logits(logits, target, weights / weights.mean())
+    try:
+        loss = forward(run, *make_example(run, spectrograms, gains))
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"step {run.step + 1}: out of memory with batch_size={run.hp.batch_size} "
+            f"(try --set batch_size={max(1, run.hp.batch_size // 2)})"
+        ) from error
+    return loss.detach(), update(run)
 
 
 @torch.no_grad()
@@ -230,87 +383,41 @@ def make_example(
     features : torch.Tensor, shape=(n, 1, n_bins, n_frames)
     target : torch.Tensor, shape=(n, n_bins, chunk_slices)
     """
-    hp, device = run.hp, run.device
-    both = dataset.mix(spectrograms.to(device, non_blocking=True), gains.to(device))
-    vocals, accompaniment = both
-    features = _hear(run, vocals + accompaniment)
+    hp = run.hp
+    vocals, accompaniment = sampling.mix(spectrograms, gains)
+    features = run.listener.hear(vocals + accompaniment)
     centres = _centres(features, hp)
-    target = dataset.mask_target(
+    target = sampling.mask_target(
         vocals[..., centres], accompaniment[..., centres], run.curve_db, hp
     )
     return features[:, None].contiguous(), target
 
 
-def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
-    """Score the network on held-out songs, by loss and by what is heard.
-
-    Returns
-    -------
-    dict
-        ``loss``; mean SI-SDR of the vocals [dB] with the soft mask and with the binary one
-        (threshold 0.5), over the songs whose excerpt has vocals; NaN if there are none.
-    """
-    run.model.eval()
-    losses, soft, binary = [], [], []
-    for song in songs:
-        vocals, accompaniment = _signals(run, song)
-        features = _hear(run, vocals + accompaniment)
-        logits = _predict(run, features)
-        target = dataset.mask_target(vocals, accompaniment, run.curve_db, run.hp)
-        losses.append(float(mask_loss(logits, target, features, run.hp)))
-        mask = audio.quantize_mask(logits.sigmoid())
-        soft.append(_score(vocals, accompaniment, mask, run.hp))
-        binary.append(_score(vocals, accompaniment, (mask > 0.5).float(), run.hp))
-    return {
-        "loss": float(np.mean(losses)),
-        "soft": _mean_db(soft),
-        "binary": _mean_db(binary),
-    }
+def forward(run: Run, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the loss of an example that `make_example` gave."""
+    with run.autocast():
+        logits = run.network(features)[..., :: run.hp.stft_stride]
+    heard = features[:, 0, :, _centres(features, run.hp)]
+    return sampling.mask_loss(logits.float(), target, heard, run.hp, run.world)
 
 
-def bounds(run: Run, songs: list[OpenSong]) -> dict[str, float]:
-    """Score what no network changes: the mixture itself, and the ideal masks on the same STFT.
-
-    Returns
-    -------
-    dict
-        ``floor`` (the mixture as estimate), ``ideal_binary``, ``ideal_ratio``: mean SI-SDR of the
-        vocals [dB].
-    """
-    found: dict[str, list[float]] = {"floor": [], "ideal_binary": [], "ideal_ratio": []}
-    for song in songs:
-        both = _signals(run, song)
-        binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
-        for scores, mask in zip(
-            found.values(), (torch.ones_like(ratio), binary, ratio), strict=True
-        ):
-            scores.append(_score(*both, mask, run.hp))
-    return {name: _mean_db(scores) for name, scores in found.items()}
+def update(run: Run) -> torch.Tensor:
+    """Move the weights by their gradient, and the averaged ones; return the gradient's norm."""
+    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.hp.max_grad_norm)
+    run.optimizer.step()
+    run.scheduler.step()
+    run.average()
+    return grad_norm
 
 
-def picture_and_sound(run: Run, song: OpenSong) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Show one validation song.
+class NoLog:
+    """What other ranks than the first write: nothing."""
 
-    Returns
-    -------
-    picture : np.ndarray, shape=(3 n_bins, n_frames), in [0, 1]
-        Mixture, target and mask, low frequencies at the bottom of each.
-    sounds : dict of np.ndarray, shape=(n_samples,)
-        Mixture, estimate and truth.
-    """
-    run.model.eval()
-    vocals, accompaniment = _signals(run, song)
-    mixture = vocals + accompaniment
-    features = _hear(run, mixture)
-    mask = _predict(run, features).sigmoid()
-    rows = [
-        features,
-        dataset.mask_target(vocals, accompaniment, run.curve_db, run.hp),
-        mask,
-    ]
-    picture = torch.cat([row[0].flip(0) for row in rows]).cpu().numpy()
-    named = {"mixture": mixture, "estimate": mixture * mask, "truth": vocals}
-    return picture, {name: _waveform(spec, run.hp) for name, spec in named.items()}
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Log:
@@ -356,74 +463,21 @@ class Log:
             self._folder = None
 
 
-def _prefetch(run: Run, plan: list[list[Chunk]]) -> Iterator[tuple[list[Chunk], torch.Tensor]]:
-    """Read each batch while the one before is trained on."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = None
-        for batch in [*plan, None]:
-            ready, ahead = (
-                ahead,
-                batch and (batch, reader.submit(dataset.read_batch, run.songs, batch, run.hp)),
-            )
-            if ready:
-                yield ready[0], ready[1].result()
-
-
-def _finite_losses(
-    run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, list[Chunk]]]
-) -> list[float]:
+def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, Chunks]]) -> list[float]:
     """Fetch the losses of some steps from the device; InputError if one or its gradient is bad."""
     values = torch.stack([torch.stack([loss, norm]) for loss, norm, _ in fresh]).tolist()
-    for i, ((loss, norm), (_, _, batch)) in enumerate(zip(values, fresh, strict=True)):
+    losses = np.mean([[loss for loss, _ in of_rank] for of_rank in run.world.gather(values)], 0)
+    for i, (loss, (_, norm), (_, _, batch)) in enumerate(zip(losses, values, fresh, strict=True)):
         if not np.isfinite([loss, norm]).all():  # clipping to a norm of NaN makes all weights NaN
-            ids = {run.songs[j].song.id for chunk in batch for j in (chunk[0], chunk[2])}
+            ids = {run.songs[index].song.id for index in batch.songs.flat}
             raise InputError(
                 f"step {run.step - len(fresh) + i + 1}: loss is {loss:g}, gradient norm {norm:g}; "
                 f"songs {', '.join(sorted(ids))} "
                 "(lower learning_rate; the last save is untouched)"
             )
-    return [loss for loss, _ in values]
-
-
-def _signals(run: Run, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a validation excerpt as it was recorded: (1, n_bins, n_frames) each."""
-    raw = dataset.excerpt(song, run.hp).to(run.device)
-    return dataset.mix(raw, torch.ones(1, 2, device=run.device))
+    return losses.tolist()
 
 
 def _centres(features: torch.Tensor, hp: HParams) -> slice:
     """Select the frames of a chunk on which its slices are centred."""
     return slice(hp.context, features.shape[-1] - hp.context, hp.stft_stride)
-
-
-def _hear(run: Run, mixture: torch.Tensor) -> torch.Tensor:
-    """Return the features of a mixture as the network gets them."""
-    return audio.features(mixture, run.curve_db, run.hp.mixture_power, run.hp)
-
-
-@torch.inference_mode()
-def _predict(run: Run, features: torch.Tensor) -> torch.Tensor:
-    """Return the logits of every frame, with silence around the excerpt."""
-    padded = F.pad(features, (run.hp.context, run.hp.context))
-    return run.model(padded[:, None].contiguous())
-
-
-def _score(
-    vocals: torch.Tensor, accompaniment: torch.Tensor, mask: torch.Tensor, hp: HParams
-) -> float:
-    """Return the SI-SDR of a mask's vocals on the network's own grid [dB]; NaN if silent."""
-    estimate = _waveform((vocals + accompaniment) * mask, hp)
-    return max(metrics.si_sdr(estimate, _waveform(vocals, hp)), WORST_DB)
-
-
-def _waveform(spec: torch.Tensor, hp: HParams) -> np.ndarray:
-    """Invert one spectrogram of the network's bins."""
-    grid = audio.grid_at(hp.sample_rate, hp)
-    n_samples = (spec.shape[-1] - 1) * grid.hop_length
-    return audio.istft(spec, grid, n_samples)[0].cpu().numpy()
-
-
-def _mean_db(scores: list[float]) -> float:
-    """Average over the songs that have a score."""
-    scores = [score for score in scores if not np.isnan(score)]
-    return float(np.mean(scores)) if scores else float("nan")

@@ -407,3 +407,25 @@ def test_a_song_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="changed while it was read"):
         building.build_song(about, track)
     assert building.finished(about, track) is None
+
+
+# --- Several processes --------------------------------------------------------------------------
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_two_ranks_build_the_dataset_that_one_builds(built, toy_tree, tmp_path):
+    command = [*LAUNCH, BUILD[1], toy_tree, tmp_path / "out", "--workers=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(built)
+    assert done.stdout.count("songs to train") == 1, "one voice is enough"
+
+
+@pytest.mark.torture
+def test_a_lock_that_is_held_ends_all_ranks(toy_tree, output):
+    with build_dataset.locked(output):
+        command = [*LAUNCH, BUILD[1], toy_tree, output, "--workers=1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert f"locked by pid {os.getpid()}" in done.stderr

@@ -200,13 +200,25 @@ def test_the_first_signal_asks_and_the_second_ends(signum, code, second):
     assert signal.getsignal(signum) == before
 
 
-def test_after_a_ctrl_c_a_sigterm_ends_too():
+@pytest.mark.parametrize("twice", [signal.SIGINT, signal.SIGTERM])
+def test_a_ctrl_c_and_a_sigterm_are_one_wish_and_the_second_of_either_ends(twice):
+    asked = []
+
     def main(argv):
-        with commandline.Stop():
+        with commandline.Stop() as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
+            asked.append((stop(), stop.exit_code))
+            signal.raise_signal(twice)
 
-    assert commandline.script(main)([]) == 143
+    assert commandline.script(main)([]) == 128 + twice
+    assert asked == [(True, 143)]
+
+
+def test_where_another_process_was_asked_to_stop_the_exit_code_is_that_of_sigterm():
+    with commandline.Stop() as stop:
+        assert not stop()
+    assert stop.exit_code == 143
 
 
 def test_without_a_signal_nothing_is_asked_and_the_handlers_return():
@@ -316,27 +328,49 @@ def test_set_changes_this_run_and_not_hparams():
         commandline.settings_of(argparse.Namespace(settings=["widht=8"]))
 
 
-def choose_device(choice: list[str]):
+def choose_device(choice: list[str], local_rank: int = 0):
     parser = commandline.make_parser("Hear it.", "")
     commandline.add_device_option(parser)
-    return commandline.device_of(parser.parse_args(choice), parser)
+    return commandline.device_of(parser.parse_args(choice), parser, local_rank)
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, n_gpus: int) -> list[int]:
+    """Let torch see some GPUs; returns the list of those that are then chosen."""
+    import torch
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    return chosen
 
 
 def test_the_device_is_told_with_the_reason(capsys, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    for available, choice, device, said in (
-        (False, [], "cpu", "device: CPU, 3 threads (no CUDA device)\n"),
-        (False, ["--device=cpu"], "cpu", "device: CPU, 3 threads (as asked)\n"),
-        (True, ["--device=cpu"], "cpu", "device: CPU, 3 threads (as asked)\n"),
-        (True, [], "cuda", "device: Some GPU\n"),
-        (True, ["--device=cuda"], "cuda", "device: Some GPU\n"),
+    for n_gpus, choice, device, said in (
+        (0, [], "cpu", "device: CPU, 3 threads (no CUDA device)\n"),
+        (0, ["--device=cpu"], "cpu", "device: CPU, 3 threads (as asked)\n"),
+        (1, ["--device=cpu"], "cpu", "device: CPU, 3 threads (as asked)\n"),
+        (1, [], "cuda:0", "device: GPU 0\n"),
+        (2, ["--device=cuda"], "cuda:0", "device: GPU 0\n"),
     ):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        pretend_gpus(monkeypatch, n_gpus)
         assert choose_device(choice) == torch.device(device)
         assert capsys.readouterr().out == said
+
+
+def test_every_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    import torch
+
+    chosen = pretend_gpus(monkeypatch, 2)
+    assert choose_device([], 1) == torch.device("cuda", 1)
+    assert choose_device([], 0) == torch.device("cuda", 0)
+    with pytest.raises(InputError, match="process 2 of this machine has no GPU: there are 2"):
+        choose_device([], 2)
+    assert chosen == [1, 0]
 
 
 def test_a_gpu_that_is_not_there_is_wrong_usage(capsys, monkeypatch):

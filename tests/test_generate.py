@@ -502,3 +502,20 @@ def test_a_closed_output_ends_the_run_quietly(checkpoint):
         assert made() == ["song_vocals.wav"]
         assert len(codes("generated/song_vocals.wav")) == 3000
         os.remove("generated/song_vocals.wav")
+
+
+def test_two_ranks_share_the_files_and_tell_a_bad_one_once(checkpoint):
+    names = [song(f"song{i}.wav", 5000 + i) for i in range(3)]
+    Path("text.wav").write_text("la la la")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, ROOT / "generate.py", checkpoint, *names, "text.wav", "--device=cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode != 0, "the rank that tells of the bad file says so"
+    assert done.stderr.count("text.wav: not audio") == 1
+    assert made() == [f"song{i}_vocals.wav" for i in range(3)]
+    assert done.stdout.count("real-time factor") == 3
+    alone = run(checkpoint, *names, "--output-dir=alone", "--device=cpu", env=environment)
+    assert alone.returncode == 0
+    for name in made():
+        assert Path("generated", name).read_bytes() == Path("alone", name).read_bytes()

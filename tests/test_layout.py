@@ -17,15 +17,28 @@ import hparams
 ROOT = Path(__file__).parent.parent
 ROWS = (
     ("hparams",),
-    ("audio", "soundio", "alignment", "metrics", "commandline", "synthesis"),
+    (
+        "audio",
+        "soundio",
+        "alignment",
+        "metrics",
+        "commandline",
+        "synthesis",
+        "distributed",
+        "charts",
+        "convolution",
+    ),
     ("tracks", "dataset", "model"),
-    ("separation", "training", "building"),
+    ("separation", "sampling", "building", "roofline"),
+    ("validation",),
+    ("training",),
+    ("planning",),
     ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "demo"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 PRESENT = sorted(path.stem for path in ROOT.glob("*.py"))
-SCRIPTS = [name for name in PRESENT if name in ROWS[4]]
-LIBRARIES = [name for name in PRESENT if name not in ROWS[4]]
+SCRIPTS = [name for name in PRESENT if name in ROWS[-1]]
+LIBRARIES = [name for name in PRESENT if name not in ROWS[-1]]
 WITHOUT_TORCH = ("soundio", "tracks", "synthesis", "metrics", "hparams")
 
 

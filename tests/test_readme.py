@@ -17,7 +17,8 @@ class Parsed(BaseException):
 
 
 def commands_in(text: str) -> list[str]:
-    """Find lines such as ``    python train.py data/dsd100    # comment``."""
+    """Find lines such as ``    python train.py data/dsd100    # comment``, or with torchrun."""
+    text = re.sub(r"torchrun (--\S+ (\d+ )?)*", "python ", text)
     found = re.findall(r"^ *(?:\| )?`?(python \w+\.py[^`\n]*)", text, re.MULTILINE)
     return [re.sub(r"<[^>]*>", "something", line.split("#")[0]).strip() for line in found]
 

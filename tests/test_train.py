@@ -6,10 +6,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +22,12 @@ import torch
 
 import dataset
 import model
+import planning
+import sampling
 import train
 import training
-from hparams import from_dict, hparams
+import validation
+from hparams import InputError, from_dict, hparams
 from separation import Separator
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -94,7 +99,11 @@ def test_a_run_writes_networks_that_separate_songs(whole, toy_tree):
         wav = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 5000)).astype(np.float32)
         vocals, rest = separator.separate(wav, 44100)
         np.testing.assert_allclose(vocals + rest, wav, atol=1e-6)
-    assert sorted(p.name.split(".")[0] for p in whole.iterdir()) == ["best", "events", "last"]
+    names = sorted(p.name.split(".")[0] for p in whole.iterdir())
+    assert names == ["best", "curves", "events", "last", "previous"]
+    curves = xml.etree.ElementTree.parse(whole / "curves.svg").getroot()
+    words = {element.text for element in curves.iter() if element.text}
+    assert {"Loss", "train", "held out", "soft", "binary", "the mixture itself"} <= words
 
 
 def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
@@ -106,6 +115,11 @@ def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
     assert set(last["scores"]) == {"loss", "soft", "binary"}
     assert last["step"] == last["resume"]["scheduler"]["last_epoch"]
     assert (last["resume"]["epoch"], last["resume"]["batch"]) == (2, 0)
+    assert [set(epoch) for epoch in last["resume"]["history"]] == 2 * [
+        {"step", "loss/train", "loss", "soft", "binary"}
+    ]
+    assert last["resume"]["history"][-1]["step"] == last["step"]
+    assert last["resume"]["processes"] == 1
     best = model.load_checkpoint(whole / "best.pth")
     assert "resume" not in best
     found = max(best["scores"]["soft"], best["scores"]["binary"])
@@ -121,15 +135,20 @@ def test_a_run_tells_its_songs_bounds_and_epochs(toy_dataset, capsys):
     assert lines[0].startswith("device: CPU, ")
     assert lines[1] == "learn from 2 songs of 2 singers or bands, 0.1 min, 690 slices"
     assert lines[2] == "validate on 1 songs of 1 singers or bands, 0.1 min, 345 slices"
-    assert re.fullmatch(r"convnet, width 2: 0\.\d\d million weights; 1 epochs, \d+ steps", lines[3])
+    size = r"\d+\.\d\d GB"
+    assert re.fullmatch(
+        rf"dataset: {size}, in the memory of the machine \({size} free; a step takes {size}\)",
+        lines[3],
+    )
+    assert re.fullmatch(r"convnet, width 2: 0\.\d\d million weights; \d+ steps, 1 epochs", lines[4])
     number = r"-?\d+\.\d\d dB"
     assert re.fullmatch(
         rf"held-out vocals, SI-SDR: floor {number}, ideal_binary {number}, ideal_ratio {number}",
-        lines[4],
+        lines[5],
     )
-    assert lines[5].startswith("epoch   1  train 0.")
-    assert lines[6] == "best.pth and last.pth are in runs/x"
-    assert len(lines) == 7
+    assert lines[6].startswith("epoch   1  train 0.")
+    assert lines[7] == "the run is in runs/x"
+    assert len(lines) == 8
 
 
 def test_the_same_command_gives_the_same_weights(toy_dataset, whole):
@@ -144,7 +163,7 @@ def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, mo
     def scripted(*_args) -> dict[str, float]:
         return dict(zip(("soft", "binary"), next(found), strict=True), loss=0.5)
 
-    monkeypatch.setattr(training, "validate", scripted)
+    monkeypatch.setattr(validation, "validate", scripted)
     assert train.main([str(toy_dataset), *settings(epochs=3)]) == 0
     best = model.load_checkpoint(Path("runs/convnet/best.pth"))
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
@@ -186,6 +205,78 @@ def test_other_songs_are_validated_on_if_named(toy_dataset, capsys):
     assert "none of 3 songs to validate on" in capsys.readouterr().err
 
 
+def test_a_run_ends_at_the_step_it_is_told_and_is_validated_there(toy_dataset, capsys):
+    argv = [str(toy_dataset), *settings(steps=4), "--dataset-on=disk"]
+    assert train.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "read from disk ahead of the steps (" in out
+    assert "GB free, as asked;" in out
+    assert "; 4 steps, 1.33 epochs\n" in out
+    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
+    assert last["step"] == last["hparams"]["steps"] == 4
+    assert [epoch["step"] for epoch in last["resume"]["history"]] == [3, 4]
+    assert last["scores"]["loss"] == last["resume"]["history"][1]["loss"]
+
+
+def test_a_number_of_minutes_becomes_a_number_of_steps_which_a_resumed_run_keeps(
+    toy_dataset, monkeypatch, capsys
+):
+    asked, last = [], Path("runs/convnet/last.pth")
+    monkeypatch.setattr(planning, "steps_in", lambda _run, minutes: asked.append(minutes) or 5)
+    with monkeypatch.context() as patch:
+        send_at(2, signal.SIGTERM, patch)
+        assert train.main([str(toy_dataset), *settings(), "--minutes=1.5"]) == 143
+    assert asked == [1.5]
+    assert model.load_checkpoint(last)["hparams"]["steps"] == 5
+    again = [toy_dataset, "--checkpoint", last, "--minutes=3"]
+    assert "--minutes: a resumed run keeps its number of steps" in refused(capsys, *again, code=2)
+    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
+    assert model.load_checkpoint(last)["step"] == 5
+    monkeypatch.setattr(planning, "steps_in", lambda _run, _minutes: 2)
+    assert train.main([*map(str, again), "--adapt", "--name=anew"]) == 0
+    assert model.load_checkpoint(Path("runs/anew/last.pth"))["step"] == 2
+
+
+def test_the_measurement_of_a_runs_speed_leaves_no_trace_in_it(toy_dataset, monkeypatch):
+    monkeypatch.setattr(planning, "MEASURE_SECONDS", 0)
+    measure = planning.steps_in
+    monkeypatch.setattr(planning, "steps_in", lambda *args: min(4, measure(*args)))
+    assert train.main([str(toy_dataset), *settings(), "--minutes=1", "--name=measured"]) == 0
+    assert train.main([str(toy_dataset), *settings(steps=4), "--name=told"]) == 0
+    assert weights_equal(Path("runs/measured/last.pth"), Path("runs/told/last.pth"))
+
+
+def test_the_range_test_draws_a_picture_and_trains_nothing(toy_dataset, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "FIND_LR_STEPS", 30)
+    kept = Path("runs/convnet/last.pth")
+    for what in ("a new folder", "one that holds a run"):
+        assert train.main([str(toy_dataset), *settings(), "--find-lr"]) == 0, what
+        out = capsys.readouterr().out
+        number = r"(\d(?:\.\d)?e?-?\d*)"
+        found = re.search(rf"suggested: --set learning_rate={number} \(runs/convnet/find_lr", out)
+        assert 1e-6 <= float(found[1]) <= 1
+        drawn = xml.etree.ElementTree.parse("runs/convnet/find_lr.svg").getroot()
+        assert {"loss", "suggested"} <= {element.text for element in drawn.iter()}
+        expected = [path for path in ("runs/convnet/last.pth",) if kept.exists()]
+        assert [path for path in listing() if path.endswith(".pth")] == expected
+        kept.write_bytes(b"precious")
+    assert kept.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_that_is_none_is_wrong_usage(toy_dataset, capsys, minutes):
+    with pytest.raises(SystemExit) as error:
+        train.main([str(toy_dataset), f"--minutes={minutes}"])
+    assert error.value.code == 2
+    assert "--minutes" in capsys.readouterr().err
+
+
+def test_curves_that_cannot_be_drawn_end_no_run(toy_dataset, capsys):
+    Path("runs/convnet/curves.svg").mkdir(parents=True)
+    assert train.main([str(toy_dataset), *settings(epochs=1)]) == 0
+    assert re.search(r"^[^\n]*: warning: [^\n]*curves.svg[^\n]*\n$", capsys.readouterr().err)
+
+
 # --- Refusals -----------------------------------------------------------------------------------
 
 
@@ -209,10 +300,12 @@ def test_a_run_is_not_overwritten_unasked(toy_dataset, capsys):
     )
     assert Path("runs/convnet/last.pth").read_bytes() == first
     (old,) = Path("runs/convnet").glob("events*")
+    Path("runs/convnet/previous.pth").write_bytes(b"of the old run")
     assert train.main([*map(str, argv), "--overwrite", "--set=seed=1"]) == 0
     assert Path("runs/convnet/last.pth").read_bytes() != first
     (new,) = Path("runs/convnet").glob("events*")
     assert new != old, "old curves do not mix with the new"
+    assert not Path("runs/convnet/previous.pth").exists()
 
 
 def test_a_best_network_kept_without_its_run_is_not_overwritten_either(toy_dataset, capsys):
@@ -228,6 +321,7 @@ def test_a_run_resumed_under_another_name_is_judged_on_its_own(toy_dataset):
     assert train.main([*argv, "--name", "first"]) == 0
     interrupted = model.load_checkpoint(Path("runs/first/last.pth"))
     interrupted["resume"] |= {"epoch": 1, "batch": 0, "best_db": 1000.0}
+    interrupted["step"] = interrupted["resume"]["history"][0]["step"]
     network, hp = model.restore_model(Path("runs/first/last.pth"), interrupted)
     rest = {name: interrupted[name] for name in interrupted if name not in ("weights", "hparams")}
     model.save_checkpoint(Path("runs/first/last.pth"), network, hp, **rest)
@@ -247,7 +341,7 @@ def test_a_missing_or_wrong_checkpoint_is_named(toy_dataset, whole, capsys):
     assert "text.pth: not a checkpoint, or damaged" in refused(
         capsys, toy_dataset, "--checkpoint", "text.pth"
     )
-    assert "best.pth: holds no training state" in refused(
+    assert "best.pth: it holds no training state" in refused(
         capsys, toy_dataset, "--checkpoint", whole / "best.pth", "--name", "new"
     )
 
@@ -270,7 +364,7 @@ def test_other_songs_than_the_checkpoints_are_refused(toy_dataset, whole, capsys
     train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
     few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
     line = refused(capsys, few, "--name=new", "--checkpoint", whole / "last.pth")
-    assert "last.pth: was trained on other songs" in line
+    assert "last.pth: it was trained on other songs, or in another order" in line
 
 
 def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
@@ -324,11 +418,56 @@ def test_wrong_settings_are_refused(toy_dataset, capsys, wrong):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(toy_dataset, capsys, monkeypatch):
-    read = dataset.read_batch
-    monkeypatch.setattr(dataset, "read_batch", lambda *args: read(*args) * float("nan"))
+    mix = sampling.mix
+    monkeypatch.setattr(sampling, "mix", lambda x, gains: mix(x * float("nan"), gains))
     assert train.main([str(toy_dataset), *settings()]) == 1
     assert re.search("^[^\n]*: error: step 1: loss is nan.*\n$", capsys.readouterr().err)
     assert list(Path().rglob("*.pth")) == []
+
+
+def test_a_network_that_does_not_fit_the_memory_is_one_line(toy_dataset, capsys, monkeypatch):
+    answer = model.ConvNet.forward
+
+    def forward(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+        if features.device.type == "meta":  # where the memory of a step is only counted
+            return answer(network, features)
+        raise torch.OutOfMemoryError("tried to allocate 2 TiB")
+
+    monkeypatch.setattr(model.ConvNet, "forward", forward)
+    assert train.main([str(toy_dataset), *settings()]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("step 1: out of memory with batch_size=8 (try --set batch_size=4)\n")
+    assert said.count("\n") == 1
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, fails: list[bool]) -> None:
+    """Let the disk be full for some of the next saves, and then no more."""
+    save = model.save_checkpoint
+
+    def save_perhaps(path: Path, *args, **extra) -> None:
+        if fails and fails.pop(0):
+            raise InputError(f"{path}: no space left on the disk")
+        save(path, *args, **extra)
+
+    monkeypatch.setattr(model, "save_checkpoint", save_perhaps)
+
+
+def test_a_disk_that_stays_full_ends_the_run_at_the_third_save(toy_dataset, capsys, monkeypatch):
+    fill_disk(monkeypatch, [False, False, *100 * [True]])
+    assert train.main([str(toy_dataset), *settings(epochs=9, learning_rate=1e-9)]) == 1
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert [": warning: " in line for line in warnings] == [True, True]
+    assert all(line.endswith("training goes on with what was saved before") for line in warnings)
+    assert error.endswith("no space left on the disk; not saved 3 times")
+    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
+    assert last["resume"]["epoch"] == 1, "what was saved before"
+
+
+def test_a_disk_that_is_full_for_a_while_ends_nothing(toy_dataset, whole, capsys, monkeypatch):
+    fill_disk(monkeypatch, [True, True])
+    assert train.main([str(toy_dataset), *settings()]) == 0
+    assert capsys.readouterr().err.count(": warning: ") == 2
+    assert weights_equal(Path("runs/convnet/last.pth"), whole / "last.pth")
 
 
 # --- Stopping and going on ----------------------------------------------------------------------
@@ -350,7 +489,7 @@ def send_at(step: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def steps_of_each_epoch(data: Path, whole: Path) -> list[int]:
     hp = from_dict(model.load_checkpoint(whole / "last.pth")["hparams"])
     learn, _ = dataset.hold_out(dataset.open_songs([data], hp), hp)
-    return [dataset.count_batches(learn, hp, epoch) for epoch in range(hp.epochs)]
+    return [sampling.count_batches(learn, hp, epoch) for epoch in range(hp.epochs)]
 
 
 @pytest.mark.parametrize(
@@ -385,6 +524,58 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on_as_if_nothing_was(
     ours, theirs = (model.load_checkpoint(folder / "last.pth") for folder in (last.parent, whole))
     assert ours["scores"] == theirs["scores"]
     assert ours["resume"]["best_db"] == theirs["resume"]["best_db"]
+
+
+def test_a_run_goes_on_as_if_nothing_was_in_an_epoch_cut_short_and_from_disk(
+    toy_dataset, monkeypatch
+):
+    argv = [str(toy_dataset), *settings(steps=5)]
+    assert train.main([*argv, "--name=straight"]) == 0
+    last = Path("runs/convnet/last.pth")
+    with monkeypatch.context() as patch:
+        send_at(4, signal.SIGINT, patch)
+        assert train.main([*argv, "--dataset-on=disk"]) == 130
+    assert model.load_checkpoint(last)["step"] == 4
+    assert train.main([str(toy_dataset), "--checkpoint", str(last), "--dataset-on=device"]) == 0
+    ours, theirs = (model.load_checkpoint(folder) for folder in (last, "runs/straight/last.pth"))
+    assert weights_equal(last, Path("runs/straight/last.pth"))
+    for name, weight in theirs["resume"]["weights"].items():
+        assert torch.equal(ours["resume"]["weights"][name], weight), name
+    assert ours["scores"] == theirs["scores"]
+
+
+def test_a_damaged_last_save_gives_way_to_the_one_before(toy_dataset, whole, capsys):
+    folder = Path("runs/convnet")
+    shutil.copytree(whole, folder)
+    last, previous = folder / "last.pth", folder / "previous.pth"
+    assert model.load_checkpoint(previous)["resume"]["epoch"] == 1
+    last.write_bytes(last.read_bytes()[:-1000])
+    capsys.readouterr()
+    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "warning: runs/convnet/last.pth: not a checkpoint, or damaged" in warning
+    assert warning.endswith("; going on from runs/convnet/previous.pth, step 3")
+    for name in ("last.pth", "best.pth"):
+        assert weights_equal(folder / name, whole / name)
+    ours, theirs = (model.load_checkpoint(where / "last.pth") for where in (folder, whole))
+    assert ours["scores"] == theirs["scores"]
+
+
+def test_only_a_damaged_last_save_gives_way(toy_dataset, whole, capsys):
+    folder = Path("runs/convnet")
+    shutil.copytree(whole, folder)
+    other = folder / "other.pth"
+    (folder / "last.pth").rename(other)
+    other.write_bytes(other.read_bytes()[:-1000])
+    assert "other.pth: not a checkpoint, or damaged" in refused(
+        capsys, toy_dataset, "--checkpoint", other
+    )
+    for name in ("last.pth", "previous.pth"):
+        other.replace(folder / name)
+        other = folder / name
+    shutil.copy(other, folder / "last.pth")
+    line = refused(capsys, toy_dataset, "--checkpoint", folder / "last.pth")
+    assert "previous.pth: not a checkpoint, or damaged" in line
 
 
 def test_a_finished_run_resumes_to_itself(toy_dataset, whole, capsys):
@@ -468,3 +659,109 @@ def test_signals_at_any_time_end_the_run_within_seconds(toy_dataset):
         assert time.monotonic() - asked < 15, "it is told to be done within 5 on an idle machine"
         assert process.returncode == 128 + signum, attempt
         assert "Traceback" not in err
+
+
+# --- Adapting -----------------------------------------------------------------------------------
+
+
+def changed(path: Path, copy: Path, **resume: object) -> Path:
+    """Copy a checkpoint with something else in its training state."""
+    checkpoint = model.load_checkpoint(path)
+    checkpoint["resume"] |= resume
+    network, hp = model.restore_model(path, checkpoint)
+    rest = {name: checkpoint[name] for name in checkpoint if name not in ("weights", "hparams")}
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    model.save_checkpoint(copy, network, hp, **rest)
+    return copy
+
+
+def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
+    resume = ["--name=new", "--checkpoint", whole / "last.pth"]
+    hint = "(give what it was trained with, or --adapt)"
+    others = with_songs(toy_dataset, Path("others"), lambda one: one["split"] == "test")
+    line = refused(capsys, toy_dataset, *resume, "--validate-on", others)
+    assert line.endswith(
+        "last.pth: it was trained on other songs, or in another order; "
+        f"it was validated on other songs {hint}"
+    )
+    four = changed(whole / "last.pth", Path("four/last.pth"), processes=4)
+    line = refused(capsys, toy_dataset, "--checkpoint", four)
+    assert line.endswith(f"four/last.pth: it ran on 4 processes, not 1 {hint}")
+    line = refused(capsys, toy_dataset, *resume, "--set=epochs=9")
+    assert line.endswith("its epochs is 2, not 9; --adapt starts a new schedule with it")
+    for adapt in ([], ["--adapt"]):  # another network cannot have its weights
+        line = refused(capsys, toy_dataset, *resume, *adapt, "--set=width=4")
+        assert line.endswith("last.pth: its width is 2, not 4")
+
+
+def test_a_trained_network_is_adapted_to_other_songs_and_settings(
+    toy_dataset, whole, capsys, monkeypatch
+):
+    train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
+    few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
+    old, began = model.load_checkpoint(whole / "last.pth"), []
+    step = training.train_step
+
+    def remember(run, *args):
+        if not began:
+            weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+            began.append((run.step, weights, run.scheduler.last_epoch))
+        return step(run, *args)
+
+    monkeypatch.setattr(training, "train_step", remember)
+    options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.01"]
+    assert train.main([str(few), *options, "--set=steps=2", "--name=new"]) == 0
+    ((first, weights, scheduled),) = began
+    assert (first, scheduled) == (0, 0)
+    for name, value in old["weights"].items():
+        assert torch.equal(weights[name], value), name
+    new = model.load_checkpoint(Path("runs/new/last.pth"))
+    assert new["step"] == new["hparams"]["steps"] == 2
+    assert new["hparams"] == old["hparams"] | {"learning_rate": 0.01, "steps": 2}
+    assert len(new["data"]) == 1
+    assert len(new["resume"]["history"]) == 1
+    assert Path("runs/new/best.pth").exists()
+    said = capsys.readouterr().out
+    assert re.search(
+        r"adapting .*/last.pth: its learning_rate is 0.01, not|it was trained on", said
+    )
+
+
+def test_only_the_weights_of_a_best_network_are_needed_to_adapt_it(toy_dataset, whole):
+    options = ["--adapt", "--checkpoint", str(whole / "best.pth"), "--name=new"]
+    assert train.main([str(toy_dataset), *options, "--set=steps=1"]) == 0
+    assert model.load_checkpoint(Path("runs/new/last.pth"))["step"] == 1
+
+
+def test_an_adapted_run_does_not_overwrite_the_old_one_unasked(toy_dataset, whole, capsys):
+    folder = Path("runs/convnet")
+    shutil.copytree(whole, folder)
+    options = ["--adapt", "--checkpoint", folder / "last.pth", "--set=steps=1"]
+    before = (folder / "last.pth").read_bytes()
+    for more in ([], ["--name=convnet"]):
+        assert "runs/convnet: holds a run" in refused(capsys, toy_dataset, *options, *more)
+        assert (folder / "last.pth").read_bytes() == before
+    assert train.main([str(toy_dataset), *map(str, options), "--overwrite"]) == 0
+    assert model.load_checkpoint(folder / "last.pth")["step"] == 1
+
+
+def test_adapt_without_a_checkpoint_is_wrong_usage(toy_dataset, capsys):
+    assert "--adapt goes with --checkpoint" in refused(capsys, toy_dataset, "--adapt", code=2)
+
+
+def test_with_only_another_number_of_processes_a_run_goes_on_where_it_was(
+    toy_dataset, whole, monkeypatch, capsys
+):
+    last = Path("runs/convnet/last.pth")
+    with monkeypatch.context() as patch:
+        send_at(4, signal.SIGINT, patch)
+        assert train.main([str(toy_dataset), *settings()]) == 130
+    four = changed(last, Path("four/last.pth"), processes=4)
+    assert "it ran on 4 processes" in refused(capsys, toy_dataset, "--checkpoint", four)
+    options = ["--checkpoint", str(four), "--adapt", "--name=on"]
+    assert train.main([str(toy_dataset), *options]) == 0
+    assert "adapting" not in capsys.readouterr().out
+    assert weights_equal(Path("runs/on/last.pth"), whole / "last.pth")
+    found = model.load_checkpoint(Path("runs/on/last.pth"))
+    assert found["step"] == 6
+    assert found["resume"]["processes"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,13 @@ import torch
 import audio
 import dataset
 import model
+import sampling
 import training
+import validation
 from dataset import PARTS, OpenSong, Song
+from distributed import World
 from hparams import HParams, InputError
+from sampling import Chunks
 
 HP = HParams(
     sample_rate=4000,
@@ -70,24 +75,52 @@ def songs() -> list[OpenSong]:
     return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
 
 
+def make_run(
+    songs: list[OpenSong],
+    hp: HParams = HP,
+    *,
+    valid: list[OpenSong] | None = None,
+    resident: bool = True,
+    world: World | None = None,
+) -> training.Run:
+    """Set a run up that validates on the first song, unless others are given."""
+    feed = sampling.Feed(songs, hp, CPU, resident)
+    return training.Run(hp, feed, songs[:1] if valid is None else valid, world)
+
+
+def first_batch(songs: list[OpenSong], hp: HParams) -> Chunks:
+    return sampling.plan_epoch(songs, hp, 0)[: hp.batch_size]
+
+
 def go(
     run: training.Run,
-    last: Path,
+    last: Path | None = None,
     until: int = 10**9,
     log: Callable[[dict[str, float], int], None] = lambda *_: None,
 ) -> training.Run:
-    """Train to the end or up to a step, as train.py does."""
-    while run.epoch < run.hp.epochs and run.step < until:
-        training.train_epoch(run, lambda _: None, log, lambda: run.step >= until, last)
+    """Train to the end or up to a step, as train.py does, without the validation."""
+    while not run.is_finished and run.step < until:
+        training.train_epoch(
+            run, lambda _: None, log, lambda: run.step >= until, lambda: run.save(last)
+        )
         if run.step >= until:
             break
         run.epoch, run.batch = run.epoch + 1, 0
     return run
 
 
+def resumed_from(path: Path, run: training.Run) -> training.Run:
+    """Let a fresh run go on where another one was saved."""
+    checkpoint = model.load_checkpoint(path)
+    assert run.differences(checkpoint) == {}
+    run.restore(checkpoint)
+    return run
+
+
 def state(run: training.Run) -> dict[str, torch.Tensor]:
     """All that training changes: weights, statistics of batch norm, moments, learning rate."""
     found = dict(run.model.state_dict())
+    found |= {f"averaged {name}": value for name, value in run.averaged.state_dict().items()}
     optimizer = run.optimizer.state_dict()
     for index, moments in optimizer["state"].items():
         found |= {f"{index} {name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -119,13 +152,13 @@ def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, mask_target
         width=8,
         remix=0,
     )
-    run = training.Run(hp, songs, CPU)
-    batch = dataset.plan_epoch(songs, hp, 0)[0]
-    spectrograms = dataset.read_batch(songs, batch, hp)
-    gains = torch.tensor([chunk[4:] for chunk in batch])
+    run = make_run(songs, hp)
+    batch = first_batch(songs, hp)
+    spectrograms = sampling.read_batch(songs, batch, hp)
+    gains = torch.from_numpy(batch.gains)
     _, target = training.make_example(run, spectrograms, gains)
     best = float(torch.special.entr(target).add(torch.special.entr(1 - target)).mean())
-    losses = [float(training.train_step(run, spectrograms, gains)[0]) for _ in range(60)]
+    losses = [float(training.train_step(run, spectrograms, gains)[0]) for _ in range(80)]
     assert 0.05 < float(target.mean()) < 0.95
     assert losses[-1] - best < 0.05 * (losses[0] - best)
 
@@ -133,38 +166,38 @@ def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, mask_target
 def test_an_example_is_centred_on_the_frames_it_is_asked_about(songs):
     for stride in (1, 3):
         hp = replace(HP, stft_stride=stride, chunk_slices=6)
-        run = training.Run(hp, songs, CPU)
-        batch = dataset.plan_epoch(songs, hp, 0)[0]
-        spectrograms = dataset.read_batch(songs, batch, hp)
+        run = make_run(songs, hp)
+        batch = first_batch(songs, hp)
+        spectrograms = sampling.read_batch(songs, batch, hp)
         features, target = training.make_example(run, spectrograms, torch.ones(len(batch), 2))
         assert features.shape == (len(batch), 1, hp.n_bins, 5 * stride + 5)
         assert target.shape == (len(batch), hp.n_bins, 6)
         assert run.model(features)[..., ::stride].shape == target.shape
         for i in range(6):
             centre = spectrograms[:, 2 + i * stride : 3 + i * stride]
-            vocals, rest = dataset.mix(centre, torch.ones(len(batch), 2))
+            vocals, rest = sampling.mix(centre, torch.ones(len(batch), 2))
             expected = audio.ideal_ratio_mask(vocals, rest)
             np.testing.assert_array_equal(target[..., i : i + 1], expected)
 
 
 def test_with_a_stride_a_step_asks_about_every_third_column_only(songs):
     hp = replace(HP, stft_stride=3)
-    run, twin = training.Run(hp, songs, CPU), training.Run(hp, songs, CPU)
-    batch = dataset.plan_epoch(songs, hp, 0)[0]
-    spectrograms, gains = dataset.read_batch(songs, batch, hp), torch.ones(len(batch), 2)
+    run, twin = make_run(songs, hp), make_run(songs, hp)
+    batch = first_batch(songs, hp)
+    spectrograms, gains = sampling.read_batch(songs, batch, hp), torch.ones(len(batch), 2)
     features, target = training.make_example(twin, spectrograms, gains)
     columns = [3 * i for i in range(hp.chunk_slices)]
     logits = twin.model(features)[..., columns]
     heard = features[:, 0, :, [hp.context + column for column in columns]]
-    expected = training.mask_loss(logits, target, heard, hp)
+    expected = sampling.mask_loss(logits, target, heard, hp)
     loss, _ = training.train_step(run, spectrograms, gains)
     np.testing.assert_allclose(loss, expected.detach(), rtol=1e-6)
 
 
 def test_the_gains_reach_the_mixture_and_the_target(songs):
-    run = training.Run(HP, songs, CPU)
-    batch = dataset.plan_epoch(songs, HP, 0)[0]
-    spectrograms = dataset.read_batch(songs, batch, HP)
+    run = make_run(songs)
+    batch = first_batch(songs, HP)
+    spectrograms = sampling.read_batch(songs, batch, HP)
     n = len(batch)
     no_voice, target = training.make_example(run, spectrograms, torch.tensor([[0.0, 1.0]] * n))
     assert not target.any()
@@ -187,21 +220,21 @@ def test_a_bin_counts_by_its_amplitude_to_the_power_of_the_loss_weight(power):
     for loss_weight in (0.0, 0.5, 1.0):
         weights = amplitude**loss_weight
         expected = float((weights * errors).sum() / weights.sum())
-        found = training.mask_loss(logits, target, features, replace(hp, loss_weight=loss_weight))
+        found = sampling.mask_loss(logits, target, features, replace(hp, loss_weight=loss_weight))
         assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_silent_batch_has_a_finite_loss():
     silence = torch.zeros(1, 4, 2)
-    assert training.mask_loss(silence, silence, silence, HP).isfinite()
+    assert sampling.mask_loss(silence, silence, silence, HP).isfinite()
 
 
 def test_gradients_are_scaled_down_to_the_norm_allowed(songs):
-    batch = dataset.plan_epoch(songs, HP, 0)[0]
-    spectrograms = dataset.read_batch(songs, batch, HP)
+    batch = first_batch(songs, HP)
+    spectrograms = sampling.read_batch(songs, batch, HP)
     norms = []
     for allowed in (1e-3, 1e6):
-        run = training.Run(replace(HP, max_grad_norm=allowed), songs, CPU)
+        run = make_run(songs, replace(HP, max_grad_norm=allowed))
         _, before = training.train_step(run, spectrograms, torch.ones(len(batch), 2))
         grads = [weight.grad.flatten() for weight in run.model.parameters()]
         norms.append((float(before), float(torch.cat(grads).norm())))
@@ -210,13 +243,111 @@ def test_gradients_are_scaled_down_to_the_norm_allowed(songs):
     assert norms[1][1] == pytest.approx(norms[1][0], rel=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights(songs, tmp_path):
-    runs = [
-        go(training.Run(replace(HP, seed=seed), songs, CPU), tmp_path / "last.pth")
-        for seed in (0, 0, 1)
-    ]
+def test_the_same_seed_gives_the_same_weights(songs):
+    runs = [go(make_run(songs, replace(HP, seed=seed))) for seed in (0, 0, 1)]
     assert_same(runs[0], runs[1])
     assert not torch.equal(runs[0].model.head.weight, runs[2].model.head.weight)
+
+
+def test_a_step_in_bfloat16_learns_as_one_in_float32_does(songs):
+    losses = {}
+    for precision in ("float32", "bfloat16", "auto"):
+        run = make_run(songs, replace(HP, precision=precision, learning_rate=0.01, epochs=3))
+        losses[precision] = []
+        go(run, log=lambda values, _step, of=precision: losses[of].append(values["loss/train"]))
+        assert all(weight.dtype == torch.float32 for weight in run.model.parameters())
+    assert losses["auto"] == losses["float32"] != losses["bfloat16"], "auto on the CPU is float32"
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+    assert losses["bfloat16"][-1] < 0.9 * losses["bfloat16"][0]
+
+
+def test_the_network_answers_in_bfloat16_where_it_is_asked_to(songs, monkeypatch):
+    seen = []
+    for precision in ("float32", "bfloat16"):
+        run = make_run(songs, replace(HP, precision=precision))
+        run.model.register_forward_hook(lambda _net, _in, out: seen.append(out.dtype))
+        go(run, until=1)
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dataset):
+    fast = {"chunk_slices": 16, "batch_size": 4, "epochs": 4, "learning_rate": 0.01}
+    hp = replace(HParams(), width=8, mask_target="ratio", **fast)
+    learn, valid = dataset.hold_out(dataset.open_songs([toy_dataset], hp), hp)
+    run = make_run(learn, hp, valid=valid)
+    bounds = validation.bounds(run.listener, valid)
+    go(run)
+    scores = validation.validate(run.listener, valid)
+    assert bounds["floor"] + 2 < scores["soft"] < bounds["ideal_ratio"]
+
+
+# --- The averaged weights -----------------------------------------------------------------------
+
+
+def copied(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone().double() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.97])
+def test_the_averaged_weights_are_a_running_mean_that_starts_fast(songs, decay):
+    run = make_run(songs, replace(HP, ema_decay=decay, schedule="constant"))
+    expected, batch = copied(run.model), first_batch(songs, HP)
+    spectrograms, gains = sampling.read_batch(songs, batch, HP), torch.from_numpy(batch.gains)
+    for n in range(40):
+        training.train_step(run, spectrograms, gains)
+        run.step += 1
+        kept = min(decay, (1 + n) / (10 + n))
+        for name, value in copied(run.model).items():
+            expected[name] = kept * expected[name] + (1 - kept) * value
+    found = run.averaged.state_dict()
+    assert any("running_var" in name for name in found)
+    for name in found:
+        if "num_batches" not in name:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found["head.weight"], run.model.head.weight, atol=1e-4)
+
+
+def test_without_a_decay_the_last_weights_count(songs):
+    run = go(make_run(songs, replace(HP, ema_decay=0.0)), until=3)
+    learnt = run.model.state_dict()
+    for name, value in run.averaged.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.equal(value, learnt[name]), name
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoints_weights_are_the_averaged_ones(songs, tmp_path, whole):
+    run = go(make_run(songs), until=5)
+    run.save(tmp_path / "some.pth", whole)
+    found, averaged = model.load_checkpoint(tmp_path / "some.pth"), run.averaged.state_dict()
+    assert all(torch.equal(found["weights"][name], averaged[name]) for name in averaged)
+    assert not torch.equal(found["weights"]["head.weight"], run.model.head.weight)
+    if whole:
+        learnt = run.model.state_dict()
+        assert all(torch.equal(found["resume"]["weights"][name], learnt[name]) for name in learnt)
+
+
+# --- The length of a run ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 25])  # 8 an epoch, and 2 epochs are asked for
+def test_a_run_ends_at_the_step_it_is_told(songs, steps):
+    per_epoch = [sampling.count_batches(songs, HP, epoch) for epoch in range(4)]
+    run = make_run(songs, replace(HP, steps=steps))
+    assert run.n_steps == steps
+    told, n_epochs = [], int(np.searchsorted(np.cumsum(per_epoch), steps)) + 1
+    while not run.is_finished:
+        told.append(run.slices_left_in_epoch())
+        loss = training.train_epoch(
+            run, lambda n: told.append(told.pop() - n), lambda *_: None, lambda: False, lambda: None
+        )
+        assert not run.is_finished, "it is validated first"
+        run.finish_epoch(loss, {"loss": 1.0, "soft": 2.0, "binary": 3.0})
+    assert run.step == run.scheduler.last_epoch == steps
+    assert run.epoch == len(run.history) == n_epochs
+    assert run.history[-1]["step"] == steps
+    assert told == n_epochs * [0], "the progress bar of every epoch ends at its end"
+    assert run.scheduler.get_last_lr()[0] == pytest.approx(HP.learning_rate / 25e4, rel=1e-6)
 
 
 # --- The learning rate --------------------------------------------------------------------------
@@ -228,7 +359,7 @@ def rates(n_steps: int, **settings: object) -> list[float]:
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     optimizer = torch.optim.AdamW([weight], lr=hp.learning_rate)
-    scheduler = training.make_scheduler(optimizer, hp, n_steps)
+    scheduler = training.make_scheduler(optimizer, hp, n_steps, 10)
     found = []
     for _ in range(n_steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -256,8 +387,8 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls_to_almost_nothing(n_step
 
 
 def test_cyclic_is_a_triangle_of_two_epochs_up_and_two_down():
-    n_steps, epochs = 120, 12  # 10 steps an epoch
-    found = rates(n_steps, schedule="cyclic", epochs=epochs)
+    n_steps = 120  # 10 steps an epoch
+    found = rates(n_steps, schedule="cyclic")
     expected = np.interp(np.arange(n_steps) % 40, [0, 20, 40], [0.01, 0.1, 0.01])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -273,76 +404,207 @@ def test_constant_stays():
 def test_resuming_equals_not_stopping(songs, tmp_path, schedule):
     hp = replace(HP, schedule=schedule)
     last = tmp_path / "last.pth"
-    whole = go(training.Run(hp, songs, CPU), last)
-    per_epoch = [dataset.count_batches(songs, hp, epoch) for epoch in range(2)]
+    whole = go(make_run(songs, hp))
+    per_epoch = [sampling.count_batches(songs, hp, epoch) for epoch in range(2)]
     assert whole.step == whole.n_steps == sum(per_epoch)
     for until in (0, 3, per_epoch[0], per_epoch[0] + 1, sum(per_epoch), 10**9):
-        stopped = go(training.Run(hp, songs, CPU), last, until)
+        stopped = go(make_run(songs, hp), until=until)
         assert stopped.step == min(until, sum(per_epoch))
         stopped.save(last)
         torch.manual_seed(until)  # a new process starts with other random numbers
-        resumed = training.Run(hp, songs, CPU)
-        resumed.restore(last, model.load_checkpoint(last))
+        resumed = resumed_from(last, make_run(songs, hp))
         assert_same(resumed, stopped)
-        assert_same(go(resumed, last), whole)
+        assert_same(go(resumed), whole)
 
 
-def test_a_stop_ends_after_the_step_and_leaves_the_epoch_unfinished(songs, tmp_path):
-    run = go(training.Run(HP, songs, CPU), tmp_path / "last.pth", until=2)
+def test_resuming_equals_not_stopping_wherever_the_songs_lie_and_in_an_epoch_cut_short(
+    songs, tmp_path
+):
+    first = sampling.count_batches(songs, HP, 0)
+    hp, last = replace(HP, steps=first + 3), tmp_path / "last.pth"
+    whole = go(make_run(songs, hp))
+    assert whole.is_finished
+    for until in (0, 2, first, first + 1, first + 3, 10**9):
+        for before, after in ((True, False), (False, True)):
+            stopped = go(make_run(songs, hp, resident=before), until=until)
+            stopped.save(last)
+            resumed = resumed_from(last, make_run(songs, hp, resident=after))
+            assert_same(resumed, stopped)
+            assert_same(go(resumed), whole)
+
+
+def test_a_stop_ends_after_the_step_and_leaves_the_epoch_unfinished(songs):
+    run = go(make_run(songs), until=2)
     assert (run.epoch, run.batch, run.step) == (0, 2, 2)
 
 
 def test_all_that_was_found_out_survives_a_save(songs, tmp_path):
-    run = go(training.Run(HP, songs, CPU), tmp_path / "last.pth", until=2)
+    run = go(make_run(songs), until=2)
+    run.history = [{"step": 1, "soft": 1.5}]
     run.best_db, run.scores = 1.5, {"soft": 1.5, "binary": float("nan")}
     run.mask_settings["mask_at_eval"] = True
     run.save(tmp_path / "last.pth")
-    resumed = training.Run(HP, songs, CPU)
-    resumed.restore(tmp_path / "last.pth", model.load_checkpoint(tmp_path / "last.pth"))
+    resumed = resumed_from(tmp_path / "last.pth", make_run(songs))
     assert resumed.best_db == 1.5
+    assert resumed.history == [{"step": 1, "soft": 1.5}]
     np.testing.assert_equal(resumed.scores, run.scores)
     assert resumed.mask_settings == run.mask_settings
 
 
-def test_best_weights_cannot_be_resumed_from_and_other_songs_are_refused(songs, tmp_path):
-    run = training.Run(HP, songs, CPU)
+def test_what_differs_from_the_run_that_was_saved_is_named(songs, tmp_path):
+    def told(run: training.Run, name: str = "last.pth") -> dict[str, str]:
+        return run.differences(model.load_checkpoint(tmp_path / name))
+
+    run = make_run(songs)
     run.save(tmp_path / "best.pth", whole=False)
     run.save(tmp_path / "last.pth")
-    with pytest.raises(InputError, match=r"best.pth: holds no training state \(resume from last"):
-        run.restore(tmp_path / "best.pth", model.load_checkpoint(tmp_path / "best.pth"))
+    assert told(run) == {}
+    assert told(make_run(songs, replace(HP, precision="float32", noise_gate=0.1))) == {}
+    assert told(run, "best.pth") == {
+        "state": "it holds no training state (a last.pth of this version does)"
+    }
+    other = "it was trained on other songs, or in another order"
     for others in (songs[:2], songs[::-1], [*songs[:2], song_of_noise("d", 9)]):
-        other = training.Run(HP, others, CPU)
-        with pytest.raises(InputError, match=r"last.pth: was trained on other songs"):
-            other.restore(tmp_path / "last.pth", model.load_checkpoint(tmp_path / "last.pth"))
+        assert told(make_run(others, valid=songs[:1])) == {"data": other}
+    elsewhere = make_run(songs, valid=songs[1:])
+    assert told(elsewhere) == {"valid": "it was validated on other songs"}
+    changed = make_run(songs, replace(HP, epochs=3, gain_db=0.0))
+    assert told(changed) == {
+        "epochs": "its epochs is 2, not 3",
+        "gain_db": "its gain_db is 6.0, not 0.0",
+    }
+    run.world = World(0, 4)
+    assert told(run) == {"processes": "it ran on 1 processes, not 4"}
+
+
+def test_a_new_run_can_start_from_the_averaged_weights_of_an_old_one(songs, tmp_path):
+    go(make_run(songs), until=4).save(tmp_path / "last.pth")
+    checkpoint = model.load_checkpoint(tmp_path / "last.pth")
+    run, fresh = make_run(songs), make_run(songs)
+    run.start_from(checkpoint)
+    for network in (run.model, run.averaged):
+        found = network.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in checkpoint["weights"].items())
+    assert (run.epoch, run.batch, run.step, run.best_db) == (0, 0, 0, -np.inf)
+    assert run.scheduler.state_dict() == fresh.scheduler.state_dict()
+    assert not run.optimizer.state
 
 
 def test_long_epochs_are_saved_within(songs, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECK_EVERY", 2)
     monkeypatch.setattr(training, "SAVE_EVERY", -1)
-    run = go(training.Run(HP, songs, CPU), tmp_path / "last.pth", until=5)
+    run = go(make_run(songs), tmp_path / "last.pth", until=5)
     found = model.load_checkpoint(tmp_path / "last.pth")
     assert (found["step"], found["resume"]["batch"]) == (4, 4)
-    resumed = training.Run(HP, songs, CPU)
-    resumed.restore(tmp_path / "last.pth", found)
+    resumed = resumed_from(tmp_path / "last.pth", make_run(songs))
     assert_same(go(resumed, tmp_path / "last.pth", until=5), run)
+
+
+# --- Saving -------------------------------------------------------------------------------------
+
+
+def saves_of(run: training.Run, folder: Path) -> tuple[training.Saves, list[str]]:
+    warnings: list[str] = []
+    return training.Saves(run, folder, lambda text: warnings.append(str(text))), warnings
+
+
+def steps_saved(folder: Path) -> dict[str, int]:
+    return {path.name: model.load_checkpoint(path)["step"] for path in folder.iterdir()}
+
+
+def test_the_last_save_and_the_one_before_are_kept(songs, tmp_path):
+    run = make_run(songs)
+    saves, warnings = saves_of(run, tmp_path)
+    for run.step in (1, 2, 3):
+        saves.last()
+        if run.step == 1:
+            assert steps_saved(tmp_path) == {"last.pth": 1}
+    saves.best()
+    assert steps_saved(tmp_path) == {"best.pth": 3, "last.pth": 3, "previous.pth": 2}
+    assert warnings == []
+
+
+def fail_to_save(run: training.Run, monkeypatch: pytest.MonkeyPatch, fails: list[bool]) -> None:
+    """Let the disk be full for some of the next saves."""
+    save = run.save
+
+    def save_perhaps(path: Path, whole: bool = True) -> None:
+        if fails.pop(0):
+            raise InputError(f"{path}: no space left on the disk")
+        save(path, whole)
+
+    monkeypatch.setattr(run, "save", save_perhaps)
+
+
+def test_a_disk_that_is_full_for_two_saves_is_told_and_for_three_ends_the_run(
+    songs, tmp_path, monkeypatch
+):
+    run = make_run(songs)
+    saves, warnings = saves_of(run, tmp_path)
+    saves.last()
+    fail_to_save(run, monkeypatch, [False, True, True, False, True, True, True])
+    for run.step in (1, 2):
+        saves.last()
+    saves.best()
+    for run.step in (3, 4, 5):
+        saves.last()
+    assert len(warnings) == 4
+    for text in warnings:
+        assert text.endswith(
+            "no space left on the disk; training goes on with what was saved before"
+        )
+    with pytest.raises(
+        InputError, match=r"last.pth: no space left on the disk; not saved 3 times$"
+    ):
+        saves.last()
+    assert steps_saved(tmp_path) == {"last.pth": 3, "previous.pth": 1}, "two different ones"
+
+
+def test_a_damaged_last_save_does_not_replace_the_one_before_until_there_is_a_new_one(
+    songs, tmp_path, monkeypatch
+):
+    run = make_run(songs)
+    saves, _ = saves_of(run, tmp_path)
+    for run.step in (1, 2):
+        saves.last()
+    (tmp_path / "last.pth").write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        fail_to_save(run, patch, [True])
+        saves.last()
+    assert model.load_checkpoint(tmp_path / "previous.pth")["step"] == 1
+    saves.last()
+    assert model.load_checkpoint(tmp_path / "last.pth")["step"] == 2
+
+
+def test_a_disk_that_knows_no_links_keeps_the_last_save_only(songs, tmp_path, monkeypatch):
+    def link(*_args) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    run = make_run(songs)
+    saves, warnings = saves_of(run, tmp_path)
+    for run.step in (1, 2, 3, 4):
+        saves.last()
+    assert steps_saved(tmp_path) == {"last.pth": 4}
+    assert warnings == []
 
 
 # --- Going wrong --------------------------------------------------------------------------------
 
 
 def poison_read(run: training.Run, monkeypatch: pytest.MonkeyPatch, step: int) -> list:
-    """Make the batch of one step hold a NaN; returns the batches read."""
-    read, batches = dataset.read_batch, []
+    """Make the batch of one step hold a NaN; returns a list as long as the steps given."""
+    give, steps = run.feed.batches, []
 
-    def poisoned(songs, batch, hp):
-        batches.append(batch)
-        spectrograms = read(songs, batch, hp)
-        if len(batches) == step:
-            spectrograms[0, 2, 0, 3, 0] = float("nan")
-        return spectrograms
+    def poisoned(batches):
+        for spectrograms, gains in give(batches):
+            steps.append(0)
+            if len(steps) == step:
+                spectrograms[0, 2, 0, 3, 0] = float("nan")
+            yield spectrograms, gains
 
-    monkeypatch.setattr(dataset, "read_batch", poisoned)
-    return batches
+    monkeypatch.setattr(run.feed, "batches", poisoned)
+    return steps
 
 
 def poison_gradient(run: training.Run, monkeypatch: pytest.MonkeyPatch, step: int) -> list:
@@ -364,122 +626,48 @@ def test_a_number_that_is_none_stops_the_run_and_the_last_save_stays(
 ):
     monkeypatch.setattr(training, "CHECK_EVERY", 3)
     monkeypatch.setattr(training, "SAVE_EVERY", -1)
-    run, last = training.Run(HP, songs, CPU), tmp_path / "last.pth"
-    batches = poison(run, monkeypatch, step)
-    planned = dataset.plan_epoch(songs, HP, 0)[step - 1]
+    run, last = make_run(songs), tmp_path / "last.pth"
+    steps = poison(run, monkeypatch, step)
+    planned = sampling.plan_epoch(songs, HP, 0)[4 * (step - 1) : 4 * step]
     with pytest.raises(InputError, match=rf"^step {step}: loss is ") as error:
         go(run, last)
-    ids = sorted({songs[i].song.id for chunk in planned for i in (chunk[0], chunk[2])})
+    ids = sorted({songs[i].song.id for i in planned.songs.flat})
     assert f"songs {', '.join(ids)} (" in str(error.value)
     assert "nan" in str(error.value) or "inf" in str(error.value)
-    assert len(batches) >= step
+    assert len(steps) >= step
     assert model.load_checkpoint(last)["step"] == 3, "finite weights, from before"
 
 
-def test_a_bad_number_in_the_step_of_a_stop_is_found(songs, tmp_path, monkeypatch):
-    run = training.Run(HP, songs, CPU)
+def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypatch):
+    def forward(_features: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 2 TiB")
+
+    for batch_size, smaller in ((4, 2), (1, 1)):
+        run = make_run(songs, replace(HP, batch_size=batch_size))
+        monkeypatch.setattr(run, "network", forward)
+        remedy = rf"batch_size={batch_size} \(try --set batch_size={smaller}\)"
+        with pytest.raises(InputError, match=rf"^step 1: out of memory with {remedy}$"):
+            go(run)
+        assert run.step == 0
+
+
+def test_a_bad_number_in_the_step_of_a_stop_is_found(songs, monkeypatch):
+    run = make_run(songs)
     poison_read(run, monkeypatch, 2)
     with pytest.raises(InputError, match=r"^step 2: loss is nan"):
-        go(run, tmp_path / "last.pth", until=2)
+        go(run, until=2)
 
 
-def test_a_stop_that_arrives_between_two_looks_waits_for_the_next_step(songs, tmp_path):
+def test_a_stop_that_arrives_between_two_looks_waits_for_the_next_step(songs):
     asked = []
 
     def stopped() -> bool:
         asked.append(len(asked) + 1)
         return asked[-1] >= 3
 
-    run = training.Run(HP, songs, CPU)
-    training.train_epoch(run, lambda _: None, lambda *_: None, stopped, tmp_path / "last.pth")
+    run = make_run(songs)
+    training.train_epoch(run, lambda _: None, lambda *_: None, stopped, lambda: None)
     assert run.step == len(asked) == 3, "one answer a step"
-
-
-# --- Scores -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backing_db", [0, 6, -20])
-def test_the_mixture_scores_as_loud_as_its_backing_and_ideal_masks_find_the_voice(backing_db):
-    # Two tones 30 bins apart: their product sums to nothing, so SI-SDR is the ratio of energies.
-    tones = song("tones", sine(250), sine(1500, 0.1 * 10 ** (backing_db / 20)))
-    found = training.bounds(training.Run(HP, [tones], CPU), [tones])
-    assert found["floor"] == pytest.approx(-backing_db, abs=0.05)
-    # Beyond their main lobes (2 bins) a Hann window's leakage is 31 dB and more down.
-    assert found["ideal_binary"] > found["floor"] + 25
-    assert found["ideal_ratio"] > found["floor"] + 25
-
-
-def test_songs_without_a_voice_are_left_out_of_the_scores(songs):
-    silent = song("silent", 0 * sine(1), sine(300))
-    run = training.Run(HP, songs, CPU)
-    assert training.bounds(run, [songs[0], silent]) == training.bounds(run, songs[:1])
-    scores = training.validate(run, [silent])
-    assert math.isfinite(scores["loss"])
-    assert math.isnan(scores["soft"])
-
-
-def perfect(run: training.Run, songs: list[OpenSong]) -> None:
-    """Let the run's network answer what a mask of the energies would be."""
-
-    class Oracle(torch.nn.Module):
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            share = audio.ideal_ratio_mask(*training._signals(run, self.song))
-            return share.logit(1e-9)
-
-    run.model = Oracle()
-    run.model.song = songs[0]
-
-
-def test_a_network_that_knows_the_answer_scores_as_the_ideal_masks(songs):
-    run = training.Run(HP, songs, CPU)
-    perfect(run, songs)
-    scores, ideal = training.validate(run, songs[:1]), training.bounds(run, songs[:1])
-    assert scores["soft"] == pytest.approx(ideal["ideal_ratio"], abs=0.2)
-    assert scores["binary"] == pytest.approx(ideal["ideal_binary"], abs=0.2)
-
-
-def test_validation_changes_nothing(songs):
-    run = training.Run(HP, songs, CPU)
-    before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    first = training.validate(run, songs)
-    assert training.validate(run, songs) == first
-    after = run.model.state_dict()
-    assert [name for name in before if not torch.equal(before[name], after[name])] == []
-
-
-def test_every_frame_of_a_song_is_predicted_with_silence_around(songs):
-    run = training.Run(HP, songs, CPU)
-    run.model.eval()
-    vocals, accompaniment = training._signals(run, songs[0])
-    logits = training._predict(run, training._hear(run, vocals + accompaniment))
-    features = audio.features((vocals + accompaniment)[0], run.curve_db, HP.mixture_power, HP)
-    with torch.no_grad():
-        one_by_one = run.model(audio.slices(features, HP))  # (n_frames, n_bins, 1)
-    np.testing.assert_allclose(logits[0], one_by_one[..., 0].T, atol=1e-5)
-
-
-def test_the_picture_has_the_lows_at_the_bottom_and_the_sounds_are_those_of_the_song(songs):
-    low = song("low", sine(125), 0 * sine(1))  # bin 2 of 33
-    picture, sounds = training.picture_and_sound(training.Run(HP, songs, CPU), low)
-    n_bins = HP.n_bins
-    assert picture.shape == (3 * n_bins, low.song.n_frames)
-    assert picture.min() >= 0
-    assert picture.max() <= 1
-    assert abs(int(picture[:n_bins].mean(1).argmax()) - (n_bins - 1 - 2)) <= 1
-    # The mixture is the voice alone: to float16, the song that went in.
-    for name in ("mixture", "truth"):
-        np.testing.assert_allclose(sounds[name], sine(125)[: len(sounds[name])], atol=1e-3)
-
-
-def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dataset, tmp_path):
-    fast = {"chunk_slices": 16, "batch_size": 4, "epochs": 4, "learning_rate": 0.01}
-    hp = replace(HParams(), width=8, mask_target="ratio", **fast)
-    learn, valid = dataset.hold_out(dataset.open_songs([toy_dataset], hp), hp)
-    run = training.Run(hp, learn, CPU)
-    bounds = training.bounds(run, valid)
-    go(run, tmp_path / "last.pth")
-    scores = training.validate(run, valid)
-    assert bounds["floor"] + 2 < scores["soft"] < bounds["ideal_ratio"]
 
 
 # --- The log ------------------------------------------------------------------------------------
@@ -491,7 +679,7 @@ def test_the_log_holds_curves_pictures_and_sounds(songs, tmp_path):
     warnings: list[str] = []
     log = training.Log(tmp_path, warnings.append)
     log.scalars({"loss": 0.5, "rate": 0.1}, 3)
-    picture, sounds = training.picture_and_sound(training.Run(HP, songs, CPU), songs[0])
+    picture, sounds = validation.picture_and_sound(make_run(songs).listener, songs[0])
     log.song(picture, {**sounds, "loud": 3 * sounds["mixture"], "none": np.zeros(0)}, HP, 3)
     log.close()
     assert warnings == []
@@ -507,9 +695,9 @@ def test_a_log_that_cannot_be_made_is_told_once_and_training_goes_on(songs, tmp_
     (tmp_path / "file").write_bytes(b"")
     warnings: list[str] = []
     log = training.Log(tmp_path / "file" / "run", warnings.append)
-    run = training.Run(HP, songs, CPU)
-    go(run, tmp_path / "last.pth", log=log.scalars)
-    log.song(*training.picture_and_sound(run, songs[0]), HP, 1)
+    run = make_run(songs)
+    go(run, log=log.scalars)
+    log.song(*validation.picture_and_sound(run.listener, songs[0]), HP, 1)
     log.close()
     assert run.step == run.n_steps
     assert len(warnings) == 1

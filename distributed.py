@@ -1,0 +1,133 @@
+"""One run on several processes, as torchrun starts them: who does what, and do all agree.
+
+Without torchrun there is one process, rank 0 of 1, and everything here costs nothing. Numbers on
+GPUs travel through NCCL, all else through gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hparams import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, and which of them this one is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of this machine
+    local_size: int = 1
+
+    def share(self, items: list[Any]) -> list[Any]:
+        """Return every size-th item, beginning with this rank's own."""
+        return items[self.rank :: self.size]
+
+    def gather(self, item: Any) -> list[Any]:
+        """Return what every rank gave, in the order of ranks; waits for all of them."""
+        if self.size == 1:
+            return [item]
+        import torch.distributed as dist
+
+        items = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any rank gave true; the same answer on all of them."""
+        if self.size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        flags = torch.tensor([float(flag)])
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Average a tensor over the ranks, on its device."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        value = value / self.size
+        dist.all_reduce(value)
+        return value
+
+    def agree(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors with those of rank 0."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def world() -> World:
+    """Read from the environment what torchrun wrote there.
+
+    Raises
+    ------
+    InputError
+        If only some of its variables are set, or one is no number.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "WORLD_SIZE" not in os.environ:
+        return World()
+    try:
+        return World(*(int(os.environ[name]) for name in names))
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{error}: WORLD_SIZE is set, so torchrun's {', '.join(names)} must be"
+        ) from error
+
+
+@contextlib.contextmanager
+def joined(here: World, device: str = "cpu") -> Iterator[None]:
+    """Connect the processes of the run for as long as the block lasts.
+
+    Parameters
+    ----------
+    here : World
+    device : str
+        "cuda" also connects the GPUs.
+
+    Raises
+    ------
+    InputError
+        If the others cannot be reached, or one of them ends while this one needs it.
+    """
+    if here.size == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if not (isinstance(error, dist.DistError) or _is_broken_connection(error)):
+            raise
+        raise InputError(
+            f"rank {here.rank} of {here.size}: lost the others: {str(error).splitlines()[0]} "
+            "(what ended the first of them stands above; resume from the last checkpoint)"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError):  # the others may be gone
+                dist.destroy_process_group()
+
+
+def _is_broken_connection(error: RuntimeError) -> bool:
+    """Tell a lost peer, which gloo reports as a plain RuntimeError, from a bug of ours."""
+    text = str(error)
+    return any(word in text for word in ("gloo", "Connection", "Timed out", "NCCL", "Socket"))

@@ -1,0 +1,419 @@
+"""Several processes are one run: the same gradient, the same weights, one set of files, one end."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_train import settings
+from test_training import HP, first_batch, go, make_run, poison_gradient, song_of_noise
+
+import distributed
+import model
+import planning
+import sampling
+import train
+import training
+import validation
+from dataset import OpenSong
+from distributed import World
+from hparams import InputError
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+WIDE = replace(HP, max_grad_norm=1e6, loss_weight=1.0)  # no clipping; loud bins count for more
+LONG = replace(HP, steps=50, epochs=1000)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def some_songs() -> list[OpenSong]:
+    return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
+
+
+# --- Alone --------------------------------------------------------------------------------------
+
+
+def test_alone_everything_is_ones_own():
+    here, value = World(), torch.tensor([1.0, 2.0])
+    assert here.share([1, 2, 3]) == [1, 2, 3]
+    assert here.gather("a") == ["a"]
+    assert (here.any(True), here.any(False)) == (True, False)
+    assert here.mean(value) is value
+    here.agree([value])
+    assert value.tolist() == [1, 2]
+    with distributed.joined(here):
+        assert not torch.distributed.is_initialized()
+
+
+def test_ranks_share_a_list_without_gaps_and_without_anything_twice():
+    for n_items in (0, 1, 2, 7):
+        items = list(range(n_items))
+        for size in (1, 2, 3, 9):
+            shares = [World(rank, size).share(items) for rank in range(size)]
+            assert sorted(item for share in shares for item in share) == items
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_environment_of_torchrun_says_who_this_is(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.world() == World(0, 1, 0, 1)
+    for name, value in zip(NAMES, (5, 8, 1, 4), strict=True):
+        monkeypatch.setenv(name, str(value))
+    assert distributed.world() == World(rank=5, size=8, local_rank=1, local_size=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_an_environment_is_refused_by_name(monkeypatch, capsys, tmp_path, name):
+    for other in NAMES:
+        monkeypatch.setenv(other, "1")
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(InputError, match=r"'many'.*WORLD_SIZE is set, so torchrun's RANK, "):
+        distributed.world()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if name != "WORLD_SIZE":
+        monkeypatch.delenv(name)
+        with pytest.raises(InputError, match=rf"'{name}': WORLD_SIZE is set"):
+            distributed.world()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    assert train.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_others_that_never_come_and_bugs_of_ours_are_told_apart(monkeypatch):
+    def fail(text: str):
+        def start(*_args) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(torch.distributed, "init_process_group", start)
+        with distributed.joined(World(0, 2)):
+            raise AssertionError("not joined")
+
+    with pytest.raises(InputError, match=r"^rank 0 of 2: lost the others: Connection closed"):
+        fail("Connection closed by peer [127.0.0.1]:1\nand more")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        fail("shape mismatch")
+
+
+# --- Two processes ------------------------------------------------------------------------------
+
+
+def collective(here: World) -> dict[str, Any]:
+    """What two ranks tell each other."""
+    mine = torch.tensor([1.0 + here.rank, 10.0])
+    agreed = [torch.full((2,), float(here.rank)), torch.tensor([here.rank])]
+    here.agree(agreed)
+    return {
+        "gather": here.gather({"rank": here.rank}),
+        "any": [here.any(flag) for flag in (False, here.rank == 1, here.rank == 0, True)],
+        "mean": here.mean(mine),
+        "untouched": mine,
+        "agreed": agreed,
+    }
+
+
+def one_gradient(here: World) -> dict[str, torch.Tensor]:
+    """A step in which batch norm uses the statistics it has, as those are each rank's own."""
+    songs = some_songs()
+    run = make_run(songs, WIDE, world=here)
+    run.network.eval()
+    batch = first_batch(songs, WIDE)[here.rank :: here.size]
+    spectrograms = sampling.read_batch(songs, batch, WIDE)
+    loss, norm = training.train_step(run, spectrograms, torch.from_numpy(batch.gains))
+    grads = {name: weight.grad for name, weight in run.model.named_parameters()}
+    return {**grads, "loss": here.mean(loss), "norm": norm}
+
+
+def fifty_steps(here: World, folder: Path) -> dict[str, Any]:
+    """A run of 50 steps with its files, as train.py has them."""
+    songs = some_songs()
+    run = make_run(songs, LONG, world=here, valid=songs)
+    saves = training.Saves(run, folder, print)
+    losses = []
+    go(run, folder / "last.pth", log=lambda values, _step: losses.append(values["loss/train"]))
+    run.finish_epoch(0.5, validation.validate(run.listener, songs))
+    saves.best()
+    saves.last()
+    return {
+        "weights": dict(run.model.named_parameters()),
+        "averaged": run.averaged.state_dict(),
+        "step": run.step,
+        "losses": losses,
+        "scores": run.scores,
+        "bounds": validation.bounds(run.listener, songs),
+        "files": sorted(os.listdir(folder)),
+    }
+
+
+def other_ends(here: World) -> dict[str, Any]:
+    """Where ranks must not decide each for itself."""
+    songs = some_songs()
+    planning.MEASURE_SECONDS, planning.FIND_LR_STEPS = 0.02 * here.rank, 20
+    found = {"steps": planning.steps_in(make_run(songs, world=here), 1)}
+    found["curve"], found["rate"] = planning.find_lr(make_run(songs, world=here), lambda _: None)
+    run = make_run(songs, world=here)
+    training.train_epoch(
+        run, lambda _: None, lambda *_: None, lambda: here.rank == 1 and run.step == 3, lambda: None
+    )
+    found["stopped"] = run.step
+    run = make_run(songs, world=here)
+    if here.rank == 1:
+        poison_gradient(run, pytest.MonkeyPatch(), 2)
+    try:
+        go(run)
+    except InputError as error:
+        found["error"] = str(error)
+    return found
+
+
+def be_a_rank(rank: int, port: int, folder: Path) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= dict(zip(NAMES, map(str, (rank, 2, rank, 2)), strict=True))
+    here = distributed.world()
+    own = folder / str(rank)
+    own.mkdir()
+    with distributed.joined(here):
+        found = {
+            "collective": collective(here),
+            "gradient": one_gradient(here),
+            "run": fifty_steps(here, own),
+            "ends": other_ends(here),
+        }
+    assert not torch.distributed.is_initialized()
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of two processes, and what each of them found."""
+    folder, port = tmp_path_factory.mktemp("two"), free_port()
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=be_a_rank, args=(rank, port, folder)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + 120
+    for rank in ranks:
+        rank.join(max(0, deadline - time.monotonic()))
+    for rank in ranks:
+        rank.kill()  # those that wait for one another for ever
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def test_two_ranks_tell_each_other(two):
+    for rank, found in enumerate(of_rank["collective"] for of_rank in two[1]):
+        assert found["gather"] == [{"rank": 0}, {"rank": 1}]
+        assert found["any"] == [False, True, True, True]
+        assert found["mean"].tolist() == [1.5, 10]
+        assert found["untouched"].tolist() == [1 + rank, 10]
+        assert [tensor.tolist() for tensor in found["agreed"]] == [[0, 0], [0]]
+
+
+def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(two):
+    alone = one_gradient(World())
+    for found in (of_rank["gradient"] for of_rank in two[1]):
+        assert found.keys() == alone.keys()
+        for name, grad in alone.items():
+            scale = float(grad.abs().max())
+            np.testing.assert_allclose(
+                found[name], grad, rtol=1e-5, atol=1e-5 * scale, err_msg=name
+            )
+    assert float(alone["norm"]) > 1e-2
+
+
+def test_after_fifty_steps_both_ranks_have_the_same_weights_and_scores(two):
+    ours, theirs = (of_rank["run"] for of_rank in two[1])
+    assert ours["step"] == theirs["step"] == 50
+    for network in ("weights", "averaged"):
+        for name, value in ours[network].items():
+            assert torch.equal(value, theirs[network][name]), name
+    assert ours["losses"] == theirs["losses"]
+    assert ours["losses"][-1] < ours["losses"][0]
+    assert ours["scores"] == theirs["scores"]
+    assert ours["bounds"] == theirs["bounds"]
+
+
+def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two):
+    folder, (ours, theirs) = two
+    assert ours["run"]["files"] == ["best.pth", "last.pth"]
+    assert theirs["run"]["files"] == []
+    songs = some_songs()
+    run, checkpoint = (
+        make_run(songs, LONG, valid=songs),
+        model.load_checkpoint(folder / "0" / "last.pth"),
+    )
+    assert run.differences(checkpoint) == {"processes": "it ran on 2 processes, not 1"}
+    run.restore(checkpoint)
+    scores = validation.validate(run.listener, songs)
+    assert scores == pytest.approx(ours["run"]["scores"], rel=1e-6)
+    assert validation.bounds(run.listener, songs) == pytest.approx(ours["run"]["bounds"])
+
+
+def test_ranks_agree_on_a_runs_length_on_the_learning_rate_and_on_the_end(two):
+    ours, theirs = (of_rank["ends"] for of_rank in two[1])
+    for name in ("steps", "curve", "rate", "stopped", "error"):
+        assert ours[name] == theirs[name], name
+    assert ours["stopped"] == 3
+    assert ours["error"].startswith("step 2: loss is ")
+
+
+# --- The script ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def torchrun(*argv: object) -> subprocess.Popen:
+    """Start train.py on two processes."""
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [*starter, f"--master-port={free_port()}", ROOT / "train.py", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen):
+    """Leave no process behind, whatever a test finds; torchrun ends those that it started."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def said(process: subprocess.Popen, beginning: str) -> list[str]:
+    """Read the output up to a line that begins so."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(beginning):
+            return lines
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    toy_dataset, in_an_empty_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(distributed, "world", lambda: World(0, 3))
+    monkeypatch.setattr(distributed, "joined", lambda *_: contextlib.nullcontext())
+    assert train.main([str(toy_dataset), *settings()]) == 1
+    wanted = "batch_size is 8, which 3 processes cannot share evenly (--set batch_size=9)"
+    assert capsys.readouterr().err.endswith(f": error: {wanted}\n")
+    assert list(Path().rglob("*.*")) == []
+
+
+def test_a_run_on_one_process_goes_on_deliberately_on_two(
+    toy_dataset, in_an_empty_folder, monkeypatch, capsys
+):
+    argv = [str(toy_dataset), *settings(), "--name=first"]
+    step, last = training.train_step, Path("runs/first/last.pth")
+
+    def step_and_stop(run, *args):
+        if run.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(run, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", step_and_stop)
+        assert train.main(argv) == 143
+    options = ["--checkpoint", str(last), "--adapt", "--name=second"]
+    with ended(torchrun(toy_dataset, *options)) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(re.findall("^epoch ", out, re.MULTILINE)) == 2, "one rank speaks"
+    assert "adapting" not in out, "it goes on where it was"
+    second = model.load_checkpoint(Path("runs/second/last.pth"))
+    assert second["resume"]["processes"] == 2
+    assert second["step"] == second["resume"]["scheduler"]["last_epoch"] == 6
+    names = sorted(path.name.split(".")[0] for path in Path("runs/second").iterdir())
+    assert names == ["best", "curves", "events", "last", "previous"]
+    capsys.readouterr()
+    assert train.main([str(toy_dataset), "--checkpoint", "runs/second/last.pth"]) == 1
+    assert "it ran on 2 processes, not 1 (give what it was trained with, or --adapt)" in (
+        capsys.readouterr().err
+    )
+
+
+def ranks_of(process: subprocess.Popen) -> dict[str, int]:
+    """Return the process ids of torchrun's ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        environment = dict(variable.split("=", 1) for variable in variables if "=" in variable)
+        if "RANK" in environment:
+            found[environment["RANK"]] = int(child)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_is_killed_ends_all_within_seconds(toy_dataset, in_an_empty_folder, rank):
+    with ended(torchrun(toy_dataset, *settings(epochs=1000))) as process:
+        said(process, "epoch   2")
+        ranks = ranks_of(process)
+        assert ranks.keys() == {"0", "1"}
+        os.kill(ranks[rank], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "train.py: error: rank" in err
+    assert "lost the others" in err
+    assert not any(is_running(pid) for pid in ranks.values())
+    model.load_checkpoint(Path("runs/convnet/last.pth"))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_that_is_stopped_saves_one_step_of_all_ranks(
+    toy_dataset, in_an_empty_folder, signum
+):
+    rng = random.Random(signum)
+    with ended(torchrun(toy_dataset, *settings(epochs=1000))) as process:
+        said(process, "epoch   2")
+        ranks = ranks_of(process)
+        time.sleep(rng.uniform(0, 1))
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    (step,) = re.findall(r"^stopped at step (\d+); resume with", out, re.MULTILINE)
+    assert "lost the others" not in err
+    assert not any(is_running(pid) for pid in ranks.values())
+    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
+    assert last["step"] == int(step)
+    with ended(torchrun(toy_dataset, "--checkpoint", "runs/convnet/last.pth")) as process:
+        said(process, f"epoch {last['resume']['epoch'] + 1:3d}")

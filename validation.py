@@ -1,0 +1,159 @@
+"""How good a network is: its loss and what is heard, on songs that it has not learnt.
+
+The ranks of a run share the songs, and all of them return the scores of all songs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import audio
+import metrics
+import sampling
+from dataset import OpenSong
+from distributed import World
+from hparams import HParams
+
+WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A network and what it takes to listen with it."""
+
+    model: torch.nn.Module
+    curve_db: torch.Tensor  # (n_bins,), on the device
+    hp: HParams
+    world: World
+
+    def hear(self, mixture: torch.Tensor) -> torch.Tensor:
+        """Return the features of a mixture, (..., n_bins, n_frames), as the network gets them."""
+        return audio.features(mixture, self.curve_db, self.hp.mixture_power, self.hp)
+
+    @torch.inference_mode()
+    def answer(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits of every frame, with silence around the excerpt."""
+        padded = F.pad(features, (self.hp.context, self.hp.context))
+        return self.model(padded[:, None].contiguous())
+
+    def target(self, vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
+        """Return the mask that the network is to learn."""
+        return sampling.mask_target(vocals, accompaniment, self.curve_db, self.hp)
+
+    def excerpt(self, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a song's excerpt as it was recorded: two of (1, n_bins, n_frames)."""
+        device = self.curve_db.device
+        raw = sampling.excerpt(song, self.hp).to(device)
+        return sampling.mix(raw, torch.ones(1, 2, device=device))
+
+
+def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
+    """Score the averaged network on held-out songs, by loss and by what is heard.
+
+    The ranks share the songs; all of them return the scores of all songs.
+
+    Returns
+    -------
+    dict
+        ``loss``; mean SI-SDR of the vocals [dB] with the soft mask and with the binary one
+        (threshold 0.5), over the songs whose excerpt has vocals; NaN if there are none.
+    """
+    listener.world.agree(listener.model.buffers())
+
+    def score(song: OpenSong) -> tuple[float, float, float]:
+        vocals, accompaniment = listener.excerpt(song)
+        features = listener.hear(vocals + accompaniment)
+        logits = listener.answer(features)
+        target = listener.target(vocals, accompaniment)
+        mask = audio.quantize_mask(logits.sigmoid())
+        return (
+            float(sampling.mask_loss(logits, target, features, listener.hp)),
+            _score(vocals, accompaniment, mask, listener.hp),
+            _score(vocals, accompaniment, (mask > 0.5).float(), listener.hp),
+        )
+
+    losses, soft, binary = zip(*_for_each(listener, songs, score), strict=True)
+    return {"loss": float(np.mean(losses)), "soft": _mean_db(soft), "binary": _mean_db(binary)}
+
+
+def bounds(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
+    """Score what no network changes: the mixture itself, and the ideal masks on the same STFT.
+
+    Returns
+    -------
+    dict
+        ``floor`` (the mixture as estimate), ``ideal_binary``, ``ideal_ratio``: mean SI-SDR of the
+        vocals [dB].
+    """
+
+    def score(song: OpenSong) -> list[float]:
+        both = listener.excerpt(song)
+        binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
+        return [
+            _score(*both, mask, listener.hp) for mask in (torch.ones_like(ratio), binary, ratio)
+        ]
+
+    scores = zip(*_for_each(listener, songs, score), strict=True)
+    names = ("floor", "ideal_binary", "ideal_ratio")
+    return {name: _mean_db(of_songs) for name, of_songs in zip(names, scores, strict=True)}
+
+
+def picture_and_sound(
+    listener: Listener, song: OpenSong
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Show one validation song.
+
+    Returns
+    -------
+    picture : np.ndarray, shape=(3 n_bins, n_frames), in [0, 1]
+        Mixture, target and mask, low frequencies at the bottom of each.
+    sounds : dict of np.ndarray, shape=(n_samples,)
+        Mixture, estimate and truth.
+    """
+    vocals, accompaniment = listener.excerpt(song)
+    mixture = vocals + accompaniment
+    features = listener.hear(mixture)
+    mask = listener.answer(features).sigmoid()
+    rows = [
+        features,
+        listener.target(vocals, accompaniment),
+        mask,
+    ]
+    picture = torch.cat([row[0].flip(0) for row in rows]).cpu().numpy()
+    named = {"mixture": mixture, "estimate": mixture * mask, "truth": vocals}
+    return picture, {name: _waveform(spec, listener.hp) for name, spec in named.items()}
+
+
+def _for_each(
+    listener: Listener, songs: list[OpenSong], score: Callable[[OpenSong], Any]
+) -> list[Any]:
+    """Score songs, a share on every rank; returns what was found in the order of the songs."""
+    found = listener.world.gather([score(song) for song in listener.world.share(songs)])
+    return [found[i % listener.world.size][i // listener.world.size] for i in range(len(songs))]
+
+
+def _score(
+    vocals: torch.Tensor, accompaniment: torch.Tensor, mask: torch.Tensor, hp: HParams
+) -> float:
+    """Return the SI-SDR of a mask's vocals on the network's own grid [dB]; NaN if silent."""
+    estimate = _waveform((vocals + accompaniment) * mask, hp)
+    return max(metrics.si_sdr(estimate, _waveform(vocals, hp)), WORST_DB)
+
+
+def _waveform(spec: torch.Tensor, hp: HParams) -> np.ndarray:
+    """Invert one spectrogram of the network's bins."""
+    grid = audio.grid_at(hp.sample_rate, hp)
+    n_samples = (spec.shape[-1] - 1) * grid.hop_length
+    return audio.istft(spec, grid, n_samples)[0].cpu().numpy()
+
+
+def _mean_db(scores: tuple[float, ...]) -> float:
+    """Average over the songs that have a score."""
+    scores = [score for score in scores if not np.isnan(score)]
+    return float(np.mean(scores)) if scores else float("nan")
