@@ -85,11 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     import roofline
     import training
 
+    if args.what not in ON_DEVICE:
+        args.device = "cpu"
+    device = quietly(commandline.device_of, args, parser, world.local_rank)
     names = ["these settings", *(" ".join(against) for against in args.against)]
-    with tempfile.TemporaryDirectory() as folder, distributed.joined(world, args.device):
-        if args.what not in ON_DEVICE:
-            args.device = "cpu"
-        device = quietly(commandline.device_of, args, parser, world.local_rank)
+    with tempfile.TemporaryDirectory() as folder, distributed.joined(world, device.type):
         about = {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
             "torch": torch.__version__,

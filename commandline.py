@@ -11,6 +11,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
+SAME_WISH = 1.0  # seconds within which a second signal is the first one again
 Main = Callable[[list[str] | None], int]
 
 
@@ -126,10 +128,14 @@ def script(main: Main) -> Main:
 
 
 class Stop:
-    """Ctrl-C or SIGTERM as a request: call it to ask; a second signal ends the run at once."""
+    """Ctrl-C or SIGTERM as a request: call it to ask; another one ends the run at once.
+
+    Launchers such as torchrun pass on what they receive, so that one wish may arrive twice; only
+    what comes a second later is another one.
+    """
 
     def __init__(self) -> None:
-        self._signum = 0
+        self._signum, self._at = 0, 0.0
 
     def __call__(self) -> bool:
         """Return whether a signal has arrived."""
@@ -148,9 +154,12 @@ class Stop:
         self._restore()
 
     def _request(self, signum: int, _frame: object) -> None:
-        self._signum = signum
-        # The same again ends the run; torchrun sends SIGTERM after a Ctrl-C that reached us, too.
-        signal.signal(signum, self._before[signum])
+        now = time.monotonic()
+        if not self._signum:
+            self._signum, self._at = signum, now
+        elif now - self._at > SAME_WISH:
+            self._restore()
+            signal.raise_signal(signum)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from hparams import InputError
@@ -27,8 +28,8 @@ class World:
     local_rank: int = 0  # among those of this machine
     local_size: int = 1
 
-    def share(self, items: list[Any]) -> list[Any]:
-        """Return every size-th item, beginning with this rank's own."""
+    def share(self, items: Any) -> Any:
+        """Return every size-th item, beginning with this rank's own; of whatever can be sliced."""
         return items[self.rank :: self.size]
 
     def gather(self, item: Any) -> list[Any]:
@@ -112,8 +113,12 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
     import torch.distributed as dist
 
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            dist.init_process_group("cpu:gloo,cuda:nccl")
+        else:  # others may be busy with their songs for long; one that dies is noticed at once
+            dist.init_process_group("gloo", timeout=timedelta(days=1))
         yield
+        dist.destroy_process_group()  # not after an error: NCCL would wait for the others
     except (dist.DistError, RuntimeError) as error:
         if not (isinstance(error, dist.DistError) or _is_broken_connection(error)):
             raise
@@ -121,10 +126,6 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
             f"rank {here.rank} of {here.size}: lost the others: {str(error).splitlines()[0]} "
             "(what ended the first of them stands above; resume from the last checkpoint)"
         ) from error
-    finally:
-        if dist.is_initialized():
-            with contextlib.suppress(RuntimeError):  # the others may be gone
-                dist.destroy_process_group()
 
 
 def _is_broken_connection(error: RuntimeError) -> bool:

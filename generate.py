@@ -61,9 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     world = distributed.world()
     plan = _plan(args, commandline.complain if not world.rank else lambda _: None)
     n_failed = 0 if world.rank else len(args.audio) - len(plan)
-    jobs = world.share(plan)
-    if not jobs:
-        return int(n_failed > 0)
+    if not plan:
+        return 1
     if not os.path.isfile(args.checkpoint):
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
@@ -72,8 +71,11 @@ def main(argv: list[str] | None = None) -> int:
     device = commandline.device_of(args, parser, world.local_rank)
     explicit = parse_settings(args.settings)
     separator = Separator.load(args.checkpoint, device, settings, explicit)
-    n_failed += sum(not _attempt(separator, path, outputs, args) for path, outputs in jobs)
-    if n_failed:
+    with distributed.joined(world):  # torchrun ends all where one ends badly: they leave together
+        for path, outputs in world.share(plan):
+            n_failed += not _attempt(separator, path, outputs, args)
+        n_failed = sum(world.gather(n_failed))
+    if n_failed and not world.rank:
         commandline.warn(f"{n_failed} of {len(args.audio)} files failed")
     return int(n_failed > 0)
 

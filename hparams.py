@@ -72,7 +72,7 @@ class HParams:
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     valid_fraction: float = 0.1  # share of the songs' length held out for validation
     valid_seconds: float = 20.0  # seconds of each held-out song that are separated and scored
-    seed: int = 0  # same seed, same data, same machine: same weights
+    seed: int = 0  # same seed, same data, same CPU: same weights
 
     # --- Separation: free for every song; None means "as tuned for the checkpoint" ---------------
     mask_at_eval: bool | None = None  # True: binary mask, cleaner pauses; False: soft, smoother

@@ -20,11 +20,13 @@ import validation
 from dataset import OpenSong
 from distributed import World
 from hparams import HParams, InputError
+from roofline import wait_for
 from sampling import Chunks
 
 FIND_LR = (1e-6, 1.0)  # learning rates of the range test, from … to
 FIND_LR_STEPS = 200
-WARM_UP_STEPS, MEASURE_SECONDS = 3, 5.0  # before, and of, the measurement of a run's speed
+WARM_UP_STEPS = 3  # before the measurement of a run's speed, which lasts
+MEASURE_SECONDS, MEASURE_STEPS = 5.0, 1024  # so long, or so many steps at most
 
 
 def place(
@@ -105,18 +107,23 @@ def steps_in(run: training.Run, minutes: float) -> int:
     Takes steps and validates once, so `run` is spoilt by it. All ranks return the same number.
     """
     run.scheduler = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0, 0)  # has no end
-    batches = _some_batches(run, 40)
     n_taken, started, took = 0, 0.0, 0.0
-    for n, (spectrograms, gains) in enumerate(run.feed.batches(batches)):
+    for n, batch in enumerate(run.feed.batches(_some_batches(run, MEASURE_STEPS))):
         if n == WARM_UP_STEPS:
-            _wait(run.device)
+            wait_for(run.device)
             started = time.perf_counter()
-        training.train_step(run, spectrograms, gains)
-        if n >= WARM_UP_STEPS:
-            _wait(run.device)
-            n_taken, took = n_taken + 1, time.perf_counter() - started
+        training.train_step(run, *batch)
+        n_taken = n + 1 - WARM_UP_STEPS
+        if n_taken < 1 or n_taken & (n_taken - 1):
+            continue  # looked at after 1, 2, 4, 8 … steps; between looks nothing waits, as in a run
+        wait_for(run.device)
+        took = time.perf_counter() - started
         if run.world.any(took > MEASURE_SECONDS):
             break
+    else:
+        wait_for(run.device)
+        took = time.perf_counter() - started
+    validation.validate(run.listener, run.valid)  # the first time pays for what is ready later
     started = time.perf_counter()
     validation.validate(run.listener, run.valid)
     pause = time.perf_counter() - started
@@ -173,10 +180,9 @@ def _some_batches(run: training.Run, n: int) -> list[Chunks]:
     """Return this rank's share of the first batches of a run, over as many epochs as it takes."""
     hp, batches, epoch = run.hp, [], 0
     while len(batches) < n:
-        plan = sampling.plan_epoch(run.songs, hp, epoch)
-        batches += [plan[i : i + hp.batch_size] for i in range(0, len(plan), hp.batch_size)]
+        batches += sampling.batches_of(sampling.plan_epoch(run.songs, hp, epoch), hp)
         epoch += 1
-    return [batch[run.world.rank :: run.world.size] for batch in batches[:n]]
+    return [run.world.share(batch) for batch in batches[:n]]
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -188,9 +194,3 @@ def _free_bytes(device: torch.device) -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _wait(device: torch.device) -> None:
-    """Let the device finish what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()

@@ -88,6 +88,11 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
     return Chunks(which, where, gains.astype(np.float32))
 
 
+def batches_of(plan: Chunks, hp: HParams) -> list[Chunks]:
+    """Cut a plan into its batches."""
+    return [plan[i : i + hp.batch_size] for i in range(0, len(plan), hp.batch_size)]
+
+
 def count_batches(songs: list[OpenSong], hp: HParams, epoch: int) -> int:
     """Return how many batches `plan_epoch` gives, without planning them."""
     offsets, span = _offsets(songs, hp, np.random.default_rng([hp.seed, 2, epoch]))
@@ -178,10 +183,10 @@ class Feed:
 
     def _read(self, batch: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
         """Read a batch; to pinned memory where a GPU will fetch it without our waiting."""
-        out = read_batch(self.songs, batch, self.hp)
+        spectrograms, gains = read_batch(self.songs, batch, self.hp), torch.from_numpy(batch.gains)
         if self.device.type == "cuda":
-            out = out.pin_memory()
-        return out, torch.from_numpy(batch.gains)
+            return spectrograms.pin_memory(), gains.pin_memory()
+        return spectrograms, gains
 
     def _send(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.device, non_blocking=True)

@@ -1,7 +1,7 @@
 """Train a network on datasets that build_dataset.py made.
 
-A run writes runs/<name>/last.pth after every epoch and on Ctrl-C, best.pth whenever the held-out
-songs sound better than before, and its curves beside them.
+A run writes runs/<name>/last.pth after every epoch, every five minutes and on Ctrl-C, best.pth
+whenever the held-out songs sound better than before, and its curves beside them.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def train(
         if args.overwrite and not world.rank:
             remove_run(run_dir)
     saves = training.Saves(run, run_dir, commandline.warn)
-    log = training.Log(run_dir, commandline.warn) if not world.rank else training.NoLog()
+    log = training.Log(None if world.rank else run_dir, commandline.warn)
     with commandline.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
@@ -145,6 +145,7 @@ def train(
         log.close()
         if world.any(stop()):
             saves.last()
+            world.gather("saved")  # torchrun ends all processes as soon as one has left
             print(f"stopped at step {run.step}; resume with --checkpoint {run_dir / 'last.pth'}")
             return stop.exit_code
     if not (run_dir / "last.pth").exists():  # a finished run, resumed under another name
@@ -211,6 +212,8 @@ def run_folder(args: argparse.Namespace) -> Path:
     """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
     if args.checkpoint and not args.checkpoint.is_file():
         raise InputError(f"{args.checkpoint}: no such checkpoint")
+    if args.find_lr and (args.checkpoint or args.minutes):
+        raise UsageError("--find-lr stands alone: it tests a new network")
     if args.adapt and not args.checkpoint:
         raise UsageError("--adapt goes with --checkpoint")
     if args.minutes and (args.checkpoint and not args.adapt):

@@ -2,7 +2,7 @@
 
 A step mixes a batch of chunks on the device at random gains, learns the mask of every column at
 once, and moves the averaged weights, which are the ones that are validated and shipped. Nothing in
-it waits for the device: losses are looked at every so often.
+it waits for the device (but SyncBatchNorm, with several GPUs): losses are looked at now and then.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class Run:
         torch.manual_seed(hp.seed)
         self.model = networks.build_model(hp).to(device)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all steps have one shape
+            torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for
         self.network = _as_trained(self.model, hp, device, self.world)
         self.curve_db = audio.weighting_curve_db(hp).to(device)
         self.listener = validation.Listener(self.averaged, self.curve_db, hp, self.world)
@@ -74,7 +77,7 @@ class Run:
         self.n_steps = hp.steps or sum(
             sampling.count_batches(songs, hp, epoch) for epoch in range(hp.epochs)
         )
-        self.steps_per_epoch = sampling.count_batches(songs, hp, 0)  # of the first; others ± 1 %
+        self.steps_per_epoch = sampling.count_batches(songs, hp, 0)  # others vary a little
         self.scheduler = make_scheduler(self.optimizer, hp, self.n_steps, self.steps_per_epoch)
         self.epoch = self.batch = self.step = 0
         self.best_db = -np.inf
@@ -184,15 +187,19 @@ def _as_trained(
     model: torch.nn.Module, hp: HParams, device: torch.device, world: World
 ) -> torch.nn.Module:
     """Wrap the network as the steps call it: shared among processes, compiled; same weights."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all steps have one shape
     if world.size > 1:
         if device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        model = torch.nn.parallel.DistributedDataParallel(
+            model, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     if hp.compile != "off":
-        mode = None if hp.compile == "default" else hp.compile
-        model = torch.compile(model, mode=mode)
+        if world.size > 1 and device.type == "cuda":
+            raise InputError(
+                f"compile is {hp.compile}: batch norms shared among GPUs cannot be compiled "
+                "(--set compile=off)"
+            )
+        model = torch.compile(model, mode=hp.compile)
     return model
 
 
@@ -242,7 +249,7 @@ class Saves:
 
 def is_narrow(hp: HParams, device: torch.device) -> bool:
     """Return whether ``precision`` means bfloat16 on this device."""
-    has_it = device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return hp.precision == "bfloat16" or (hp.precision == "auto" and has_it)
 
 
@@ -294,7 +301,7 @@ def train_epoch(
     Returns
     -------
     float
-        Mean loss of the steps taken, over all ranks.
+        Mean loss of the steps taken now, over all ranks; NaN if none was left.
 
     Raises
     ------
@@ -304,10 +311,9 @@ def train_epoch(
     """
     hp, world = run.hp, run.world
     run.model.train()
-    plan = sampling.plan_epoch(run.songs, hp, run.epoch)
-    batches = [plan[i : i + hp.batch_size] for i in range(0, len(plan), hp.batch_size)]
+    batches = sampling.batches_of(sampling.plan_epoch(run.songs, hp, run.epoch), hp)
     batches = batches[: run.batch + run.n_steps - run.step]
-    ours = [batch[world.rank :: world.size] for batch in batches[run.batch :]]
+    ours = [world.share(batch) for batch in batches[run.batch :]]
     losses, fresh, saved, checked = [], [], time.monotonic(), time.perf_counter()
     for spectrograms, gains in run.feed.batches(ours):
         fresh.append((*train_step(run, spectrograms, gains), batches[run.batch]))
@@ -361,15 +367,15 @@ def train_step(
         If the device is out of memory.
     """
     try:
-        loss = forward(run, *make_example(run, spectrograms, gains))
         run.optimizer.zero_grad(set_to_none=True)
+        loss = forward(run, *make_example(run, spectrograms, gains))
         loss.backward()
+        return loss.detach(), update(run)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"step {run.step + 1}: out of memory with batch_size={run.hp.batch_size} "
             f"(try --set batch_size={max(1, run.hp.batch_size // 2)})"
         ) from error
-    return loss.detach(), update(run)
 
 
 @torch.no_grad()
@@ -410,21 +416,13 @@ def update(run: Run) -> torch.Tensor:
     return grad_norm
 
 
-class NoLog:
-    """What other ranks than the first write: nothing."""
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 class Log:
     """TensorBoard, kept from ever stopping a run: the first failure is told, then it is off."""
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
         self._warn, self._folder, self._writer = warn, folder, None
+        if folder is None:  # another rank writes it
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside tensorboard
             from torch.utils.tensorboard import SummaryWriter  # 2 s that only training pays
@@ -465,9 +463,9 @@ class Log:
 
 def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, Chunks]]) -> list[float]:
     """Fetch the losses of some steps from the device; InputError if one or its gradient is bad."""
-    values = torch.stack([torch.stack([loss, norm]) for loss, norm, _ in fresh]).tolist()
-    losses = np.mean([[loss for loss, _ in of_rank] for of_rank in run.world.gather(values)], 0)
-    for i, (loss, (_, norm), (_, _, batch)) in enumerate(zip(losses, values, fresh, strict=True)):
+    values = torch.stack([torch.stack([loss, norm]) for loss, norm, _ in fresh])
+    values = run.world.mean(values).tolist()
+    for i, ((loss, norm), (_, _, batch)) in enumerate(zip(values, fresh, strict=True)):
         if not np.isfinite([loss, norm]).all():  # clipping to a norm of NaN makes all weights NaN
             ids = {run.songs[index].song.id for index in batch.songs.flat}
             raise InputError(
@@ -475,7 +473,7 @@ def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, Chunk
                 f"songs {', '.join(sorted(ids))} "
                 "(lower learning_rate; the last save is untouched)"
             )
-    return losses.tolist()
+    return [loss for loss, _ in values]
 
 
 def _centres(features: torch.Tensor, hp: HParams) -> slice:

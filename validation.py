@@ -56,8 +56,6 @@ class Listener:
 def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
     """Score the averaged network on held-out songs, by loss and by what is heard.
 
-    The ranks share the songs; all of them return the scores of all songs.
-
     Returns
     -------
     dict
@@ -120,11 +118,7 @@ def picture_and_sound(
     mixture = vocals + accompaniment
     features = listener.hear(mixture)
     mask = listener.answer(features).sigmoid()
-    rows = [
-        features,
-        listener.target(vocals, accompaniment),
-        mask,
-    ]
+    rows = [features, listener.target(vocals, accompaniment), mask]
     picture = torch.cat([row[0].flip(0) for row in rows]).cpu().numpy()
     named = {"mixture": mixture, "estimate": mixture * mask, "truth": vocals}
     return picture, {name: _waveform(spec, listener.hp) for name, spec in named.items()}

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is equal to the last bit is so on a CPU
+
 import build_dataset
 import synthesis
 

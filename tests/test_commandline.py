@@ -180,7 +180,8 @@ def test_main_runs_in_a_thread_too():
         (signal.SIGTERM, 143, commandline.Terminated),
     ],
 )
-def test_the_first_signal_asks_and_the_second_ends(signum, code, second):
+def test_the_first_signal_asks_and_the_second_ends(signum, code, second, monkeypatch):
+    monkeypatch.setattr(commandline, "SAME_WISH", -1)
     wished, before = [], signal.getsignal(signum)
 
     @commandline.script
@@ -200,19 +201,21 @@ def test_the_first_signal_asks_and_the_second_ends(signum, code, second):
     assert signal.getsignal(signum) == before
 
 
-@pytest.mark.parametrize("twice", [signal.SIGINT, signal.SIGTERM])
-def test_a_ctrl_c_and_a_sigterm_are_one_wish_and_the_second_of_either_ends(twice):
+@pytest.mark.parametrize("later", [signal.SIGINT, signal.SIGTERM])
+def test_signals_within_a_second_are_one_wish_and_any_later_one_ends(later, monkeypatch):
     asked = []
 
     def main(argv):
         with commandline.Stop() as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
             asked.append((stop(), stop.exit_code))
-            signal.raise_signal(twice)
+            monkeypatch.setattr(commandline, "SAME_WISH", -1)
+            signal.raise_signal(later)
 
-    assert commandline.script(main)([]) == 128 + twice
-    assert asked == [(True, 143)]
+    assert commandline.script(main)([]) == 128 + later
+    assert asked == [(True, 130)]
 
 
 def test_where_another_process_was_asked_to_stop_the_exit_code_is_that_of_sigterm():

@@ -102,7 +102,7 @@ def test_half_an_environment_is_refused_by_name(monkeypatch, capsys, tmp_path, n
 
 def test_others_that_never_come_and_bugs_of_ours_are_told_apart(monkeypatch):
     def fail(text: str):
-        def start(*_args) -> None:
+        def start(*_args, **_options) -> None:
             raise RuntimeError(text)
 
         monkeypatch.setattr(torch.distributed, "init_process_group", start)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+import commandline
 import dataset
 import model
 import planning
@@ -586,6 +587,8 @@ def test_a_finished_run_resumes_to_itself(toy_dataset, whole, capsys):
 
 
 def test_a_second_signal_ends_the_run_at_once(toy_dataset, monkeypatch):
+    monkeypatch.setattr(commandline, "SAME_WISH", -1)
+
     def twice(*_args) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
