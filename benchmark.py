@@ -120,7 +120,9 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = commandline.make_parser(__doc__, EPILOG)
     parser.add_argument("what", choices=benchmarks, help="which part to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds in alternation (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=positive, default=5, help="rounds in alternation (%(default)s)"
+    )
     parser.add_argument(
         "--against",
         nargs="+",
@@ -131,7 +133,7 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--songs",
-        type=int,
+        type=positive,
         default=4,
         metavar="N",
         help="train: songs of 4 minutes in the dataset; 100 is the size of DSD100 (%(default)s)",
@@ -139,6 +141,13 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     commandline.add_device_option(parser)
     return parser
+
+
+def positive(text: str) -> int:
+    """Read a count for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
 
 
 def show(about: Figures, results: dict[str, Figures], as_json: bool) -> None:

@@ -7,6 +7,7 @@ Exit codes: 0 all done, 1 some input failed, 2 wrong usage, 130 interrupted, 143
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import signal
@@ -115,6 +116,11 @@ def script(main: Main) -> Main:
             return 2 if isinstance(error, UsageError) else 1
         except BrokenPipeError:  # "| head": whoever read our output has seen enough
             return 1
+        except OSError as error:
+            if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            complain(f"{error.strerror} (what was being written, or where this is printed to)")
+            return 1
         except KeyboardInterrupt:
             return 130
         except Terminated:
@@ -200,7 +206,7 @@ def _flush_stdout() -> None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -85,11 +87,17 @@ def world() -> World:
     if "WORLD_SIZE" not in os.environ:
         return World()
     try:
-        return World(*(int(os.environ[name]) for name in names))
+        here = World(*(int(os.environ[name]) for name in names))
+        if here.size > 1:
+            names += ("MASTER_ADDR", "MASTER_PORT")
+            _ = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{error}: WORLD_SIZE is set, so torchrun's {', '.join(names)} must be"
         ) from error
+    if not (0 <= here.rank < here.size and 0 <= here.local_rank < here.local_size <= here.size):
+        raise InputError(f"{here}: no such process (torchrun sets RANK, WORLD_SIZE and so on)")
+    return here
 
 
 @contextlib.contextmanager
@@ -113,10 +121,11 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
     import torch.distributed as dist
 
     try:
-        if device == "cuda":
-            dist.init_process_group("cpu:gloo,cuda:nccl")
-        else:  # others may be busy with their songs for long; one that dies is noticed at once
-            dist.init_process_group("gloo", timeout=timedelta(days=1))
+        with _interruptible():
+            if device == "cuda":
+                dist.init_process_group("cpu:gloo,cuda:nccl")
+            else:  # others may be busy with their songs for long; one that dies is noticed at once
+                dist.init_process_group("gloo", timeout=timedelta(hours=12))
         yield
         dist.destroy_process_group()  # not after an error: NCCL would wait for the others
     except (dist.DistError, RuntimeError) as error:
@@ -126,6 +135,20 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
             f"rank {here.rank} of {here.size}: lost the others: {str(error).splitlines()[0]} "
             "(what ended the first of them stands above; resume from the last checkpoint)"
         ) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let signals end the process at once: while it waits in C for the others, no handler runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _is_broken_connection(error: RuntimeError) -> bool:

@@ -53,7 +53,7 @@ def place(
     Raises
     ------
     InputError
-        If what was asked for does not fit.
+        If what was asked for, or a step alone, does not fit.
     """
     n_bytes = sum(song.spectrogram.nbytes for song in songs)
     free, step = _free_bytes(device), step_bytes(hp, device, world.size)
@@ -62,6 +62,11 @@ def place(
     else:
         free //= world.local_size
         room = free // 2 - step
+    if step > free:
+        raise InputError(
+            f"a step takes {step / 1e9:.2f} GB, {free / 1e9:.2f} GB are free "
+            f"(--set batch_size={max(1, int(hp.batch_size * free / step))})"
+        )
     if where == "device" and n_bytes > free:
         raise InputError(
             f"--dataset-on device: {n_bytes / 1e9:.2f} GB do not fit {free / 1e9:.2f} GB "

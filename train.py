@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import io
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     import dataset
     import training
 
+CHECKPOINTS = ("last.pth", "previous.pth", "best.pth")
 EPILOG = """examples:
   python train.py data/dsd100
   python train.py data/mir1k data/backings --name mixed --set width=16 --set epochs=20
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         device = commandline.device_of(args, parser, world.local_rank)
         stack.enter_context(distributed.joined(world, device.type))
+        stack.enter_context(locked(run_dir, world))
         return train(args, hp, run_dir, world, device)
 
 
@@ -112,11 +117,13 @@ def train(
     bounds = validation.bounds(run.listener, valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
+    saves = training.Saves(run, run_dir, commandline.warn)
     if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
         run.best_db = -math.inf  # the best.pth of another folder is not this run's
-        if args.overwrite and not world.rank:
-            remove_run(run_dir)
-    saves = training.Saves(run, run_dir, commandline.warn)
+        refuse_overwriting(run_dir, args)
+        if args.overwrite:
+            saves.last(is_final=True)  # the old last.pth stays for a while, as previous.pth
+            remove_rest(run_dir, world)
     log = training.Log(None if world.rank else run_dir, commandline.warn)
     with commandline.Stop() as stop:
         while not run.is_finished:
@@ -144,12 +151,12 @@ def train(
                 draw_curves(run, bounds, run_dir / "curves.svg")
         log.close()
         if world.any(stop()):
-            saves.last()
+            saves.last(is_final=True)
             world.gather("saved")  # torchrun ends all processes as soon as one has left
             print(f"stopped at step {run.step}; resume with --checkpoint {run_dir / 'last.pth'}")
             return stop.exit_code
-    if not (run_dir / "last.pth").exists():  # a finished run, resumed under another name
-        saves.last()
+    if saves.is_behind or not (run_dir / "last.pth").exists():  # or a finished run, renamed
+        saves.last(is_final=True)
     print(f"the run is in {run_dir}")
     return 0
 
@@ -211,33 +218,56 @@ def positive(text: str) -> float:
 def run_folder(args: argparse.Namespace) -> Path:
     """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
     if args.checkpoint and not args.checkpoint.is_file():
-        raise InputError(f"{args.checkpoint}: no such checkpoint")
+        previous = args.checkpoint.with_name("previous.pth")
+        hint = f" ({previous} is there)" if previous.is_file() else ""
+        raise InputError(f"{args.checkpoint}: no such checkpoint{hint}")
     if args.find_lr and (args.checkpoint or args.minutes):
         raise UsageError("--find-lr stands alone: it tests a new network")
     if args.adapt and not args.checkpoint:
         raise UsageError("--adapt goes with --checkpoint")
     if args.minutes and (args.checkpoint and not args.adapt):
         raise UsageError("--minutes: a resumed run keeps its number of steps (--adapt starts anew)")
+    if args.name is not None and (not args.name or Path(args.name).name != args.name):
+        raise UsageError(f"--name {args.name!r}: a name, not a path (runs/<name> is made)")
     if args.checkpoint and not args.name:
-        folder = args.checkpoint.parent
-        if not args.adapt:
-            return folder
-    else:
-        folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
-    holds_run = any((folder / name).exists() for name in ("last.pth", "best.pth"))
+        return args.checkpoint.parent  # whether it may be written there, the checkpoint tells
+    folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
+    refuse_overwriting(folder, args)
+    return folder
+
+
+def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
+    """Raise InputError if a folder holds a run that nobody said to overwrite."""
+    holds_run = any((folder / name).exists() for name in CHECKPOINTS)
     if holds_run and not args.overwrite and not args.find_lr:
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"
         )
-    return folder
 
 
-def remove_run(folder: Path) -> None:
+def remove_rest(folder: Path, world: World) -> None:
     """Remove what an older run left, so that its best.pth and curves do not pass for the new."""
-    for name in ("best.pth", "last.pth", "previous.pth", "curves.svg", "events.out.tfevents.*"):
-        for path in folder.glob(name):
+    for name in ("best.pth", "curves.svg", "events.out.tfevents.*"):
+        for path in folder.glob(name) if not world.rank else []:
             path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, world: World) -> Iterator[None]:
+    """Keep a second run out of the same folder; the lock dies with the process."""
+    if world.rank:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f"{folder}: another run writes there (--name another one)") from None
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -250,7 +280,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         previous = path.with_name("previous.pth")
         if path.name != "last.pth" or not previous.is_file():
             raise
-        checkpoint = model.load_checkpoint(previous)
+        try:
+            checkpoint = model.load_checkpoint(previous)
+        except InputError as worse:
+            raise InputError(f"{error}; {worse}") from worse
         commandline.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
         return checkpoint
 

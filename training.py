@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -84,6 +85,7 @@ class Run:
         self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
         self.scores: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
+        self.losses: list[float] = []  # of the steps of this epoch
         # Lists made once: the averaging of every step goes over them.
         self._learning, self._averaging = (
             [value for value in net.state_dict().values() if value.is_floating_point()]
@@ -130,6 +132,7 @@ class Run:
                 "batch": self.batch,
                 "best_db": float(self.best_db),
                 "history": self.history,
+                "losses": self.losses,
                 "valid": dataset.identity(self.valid),
                 "processes": self.world.size,
             }
@@ -145,7 +148,7 @@ class Run:
         self.best_db = max(self.best_db, better)
         self.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
         self.history.append({"step": self.step, "loss/train": loss, **scores})
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
         return is_best
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
@@ -175,7 +178,8 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch, self.best_db = state["epoch"], state["batch"], state["best_db"]
         self.step, self.scores = checkpoint["step"], checkpoint["scores"]
-        self.mask_settings, self.history = checkpoint["mask_settings"], state["history"]
+        self.mask_settings, self.losses = checkpoint["mask_settings"], state["losses"]
+        self.history = state["history"]
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Take only the averaged weights of a checkpoint: a new run that has learnt before."""
@@ -209,21 +213,26 @@ class Saves:
     def __init__(self, run: Run, folder: Path, warn: Callable[[str], None]) -> None:
         self._run, self._folder, self._warn, self._n_failed = run, folder, warn, 0
 
-    def last(self) -> None:
+    def last(self, is_final: bool = False) -> None:
         """Write last.pth and keep the one before as previous.pth.
 
         Raises
         ------
         InputError
-            If it could not be written three times in a row.
+            If it could not be written three times in a row, or now that `is_final`.
         """
-        self._attempt("last.pth", whole=True)
+        self._attempt("last.pth", True, 1 if is_final else MOST_FAILED_SAVES)
 
     def best(self) -> None:
         """Write best.pth; InputError as in `last`."""
-        self._attempt("best.pth", whole=False)
+        self._attempt("best.pth", False, MOST_FAILED_SAVES)
 
-    def _attempt(self, name: str, whole: bool) -> None:
+    @property
+    def is_behind(self) -> bool:
+        """Whether the newest state is not on the disk."""
+        return self._n_failed > 0
+
+    def _attempt(self, name: str, whole: bool, n_allowed: int) -> None:
         path, before = self._folder / name, self._folder / ".before.tmp"
         keeps = name == "last.pth" and not self._run.world.rank
         try:
@@ -238,8 +247,11 @@ class Saves:
             self._n_failed = 0
         except (InputError, OSError) as error:
             self._n_failed += 1
-            if self._n_failed == MOST_FAILED_SAVES:
-                raise InputError(f"{error}; not saved {self._n_failed} times") from error
+            if self._n_failed >= n_allowed:
+                raise InputError(
+                    f"{error}; step {self._run.step} is not saved; "
+                    "what was saved before is untouched"
+                ) from error
             self._warn(f"{error}; training goes on with what was saved before")
         finally:
             if keeps:
@@ -301,7 +313,7 @@ def train_epoch(
     Returns
     -------
     float
-        Mean loss of the steps taken now, over all ranks; NaN if none was left.
+        Mean loss of the epoch's steps so far, over all ranks.
 
     Raises
     ------
@@ -314,18 +326,18 @@ def train_epoch(
     batches = sampling.batches_of(sampling.plan_epoch(run.songs, hp, run.epoch), hp)
     batches = batches[: run.batch + run.n_steps - run.step]
     ours = [world.share(batch) for batch in batches[run.batch :]]
-    losses, fresh, saved, checked = [], [], time.monotonic(), time.perf_counter()
+    fresh, saved, checked = [], time.monotonic(), time.perf_counter()
     for spectrograms, gains in run.feed.batches(ours):
         fresh.append((*train_step(run, spectrograms, gains), batches[run.batch]))
         run.batch, run.step = run.batch + 1, run.step + 1
         report(hp.batch_size * hp.chunk_slices)
         stopping = world.any(stopped())  # asked once: what is saved after a stop has been checked
         if len(fresh) == CHECK_EVERY or stopping or run.batch == len(batches):
-            losses += _finite_losses(run, fresh)
+            run.losses += _finite_losses(run, fresh)
             now = time.perf_counter()
             log(
                 {
-                    "loss/train": losses[-1],
+                    "loss/train": run.losses[-1],
                     "learning rate": run.scheduler.get_last_lr()[0],
                     "gradient norm": float(fresh[-1][1]),
                     "slices per second": len(fresh)
@@ -341,7 +353,7 @@ def train_epoch(
         if time.monotonic() - saved > SAVE_EVERY and not fresh:
             save()
             saved = time.monotonic()
-    return float(np.mean(losses)) if losses else float("nan")
+    return float(np.mean(run.losses)) if run.losses else float("nan")
 
 
 def train_step(
@@ -423,6 +435,7 @@ class Log:
         self._warn, self._folder, self._writer = warn, folder, None
         if folder is None:  # another rank writes it
             return
+        threading.excepthook = _but_for_tensorboard(threading.excepthook)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside tensorboard
             from torch.utils.tensorboard import SummaryWriter  # 2 s that only training pays
@@ -459,6 +472,16 @@ class Log:
         except OSError as error:
             self._warn(f"{self._folder}: TensorBoard log stopped: {error}; training goes on")
             self._folder = None
+
+
+def _but_for_tensorboard(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keep TensorBoard's thread from printing a traceback: the next `add` raises its error."""
+
+    def told(args: Any) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            hook(args)
+
+    return told
 
 
 def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, Chunks]]) -> list[float]:

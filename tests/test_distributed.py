@@ -77,9 +77,19 @@ def test_the_environment_of_torchrun_says_who_this_is(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     assert distributed.world() == World(0, 1, 0, 1)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     for name, value in zip(NAMES, (5, 8, 1, 4), strict=True):
         monkeypatch.setenv(name, str(value))
     assert distributed.world() == World(rank=5, size=8, local_rank=1, local_size=4)
+    for name, value in (("RANK", 8), ("RANK", -1), ("LOCAL_RANK", 4), ("LOCAL_WORLD_SIZE", 0)):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, str(value))
+            with pytest.raises(InputError, match="no such process"):
+                distributed.world()
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(InputError, match="'MASTER_ADDR': WORLD_SIZE is set"):
+        distributed.world()
 
 
 @pytest.mark.parametrize("name", NAMES)

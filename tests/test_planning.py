@@ -192,9 +192,11 @@ def test_a_dataset_is_loaded_where_it_fits_or_as_asked(songs, monkeypatch):
 
     assert place(enough + 2)[0]
     assert not place(enough)[0], "half of what is free, less a step"
-    assert place(n_bytes, "device")[0], "as asked, whatever a step needs"
-    with pytest.raises(InputError, match=r"--dataset-on device: .* do not fit"):
-        place(n_bytes - 1, "device")
+    assert place(max(n_bytes, step), "device")[0], "as asked, though it is more than half"
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "step_bytes", lambda *_args: 0)
+        with pytest.raises(InputError, match=r"--dataset-on device: .* do not fit"):
+            place(n_bytes - 1, "device")
     assert not place(10**12, "disk")[0]
     halves = World(0, 2, 0, 2)
     half_a_step = planning.step_bytes(HP, CPU, 2)
@@ -204,9 +206,11 @@ def test_a_dataset_is_loaded_where_it_fits_or_as_asked(songs, monkeypatch):
     fits = "0.00 GB, in the memory of the machine (8.00 GB free; a step takes 0.00 GB)"
     assert place(8 * 10**9)[1] == fits
     read = "0.00 GB, read from disk ahead of the steps ("
-    assert place(0)[1] == read + sizes.format("")
-    assert place(0, "disk")[1] == read + sizes.format(", as asked")
-    assert "machine (0.00 GB free, as asked;" in place(n_bytes, "device")[1]
+    assert place(step)[1] == read + sizes.format("")
+    assert place(step, "disk")[1] == read + sizes.format(", as asked")
+    with pytest.raises(InputError, match=r"a step takes .* are free \(--set batch_size=3\)"):
+        place(step - 1, "disk")
+    assert "machine (0.00 GB free, as asked;" in place(max(n_bytes, step), "device")[1]
 
 
 def test_nine_tenths_of_a_gpus_memory_may_be_filled_but_for_a_step(songs, monkeypatch):

@@ -28,6 +28,7 @@ import sampling
 import train
 import training
 import validation
+from distributed import World
 from hparams import InputError, from_dict, hparams
 from separation import Separator
 
@@ -306,7 +307,41 @@ def test_a_run_is_not_overwritten_unasked(toy_dataset, capsys):
     assert Path("runs/convnet/last.pth").read_bytes() != first
     (new,) = Path("runs/convnet").glob("events*")
     assert new != old, "old curves do not mix with the new"
-    assert not Path("runs/convnet/previous.pth").exists()
+    assert Path("runs/convnet/previous.pth").read_bytes() not in (b"of the old run", first)
+
+
+def test_an_overwritten_run_is_kept_until_the_new_one_is_saved(toy_dataset, monkeypatch):
+    argv = [str(toy_dataset), *settings(epochs=1)]
+    assert train.main(argv) == 0
+    first = Path("runs/convnet/last.pth").read_bytes()
+
+    def fail(*_args) -> None:
+        raise InputError("the first step fails")
+
+    monkeypatch.setattr(training, "train_step", fail)
+    again = ["--checkpoint", "runs/convnet/last.pth", "--adapt", "--set=seed=1"]
+    assert train.main([str(toy_dataset), *again]) == 1
+    assert Path("runs/convnet/last.pth").read_bytes() == first, "not overwritten unasked"
+    assert train.main([str(toy_dataset), *again, "--overwrite"]) == 1
+    assert Path("runs/convnet/previous.pth").read_bytes() == first
+    assert model.load_checkpoint(Path("runs/convnet/last.pth"))["step"] == 0
+
+
+def test_a_finished_run_that_could_not_be_saved_has_failed(toy_dataset, monkeypatch, capsys):
+    fill_disk(monkeypatch, [False, True, True])  # best.pth is written, last.pth is not
+    assert train.main([str(toy_dataset), *settings(epochs=1)]) == 1
+    assert "is not saved; what was saved before is untouched" in capsys.readouterr().err
+
+
+def test_two_runs_cannot_write_into_one_folder(toy_dataset, capsys):
+    Path("runs/convnet").mkdir(parents=True)
+    with train.locked(Path("runs/convnet"), World()):
+        assert "another run writes there" in refused(capsys, toy_dataset, *settings(epochs=1))
+
+
+@pytest.mark.parametrize("name", ["", "../out", "a/b"])
+def test_the_name_of_a_run_is_no_path(toy_dataset, capsys, name):
+    assert "a name, not a path" in refused(capsys, toy_dataset, "--name", name, code=2)
 
 
 def test_a_best_network_kept_without_its_run_is_not_overwritten_either(toy_dataset, capsys):
@@ -459,7 +494,7 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_third_save(toy_dataset, caps
     *warnings, error = capsys.readouterr().err.splitlines()
     assert [": warning: " in line for line in warnings] == [True, True]
     assert all(line.endswith("training goes on with what was saved before") for line in warnings)
-    assert error.endswith("no space left on the disk; not saved 3 times")
+    assert error.endswith("is not saved; what was saved before is untouched")
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
     assert last["resume"]["epoch"] == 1, "what was saved before"
 

@@ -554,10 +554,23 @@ def test_a_disk_that_is_full_for_two_saves_is_told_and_for_three_ends_the_run(
             "no space left on the disk; training goes on with what was saved before"
         )
     with pytest.raises(
-        InputError, match=r"last.pth: no space left on the disk; not saved 3 times$"
+        InputError, match=r"last.pth: no space left on the disk; step 5 is not saved; what was "
     ):
         saves.last()
     assert steps_saved(tmp_path) == {"last.pth": 3, "previous.pth": 1}, "two different ones"
+    assert saves.is_behind
+
+
+def test_a_last_save_that_must_be_is_not_put_off(songs, tmp_path, monkeypatch):
+    run = make_run(songs)
+    saves, warnings = saves_of(run, tmp_path)
+    fail_to_save(run, monkeypatch, [True, False])
+    with pytest.raises(InputError, match="step 0 is not saved"):
+        saves.last(is_final=True)
+    assert saves.is_behind
+    saves.last(is_final=True)
+    assert not saves.is_behind
+    assert not warnings
 
 
 def test_a_damaged_last_save_does_not_replace_the_one_before_until_there_is_a_new_one(
