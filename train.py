@@ -52,7 +52,7 @@ EPILOG = """examples:
 
 @commandline.script
 def main(argv: list[str] | None = None) -> int:
-    """Train, validate and save, epoch after epoch."""
+    """Set a run up and see it through."""
     parser = make_parser()
     args = parser.parse_args(argv)
     hp, run_dir, world = commandline.settings_of(args), run_folder(args), distributed.world()
@@ -67,18 +67,24 @@ def main(argv: list[str] | None = None) -> int:
         device = commandline.device_of(args, parser, world.local_rank)
         stack.enter_context(distributed.joined(world, device.type))
         stack.enter_context(locked(run_dir, world))
-        return train(args, hp, run_dir, world, device)
+        run, goes_on = set_up(args, hp, world, device)
+        if args.find_lr:
+            find_lr(run, run_dir)
+            return 0
+        return train(run, goes_on, args, run_dir)
 
 
-def train(
-    args: argparse.Namespace, hp: HParams, run_dir: Path, world: World, device: torch.device
-) -> int:
-    """Set a run up and see it through; returns the exit code."""
+def set_up(
+    args: argparse.Namespace, hp: HParams, world: World, device: torch.device
+) -> tuple[training.Run, bool]:
+    """Make the run that the command line asks for, new or resumed, and print what it is.
+
+    Also returns whether it goes on where a checkpoint stopped.
+    """
     import dataset  # here, so that --help and wrong paths answer before torch is loaded
     import planning
     import sampling
     import training
-    import validation
 
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
     if checkpoint:
@@ -97,15 +103,10 @@ def train(
     describe(hp, learn, valid)
     resident, reason = planning.place(learn, hp, device, world, args.dataset_on)
     print(f"dataset: {reason}")
-
     feed = sampling.Feed(learn, hp, device, resident)
-    if args.find_lr:
-        find_lr(training.Run(hp, feed, valid, world), run_dir)
-        return 0
     if args.minutes:
-        hp = replace(
-            hp, steps=planning.steps_in(training.Run(hp, feed, valid, world), args.minutes)
-        )
+        trial = training.Run(hp, feed, valid, world)
+        hp = replace(hp, steps=planning.steps_in(trial, args.minutes))
     run = training.Run(hp, feed, valid, world)
     goes_on = checkpoint is not None and resume(run, checkpoint, args)
     n_weights = sum(weight.numel() for weight in run.model.parameters())
@@ -114,6 +115,15 @@ def train(
         f"{hp.model_type}, width {hp.width}: {n_weights / 1e6:.2f} million weights; "
         f"{run.n_steps} steps, {epochs:.3g} epochs"
     )
+    return run, goes_on
+
+
+def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
+    """Train, validate and save, epoch after epoch; returns the exit code."""
+    import training
+    import validation
+
+    hp, world, valid = run.hp, run.world, run.valid
     bounds = validation.bounds(run.listener, valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
@@ -357,21 +367,16 @@ def find_lr(run: training.Run, run_dir: Path) -> None:
 
 def draw_curves(run: training.Run, bounds: dict[str, float], path: Path) -> None:
     """Draw loss and SI-SDR of every epoch so far."""
-    losses, sounds = (
-        {"train": "loss/train", "held out": "loss"},
-        {"soft": "soft", "binary": "binary"},
-    )
+
+    def points(key: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[key]) for row in run.history]
+
+    losses = {"train": points("loss/train"), "held out": points("loss")}
+    sounds = {"soft": points("soft"), "binary": points("binary")}
+    floor = {"the mixture itself": bounds["floor"]}
     charts = [
-        Chart(
-            title,
-            "steps",
-            {name: [(row["step"], row[key]) for row in run.history] for name, key in rows.items()},
-            levels,
-        )
-        for title, rows, levels in (
-            ("Loss", losses, {}),
-            ("SI-SDR of held-out vocals [dB]", sounds, {"the mixture itself": bounds["floor"]}),
-        )
+        Chart("Loss", "steps", losses),
+        Chart("SI-SDR of held-out vocals [dB]", "steps", sounds, floor),
     ]
     write_svg(run, path, charts)
 
