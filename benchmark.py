@@ -121,7 +121,10 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     parser = commandline.make_parser(__doc__, EPILOG)
     parser.add_argument("what", choices=benchmarks, help="which part to measure")
     parser.add_argument(
-        "--rounds", type=positive, default=5, help="rounds in alternation (%(default)s)"
+        "--rounds",
+        type=commandline.positive_count,
+        default=5,
+        help="rounds in alternation (%(default)s)",
     )
     parser.add_argument(
         "--against",
@@ -133,7 +136,7 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--songs",
-        type=positive,
+        type=commandline.positive_count,
         default=4,
         metavar="N",
         help="train: songs of 4 minutes in the dataset; 100 is the size of DSD100 (%(default)s)",
@@ -141,13 +144,6 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     commandline.add_device_option(parser)
     return parser
-
-
-def positive(text: str) -> int:
-    """Read a count for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
 
 
 def show(about: Figures, results: dict[str, Figures], as_json: bool) -> None:
@@ -227,7 +223,7 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
     held = _peak_bytes(device)
     run = _endless_run(hp, feed, world)
     plan = sampling.plan_epoch(songs, hp, 0)
-    batch = plan[: hp.batch_size][world.rank :: world.size]
+    batch = world.share(sampling.batches_of(plan, hp)[0])
     spectrograms, gains = next(feed.batches([batch]))
     example = training.make_example(run, spectrograms, gains)
     started = time.perf_counter()

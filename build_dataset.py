@@ -128,7 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--workers",
-        type=positive,
+        type=commandline.positive_count,
         metavar="N",
         help="processes, each building one song at a time (default: one a core)",
     )
@@ -157,13 +157,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="replace a dataset of other settings or songs; it stays whole until this one is",
     )
     return parser
-
-
-def positive(text: str) -> int:
-    """Read a count for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,13 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive_count(text: str) -> int:
+    """Read a count for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
 def device_of(
     args: argparse.Namespace, parser: argparse.ArgumentParser, local_rank: int = 0
 ) -> torch.device:

@@ -26,7 +26,7 @@ from sampling import Chunks
 FIND_LR = (1e-6, 1.0)  # learning rates of the range test, from … to
 FIND_LR_STEPS = 200
 WARM_UP_STEPS = 3  # before the measurement of a run's speed, which lasts
-MEASURE_SECONDS, MEASURE_STEPS = 5.0, 1024  # so long, or so many steps at most
+MEASURE_SECONDS, MEASURE_STEPS = 5.0, 1024  # so long, or so many steps (a power of 2) at most
 
 
 def place(
@@ -113,7 +113,7 @@ def steps_in(run: training.Run, minutes: float) -> int:
     """
     run.scheduler = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0, 0)  # has no end
     n_taken, started, took = 0, 0.0, 0.0
-    for n, batch in enumerate(run.feed.batches(_some_batches(run, MEASURE_STEPS))):
+    for n, batch in enumerate(run.feed.batches(_some_batches(run, WARM_UP_STEPS + MEASURE_STEPS))):
         if n == WARM_UP_STEPS:
             wait_for(run.device)
             started = time.perf_counter()
@@ -125,9 +125,6 @@ def steps_in(run: training.Run, minutes: float) -> int:
         took = time.perf_counter() - started
         if run.world.any(took > MEASURE_SECONDS):
             break
-    else:
-        wait_for(run.device)
-        took = time.perf_counter() - started
     validation.validate(run.listener, run.valid)  # the first time pays for what is ready later
     started = time.perf_counter()
     validation.validate(run.listener, run.valid)

@@ -133,7 +133,8 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
         refuse_overwriting(run_dir, args)
         if args.overwrite:
             saves.last(is_final=True)  # the old last.pth stays for a while, as previous.pth
-            remove_rest(run_dir, world)
+            if not world.rank:
+                remove_rest(run_dir)
     log = training.Log(None if world.rank else run_dir, commandline.warn)
     with commandline.Stop() as stop:
         while not run.is_finished:
@@ -256,10 +257,10 @@ def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
         )
 
 
-def remove_rest(folder: Path, world: World) -> None:
+def remove_rest(folder: Path) -> None:
     """Remove what an older run left, so that its best.pth and curves do not pass for the new."""
     for name in ("best.pth", "curves.svg", "events.out.tfevents.*"):
-        for path in folder.glob(name) if not world.rank else []:
+        for path in folder.glob(name):
             path.unlink()
 
 

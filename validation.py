@@ -66,15 +66,13 @@ def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
 
     def score(song: OpenSong) -> tuple[float, float, float]:
         vocals, accompaniment = listener.excerpt(song)
-        features = listener.hear(vocals + accompaniment)
+        mixture = vocals + accompaniment
+        features = listener.hear(mixture)
         logits = listener.answer(features)
         target = listener.target(vocals, accompaniment)
         mask = audio.quantize_mask(logits.sigmoid())
-        return (
-            float(sampling.mask_loss(logits, target, features, listener.hp)),
-            _score(vocals, accompaniment, mask, listener.hp),
-            _score(vocals, accompaniment, (mask > 0.5).float(), listener.hp),
-        )
+        loss = float(sampling.mask_loss(logits, target, features, listener.hp))
+        return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], listener.hp)
 
     losses, soft, binary = zip(*_for_each(listener, songs, score), strict=True)
     return {"loss": float(np.mean(losses)), "soft": _mean_db(soft), "binary": _mean_db(binary)}
@@ -91,11 +89,10 @@ def bounds(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
     """
 
     def score(song: OpenSong) -> list[float]:
-        both = listener.excerpt(song)
+        vocals, accompaniment = both = listener.excerpt(song)
         binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
-        return [
-            _score(*both, mask, listener.hp) for mask in (torch.ones_like(ratio), binary, ratio)
-        ]
+        masks = [torch.ones_like(ratio), binary, ratio]
+        return _scores(vocals + accompaniment, vocals, masks, listener.hp)
 
     scores = zip(*_for_each(listener, songs, score), strict=True)
     names = ("floor", "ideal_binary", "ideal_ratio")
@@ -132,12 +129,12 @@ def _for_each(
     return [found[i % listener.world.size][i // listener.world.size] for i in range(len(songs))]
 
 
-def _score(
-    vocals: torch.Tensor, accompaniment: torch.Tensor, mask: torch.Tensor, hp: HParams
-) -> float:
-    """Return the SI-SDR of a mask's vocals on the network's own grid [dB]; NaN if silent."""
-    estimate = _waveform((vocals + accompaniment) * mask, hp)
-    return max(metrics.si_sdr(estimate, _waveform(vocals, hp)), WORST_DB)
+def _scores(
+    mixture: torch.Tensor, vocals: torch.Tensor, masks: list[torch.Tensor], hp: HParams
+) -> list[float]:
+    """Return the SI-SDR of each mask's vocals on the network's own grid [dB]; NaN if silent."""
+    truth = _waveform(vocals, hp)
+    return [max(metrics.si_sdr(_waveform(mixture * m, hp), truth), WORST_DB) for m in masks]
 
 
 def _waveform(spec: torch.Tensor, hp: HParams) -> np.ndarray:
