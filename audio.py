@@ -9,6 +9,7 @@ its own frames: nothing is normalised by a maximum or mean of the song.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -277,11 +278,28 @@ def slices(features: torch.Tensor, hp: HParams) -> torch.Tensor:
 
 def quantize_mask(mask: torch.Tensor) -> torch.Tensor:
     """Round a mask in [0, 1] to 8 bits, so that a saved one renders again bit for bit."""
-    return mask.mul(255).round().div(255)
+    return mask_levels(mask).float().div(255)
+
+
+def mask_levels(mask: torch.Tensor) -> torch.Tensor:
+    """Return the 256 levels of a mask in [0, 1] as uint8; 255 is 1."""
+    return mask.mul(255).round().to(torch.uint8)
+
+
+def mono(spec: torch.Tensor) -> torch.Tensor:
+    """Average the channels of a spectrogram: (n_channels, ...) to (...).
+
+    One by one: torch's mean over the first dimension of complex numbers takes ten times as long.
+    """
+    return functools.reduce(torch.add, spec.unbind()) / len(spec)
 
 
 def vocals_mask(
-    mask: torch.Tensor, mask_at_eval: bool, eval_mask_threshold: float, noise_gate: float
+    mask: torch.Tensor,
+    mask_at_eval: bool,
+    eval_mask_threshold: float,
+    noise_gate: float,
+    mask_sharpness: float = 1.0,
 ) -> torch.Tensor:
     """Make the mask that is applied from the one the network gives.
 
@@ -290,8 +308,8 @@ def vocals_mask(
     mask : torch.Tensor
         Network output in [0, 1].
     mask_at_eval : bool
-        Binary: 1 above `eval_mask_threshold`, else 0. Otherwise soft: kept, but 0 below
-        `noise_gate`.
+        Binary: 1 above `eval_mask_threshold`, else 0. Otherwise soft: 0 below `noise_gate`, and
+        raised to the power of `mask_sharpness` from there on.
 
     Returns
     -------
@@ -300,28 +318,38 @@ def vocals_mask(
     """
     if mask_at_eval:
         return (mask > eval_mask_threshold).to(mask.dtype)
-    return torch.where(mask < noise_gate, 0, mask)
+    soft = mask if mask_sharpness == 1 else mask.pow(mask_sharpness)
+    return torch.where(mask < noise_gate, 0, soft)
 
 
-def extend_mask(mask: torch.Tensor, n_bins: int) -> torch.Tensor:
-    """Give the bins above the network's a mask: the mean of its top eighth, frame by frame.
+def apply_mask(spec: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Multiply a spectrogram by a mask that may know only its lower bins.
+
+    Bins above the mask's take the voice's share of the energy in the mask's top sixteenth, frame by
+    frame: of a dozen rules the one nearest to the truth on four 44.1 kHz songs (see the README).
 
     Parameters
     ----------
-    mask : torch.Tensor, shape=(..., hp.n_bins, n_frames)
-    n_bins : int
-        Bins of the recording's own STFT; fewer than the network's is a crop.
+    spec : torch.Tensor, shape=(n_channels, n_bins, n_frames), complex64
+    mask : torch.Tensor, shape=(1 or n_channels, hp.n_bins, n_frames)
+        More bins than those of `spec` are left out.
 
     Returns
     -------
-    torch.Tensor, shape=(..., n_bins, n_frames)
+    torch.Tensor, shape=(n_channels, n_bins, n_frames)
     """
-    network_bins = mask.shape[-2]
-    if n_bins <= network_bins:
-        return mask[..., :n_bins, :]
-    top = mask[..., -(network_bins // 8) :, :].mean(-2, keepdim=True)
-    above = top.expand(*mask.shape[:-2], n_bins - network_bins, mask.shape[-1])
-    return torch.cat([mask, above], -2)
+    n_bins, n_known = spec.shape[-2], mask.shape[-2]
+    if n_bins <= n_known:
+        return spec * mask[..., :n_bins, :]
+    top = slice(n_known - n_known // 16, n_known)
+    energy = _energy(spec[..., top, :])
+    if len(mask) == 1:
+        energy = energy.sum(0, keepdim=True)  # one share for all channels: panning stays
+    voice = (mask[..., top, :] * energy).sum(-2, keepdim=True)
+    share = voice / energy.sum(-2, keepdim=True).clamp(min=1e-20)
+    above = share.expand(-1, n_bins - n_known, -1)
+    # Time varies slowest in memory, as in the spectrogram: the product takes a fifth of the time.
+    return spec * torch.cat([mask.mT, above.mT], -1).mT
 
 
 def ideal_binary_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:

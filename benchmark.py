@@ -8,13 +8,14 @@ can take at the rates of a large matrix product and of a large copy, measured in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 SONG_SECONDS = 240
 SONG_RATE = 44100
 EPOCH_SLICES = 2_000_000  # 100 songs of 4 minutes: the size of DSD100
-ON_DEVICE = ("network", "train", "generate")
+ON_DEVICE = ("network", "train", "generate", "live")
 
 Work = dict[str, Callable[[], Any]]
 Figures = dict[str, Any]
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": train,
         "ranks": ranks,
         "generate": generate,
+        "live": live,
         "memory": memory,
         "build": build,
         "read": read,
@@ -82,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    import model as networks
     import roofline
-    import training
 
     if args.what not in ON_DEVICE:
         args.device = "cpu"
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         rates = None
         if args.what in ON_DEVICE:
-            rates = roofline.measure_rates(device, training.is_narrow(hp, device))
+            rates = roofline.measure_rates(device, networks.is_narrow(hp, device))
             about["matrix product [GFLOP/s]"] = rates.operations / 1e9
             about["copy [GB/s]"] = rates.copied / 1e9
         bench = Bench(Path(folder), device, world, args.songs, rates)
@@ -171,8 +173,9 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
 
     import model as networks
     import roofline
+    from separation import BLOCK_FRAMES
 
-    n, device = hp.block_frames, bench.device
+    n, device = hp.block_frames or BLOCK_FRAMES[bench.device.type], bench.device
     net = networks.for_inference(networks.build_model(hp)).to(device)
     original = networks.for_inference(_original_network()).to(device)
 
@@ -209,6 +212,7 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
 
 def train(hp: HParams, bench: Bench) -> Benchmark:
     """Time a training step stage by stage, beside its roofline and beside separate slices."""
+    import model as networks
     import planning
     import roofline
     import sampling
@@ -264,7 +268,7 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
         return {
             "network": f"{hp.model_type}, width {hp.width}",
             "step": f"{hp.batch_size} chunks of {hp.chunk_slices} slices",
-            "precision": "bfloat16" if training.is_narrow(hp, device) else "float32",
+            "precision": "bfloat16" if networks.is_narrow(hp, device) else "float32",
             "compile": hp.compile,
             "step [ms]": took["step"] * 1e3,
             "slices per second": rate,
@@ -324,41 +328,61 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     import torch
 
     import audio
+    import masks
     import roofline
+    import separation
     import soundio
-    from separation import READ_SAMPLES, separate_file
+    from outputs import AtomicFiles, SoundWriter, choose_format, predicted_bytes
 
     device, folder = bench.device, bench.folder
     separator = _untrained_separator(hp, device)
     song = _write_song(folder / "song.wav", SONG_SECONDS)
     outputs = [folder / "song_vocals.wav", folder / "song_accompaniment.wav"]
     grid = audio.grid_at(SONG_RATE, hp)
-    block = hp.block_frames
+    block = separator.block_frames
     n_frames = 1 + SONG_SECONDS * hp.sample_rate // hp.hop_length
     n_blocks = -(-(n_frames + hp.context) // block)
     unit = torch.randn(2, (block - 1) * grid.hop_length + grid.n_fft, device=device) / 10
     spec = audio.frames_to_spec(unit, grid)
-    seen = torch.rand(hp.n_bins, block + hp.stft_frames - 1, device=device)
-    mask = torch.rand(hp.n_bins, block, device=device)
+    seen = torch.rand(1, hp.n_bins, block + hp.stft_frames - 1, device=device)
+    mask = torch.rand(1, block, hp.n_bins, device=device).mT
 
-    def whole() -> None:
-        with soundio.Reader(song) as reader, soundio.OutputFiles(outputs, reader.info) as files:
-            separate_file(
-                separator, reader, lambda *both: [files.write(i, both[i]) for i in (0, 1)]
-            )
+    @contextlib.contextmanager
+    def opened() -> Iterator[tuple[soundio.Reader, list[SoundWriter]]]:
+        with soundio.Reader(song) as reader:
+            fmt = choose_format(reader.info)
+            with AtomicFiles(dict.fromkeys(outputs, predicted_bytes(reader.info, fmt))) as files:
+                yield reader, [files.sound(path, reader.info, fmt) for path in outputs]
+
+    def whole(**options: Any) -> None:
+        with opened() as (reader, sounds):
+            stream = separator.stream(SONG_RATE, 2, **options)
+            fmt = reader.info.sample_format
+            for part in separation.split(stream, reader.blocks(separation.READ_SAMPLES), fmt):
+                sounds[0].write(part.vocals)
+                sounds[1].write(part.accompaniment)
+
+    with open(folder / "mask.npz", "wb") as file:
+        kept = masks.MaskWriter(file, {"n_masks": 1, "n_bins": hp.n_bins})
+        whole(on_mask=kept.write)
+        kept.close()
+
+    def render() -> None:
+        with masks.SavedMask(folder / "mask.npz") as saved:
+            whole(saved=saved.read)
 
     def copy() -> None:
-        with soundio.Reader(song) as reader, soundio.OutputFiles(outputs, reader.info) as files:
-            for codes in reader.blocks(READ_SAMPLES):
-                vocals = soundio.to_codes(
-                    soundio.to_float(codes, reader.info.sample_format), reader.info.sample_format
-                )
-                for i in (0, 1):
-                    files.write(i, vocals)
+        with opened() as (reader, sounds):
+            fmt = reader.info.sample_format
+            for codes in reader.blocks(separation.READ_SAMPLES):
+                vocals = soundio.to_codes(soundio.to_float(codes, fmt), fmt)
+                vocals, _ = soundio.limit_to_remainder(vocals, codes, fmt)
+                sounds[0].write(vocals)
+                sounds[1].write(codes - vocals)
 
     def hear() -> None:
         for _ in range(n_blocks):
-            heard = audio.to_network_bins(audio.frames_to_spec(unit, grid), hp).mean(0)
+            heard = audio.mono(audio.to_network_bins(audio.frames_to_spec(unit, grid), hp))
             audio.features(heard, separator.curve_db, hp.mixture_power, hp)
 
     def think() -> None:
@@ -368,13 +392,14 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     def invert() -> None:
         for _ in range(n_blocks):
             applied = audio.vocals_mask(mask, **separator.mask_settings)
-            audio.spec_to_frames(spec * audio.extend_mask(applied, grid.n_bins), grid)
+            audio.spec_to_frames(audio.apply_mask(spec, applied), grid)
 
     def figures(took: dict[str, float]) -> Figures:
         least = n_blocks * roofline.least_seconds(hp, bench.rates, block)
         whole = took["whole"]
         return {
             "network": f"{hp.model_type}, width {hp.width}",
+            "precision": str(separator.dtype).removeprefix("torch."),
             "song": f"{SONG_SECONDS} s, {SONG_RATE} Hz stereo, to vocals and accompaniment",
             "whole [s]": whole,
             "real-time factor": whole / SONG_SECONDS,
@@ -384,11 +409,45 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
             "reading and writing / whole": took["files"] / whole,
             "STFT and features / whole": took["stft"] / whole,
             "mask and inverse / whole": took["inverse"] / whole,
+            "whole / rendering from a saved mask": whole / took["render"],
         }
 
     inference = torch.inference_mode()
-    work = {"whole": whole, "network": think, "files": copy}
+    work = {"whole": whole, "network": think, "files": copy, "render": render}
     return Benchmark(work | {"stft": inference(hear), "inverse": inference(invert)}, figures)
+
+
+def live(hp: HParams, bench: Bench) -> Benchmark:
+    """Time a voice call: 48 kHz mono in packets of 20 ms, packet by packet."""
+    import numpy as np
+
+    separator = _untrained_separator(hp, bench.device)
+    rate, n_packet, n_packets = 48000, 960, 3000
+    packets = np.random.default_rng(0).normal(0, 0.1, (50, 1, n_packet)).astype(np.float32)
+    separator.stream(rate, 1, live=True).push(np.zeros((1, rate), np.float32))
+    stream, times = separator.stream(rate, 1, live=True), []
+
+    def call() -> None:
+        for i in range(n_packets):
+            started = time.perf_counter()
+            stream.push(packets[i % len(packets)])
+            times.append(time.perf_counter() - started)
+
+    def figures(_took: dict[str, float]) -> Figures:
+        milliseconds = np.sort(times) * 1e3
+        hops = n_packet / stream.grid.hop_length
+        return {
+            "network": f"{hp.model_type}, width {hp.width}",
+            "delay [ms]": 1e3 * stream.delay / rate,
+            "packets of 20 ms": len(milliseconds),
+            "mean work per hop of 11.7 ms [ms]": milliseconds.mean() / hops,
+            "mean work per packet [ms]": milliseconds.mean(),
+            "99th percentile [ms]": np.percentile(milliseconds, 99),
+            "99.9th percentile [ms]": np.percentile(milliseconds, 99.9),
+            "slowest packet [ms]": milliseconds[-1],
+        }
+
+    return Benchmark({"call": call}, figures)
 
 
 def memory(hp: HParams, bench: Bench) -> Benchmark:

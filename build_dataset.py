@@ -33,7 +33,7 @@ from typing import Any
 
 import commandline
 import distributed
-import soundio
+import outputs
 import tracks
 from building import JOURNAL, SONGS, Task, build_song, damage, file_of, finished, grid_of
 from hparams import InputError
@@ -217,7 +217,7 @@ def check_output(task: Task, found: list[Track], overwrite: bool) -> None:
                     "(choose another output, or --overwrite)"
                 )
     text = json.dumps(grid_of(task.hp))
-    soundio.replace_atomically(grid_file, lambda file: file.write(text.encode()))
+    outputs.replace_atomically(grid_file, lambda file: file.write(text.encode()))
 
 
 def build_songs(

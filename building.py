@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+import outputs
 import soundio
 import tracks
 from alignment import PairCheck
@@ -88,7 +89,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
             raise InputError(f"{track.vocals[0].path}: {problem} (--no-check-pairs: use as it is)")
 
     try:
-        soundio.replace_atomically(task.output / file, write)
+        outputs.replace_atomically(task.output / file, write)
     except OverflowError as error:
         raise InputError(
             f"{track.paths[0]}: too loud: peak {peaks.max():.3g}, where 1 is full scale (lower it)"
@@ -124,7 +125,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
         "silent": bool(track.vocals and peaks[0] < SILENT),
     }
     text = json.dumps(record)
-    soundio.replace_atomically(journal_of(task, file), lambda out: out.write(text.encode()))
+    outputs.replace_atomically(journal_of(task, file), lambda out: out.write(text.encode()))
     return record
 
 

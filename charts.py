@@ -1,15 +1,21 @@
-"""Line charts as SVG, which every browser shows and no package is needed for."""
+"""Line charts as SVG, which every browser shows and no package is needed for; colours."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 WIDTH, HEIGHT = 720, 300  # of one chart [px]
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 30, 44  # what surrounds the plot [px]
 # Colours that also differ in black and white, and dashes for those who see no colour at all.
 STYLES = (("#1b4f9c", ""), ("#d1495b", "7 3"), ("#2e7d32", "2 3"), ("#8a6d00", "9 3 2 3"))
+# From dark (0) to bright (1), in steps that look alike: what pictures of spectrograms use.
+HEAT = ((4, 5, 20), (70, 22, 95), (165, 45, 95), (240, 110, 50), (252, 235, 160))
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,26 @@ def svg(charts: list[Chart]) -> str:
         for i, chart in enumerate(charts)
     ]
     return "\n".join([head, *bodies, "</svg>\n"])
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Colour a picture of levels.
+
+    Parameters
+    ----------
+    values : np.ndarray, any shape, in [0, 1]
+        0 is dark, 1 bright.
+
+    Returns
+    -------
+    np.ndarray, shape=(..., 3), uint8
+        Red, green and blue.
+    """
+    import numpy as np  # here, so that a --help that knows of charts need not wait for it
+
+    stops = np.linspace(0, 1, len(HEAT))
+    channels = [np.interp(values, stops, channel) for channel in zip(*HEAT, strict=True)]
+    return np.stack(channels, -1).astype(np.uint8)
 
 
 def _draw(chart: Chart) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-import soundio
+import outputs
 from hparams import GRID, HParams, InputError, differences, from_dict
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ class Manifest:
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; a folder without one is an unfinished build."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=True)
-    soundio.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+    outputs.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -26,7 +26,6 @@ EPILOG = """examples:
   python draw.py runs/demo/best.pth song.wav song.png --start 60 --seconds 4"""
 PANEL = (960, 200)  # pixels of one panel: width, height
 MARGIN = 18  # pixels above a panel, for its name
-COLOURS = ((4, 5, 20), (70, 22, 95), (165, 45, 95), (240, 110, 50), (252, 235, 160))  # 0 … 1
 
 
 @commandline.script
@@ -43,9 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     if not (0 <= args.start < math.inf and 0 < args.seconds < math.inf):
         parser.error("--start must be 0 or more and --seconds more than 0")
 
+    import outputs
     import soundio
 
-    soundio.check_writable(args.picture)
+    outputs.check_writable(args.picture)
     soundio.probe(args.audio)
     wav, sample_rate = _read(args.audio, args.start, args.seconds)
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     separator = Separator.load(args.checkpoint, settings=settings, explicit=explicit)
     rows = _rows(separator, wav, sample_rate)
     picture = _stack(rows)
-    soundio.replace_atomically(args.picture, lambda file: picture.save(file, format="png"))
+    outputs.replace_atomically(args.picture, lambda file: picture.save(file, format="png"))
     print(commandline.printable(args.picture))
     return 0
 
@@ -101,17 +101,15 @@ def _rows(separator: Separator, wav: np.ndarray, sample_rate: int) -> dict[str, 
 
 def _stack(rows: dict[str, torch.Tensor]) -> Image.Image:
     """Colour the panels and set them below each other with their names."""
-    import numpy as np
     from PIL import Image, ImageDraw  # pillow comes with tensorboard
+
+    import charts
 
     width, height = PANEL
     picture = Image.new("RGB", (width, len(rows) * (height + MARGIN)), "white")
     write = ImageDraw.Draw(picture)
-    stops = np.linspace(0, 1, len(COLOURS))
     for i, (name, row) in enumerate(rows.items()):
-        values = row.flip(0).numpy()
-        channels = [np.interp(values, stops, [c[j] for c in COLOURS]) for j in range(3)]
-        panel = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+        panel = Image.fromarray(charts.colours(row.flip(0).numpy()))
         top = i * (height + MARGIN)
         write.text((2, top + 3), name, fill="black")
         picture.paste(panel.resize(PANEL, Image.Resampling.BOX), (0, top + MARGIN))

@@ -3,146 +3,592 @@
 Outputs have the input's sample rate, channels and length; vocals plus accompaniment are the input.
 
     python generate.py runs/demo/best.pth song.wav
-    python generate.py runs/demo/best.pth *.flac --background --output-dir stems
-    torchrun --nproc-per-node 2 generate.py runs/demo/best.pth *.flac
+    python generate.py runs/demo/best.pth albums --background --format flac --output-dir stems
+    ffmpeg -i song.m4a -f wav - | python generate.py runs/demo/best.pth - | ffplay -
+    torchrun --nproc-per-node 2 generate.py runs/demo/best.pth albums
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import commandline
 import distributed
-from hparams import InputError, parse_settings
+from hparams import InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from separation import Separator
+    import soundio
+    from masks import MaskWriter, SavedMask
+    from outputs import OutputFormat
+    from piping import PipeReader
+    from report import Report
+    from separation import Separator, Stream
+    from soundio import AudioInfo
 
 EPILOG = """what you hear:
   --set mask_at_eval=true        binary mask: cleaner pauses, harsher consonants
   --set eval_mask_threshold=0.6  binary: drier, less of the band and of the voice
   --set noise_gate=0.2           soft: fewer remains between the words, thinner voice
+  --set mask_sharpness=1.5       soft: drier; below 1 more of everything
 
 examples:
-  python generate.py runs/demo/best.pth song.wav
-  python generate.py runs/demo/best.pth song.wav --background --set mask_at_eval=true"""
+  python generate.py runs/demo/best.pth song.wav --background --report
+  python generate.py runs/demo/best.pth albums --format flac --output-dir stems
+  python generate.py runs/demo/best.pth song.wav --save-mask
+  python generate.py runs/demo/best.pth song.wav --mask generated/song_mask.npz --set noise_gate=0.3
+  ffmpeg -i song.m4a -f wav - | python generate.py runs/demo/best.pth - | ffplay -
+  python generate.py runs/demo/best.pth --live"""
+PIPE = Path("-")
+FILES_ONLY = ("background", "save_mask", "mask", "report", "format", "subtype", "start", "duration")
+RAW = ("sample_format", "rate", "channels")
+REPORT_BYTES = 20_000_000  # of a page, at most, for the check of the disk
+MASK_BYTES = 50_000  # of a mask, a second
+PACKET = 0.02  # seconds of live sound that are worked on at a time
+LIVE_RATE = 48000  # Hz
+
+
+class Job(NamedTuple):
+    """A song to be separated, and the files that come of it."""
+
+    path: Path
+    outputs: dict[str, Path]  # of "vocals", "accompaniment", "mask", "report": those wanted
 
 
 @commandline.script
 def main(argv: list[str] | None = None) -> int:
     """Separate every file; one that fails does not stop the rest."""
-    parser = commandline.make_parser(__doc__, EPILOG)
-    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    parser.add_argument("audio", type=Path, nargs="+", help="songs: wav, flac, ogg, mp3, aiff …")
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path("generated"), help="made if missing (%(default)s)"
-    )
-    parser.add_argument(
-        "--background", action="store_true", help="also write <name>_accompaniment.wav"
-    )
-    parser.add_argument(
-        "--allow-truncated", action="store_true", help="take files shorter than they promise"
-    )
-    parser.add_argument(
-        "--fix-nonfinite", action="store_true", help="take NaN and infinite samples as silence"
-    )
-    commandline.add_device_option(parser)
-    args = parser.parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_intermixed_args(argv)  # options may stand between checkpoint and songs
     settings = commandline.settings_of(args)
+    check_usage(args)
+    is_pipe = args.live or args.audio == [PIPE]
     world = distributed.world()
-    plan = _plan(args, commandline.complain if not world.rank else lambda _: None)
-    n_failed = 0 if world.rank else len(args.audio) - len(plan)
-    if not plan:
-        return 1
+    jobs, n_failed, n_skipped = [], 0, 0
+    if not is_pipe:
+        jobs, n_failed, n_skipped = plan(args, is_first=not world.rank)
+        if not jobs:
+            return int(n_failed > 0)
     if not os.path.isfile(args.checkpoint):
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
     from separation import Separator  # here: a wrong path is told before torch is loaded
 
-    device = commandline.device_of(args, parser, world.local_rank)
-    explicit = parse_settings(args.settings)
-    separator = Separator.load(args.checkpoint, device, settings, explicit)
+    # A pipe's standard output is sound: what there is to say goes beside it.
+    with contextlib.redirect_stdout(sys.stderr) if is_pipe else contextlib.nullcontext():
+        device = commandline.device_of(args, parser, world.local_rank)
+    separator = Separator.load(args.checkpoint, device, settings, parse_settings(args.settings))
+    if is_pipe:
+        return pipe(separator, args) if args.audio else live(separator, args)
+    n_wrong = 0 if world.rank else n_failed
     with distributed.joined(world):  # torchrun ends all where one ends badly: they leave together
-        for path, outputs in world.share(plan):
-            n_failed += not _attempt(separator, path, outputs, args)
-        n_failed = sum(world.gather(n_failed))
-    if n_failed and not world.rank:
-        commandline.warn(f"{n_failed} of {len(args.audio)} files failed")
-    return int(n_failed > 0)
+        for job in world.share(jobs):
+            n_wrong += not attempt(separator, job, args)
+        n_wrong = sum(world.gather(n_wrong))
+    if n_wrong and not world.rank:
+        commandline.warn(f"{n_wrong} of {len(jobs) + n_failed + n_skipped} files failed")
+    return int(n_wrong > 0)
 
 
-def _plan(
-    args: argparse.Namespace, complain: Callable[[object], None]
-) -> list[tuple[Path, list[Path]]]:
-    """Pair every readable file with its outputs; complain about the others."""
-    import soundio
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = commandline.make_parser(__doc__, EPILOG)
+    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    parser.add_argument(
+        "audio",
+        type=Path,
+        nargs="*",
+        help="songs (wav, flac, ogg, mp3, aiff …, m4a with PyAV or ffmpeg), folders of them, or -: "
+        "wav or raw PCM from standard input, to standard output",
+    )
+    files = parser.add_argument_group("what is written")
+    files.add_argument(
+        "--output-dir", type=Path, default=Path("generated"), help="made if missing (%(default)s)"
+    )
+    files.add_argument(
+        "--background", action="store_true", help="also write <name>_accompaniment.wav"
+    )
+    files.add_argument("--format", choices=["wav", "flac", "ogg", "mp3"], help="of the sound (wav)")
+    files.add_argument("--subtype", help="PCM_16, PCM_24, FLOAT …; by default the song's own")
+    files.add_argument(
+        "--save-mask", action="store_true", help="also write <name>_mask.npz, for --mask"
+    )
+    files.add_argument(
+        "--report", action="store_true", help="also write <name>.html, to listen and compare"
+    )
+    files.add_argument(
+        "--overwrite", action="store_true", help="separate again what is already there"
+    )
+    song = parser.add_argument_group("how a song is taken")
+    song.add_argument("--start", type=seconds, default=0.0, help="seconds into the song (0)")
+    song.add_argument("--duration", type=seconds, help="seconds of it (all)")
+    song.add_argument(
+        "--per-channel", action="store_true", help="a mask for every channel, not one for all"
+    )
+    song.add_argument(
+        "--mask", type=Path, help="a saved mask: render again, without asking the network"
+    )
+    song.add_argument(
+        "--allow-truncated", action="store_true", help="take files shorter than they promise"
+    )
+    song.add_argument(
+        "--fix-nonfinite", action="store_true", help="take NaN and infinite samples as silence"
+    )
+    pipes = parser.add_argument_group("pipes and live sound")
+    pipes.add_argument(
+        "--live",
+        action="store_true",
+        help="0.19 s behind the input instead of 3 s: from the microphone to the loudspeakers, or "
+        "with - from standard input to standard output",
+    )
+    pipes.add_argument(
+        "--stem",
+        choices=["vocals", "accompaniment"],
+        default="vocals",
+        help="what a pipe or the loudspeakers get (%(default)s)",
+    )
+    pipes.add_argument(
+        "--sample-format",
+        choices=["u8", "s16le", "s24le", "s32le", "f32le", "f64le"],
+        help="the pipe holds raw PCM, in and out, and not wav",
+    )
+    pipes.add_argument("--rate", type=int, help="raw and live: samples a second (live: 48000)")
+    pipes.add_argument("--channels", type=int, help="raw and live (live: 1)")
+    commandline.add_device_option(parser)
+    return parser
 
-    suffixes = ["_vocals.wav", "_accompaniment.wav"][: 1 + args.background]
-    jobs, taken = [], {}
-    for path in args.audio:
+
+def seconds(text: str) -> float:
+    """Read a time for argparse."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more seconds")
+    return float(text)
+
+
+def check_usage(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    is_pipe = args.live or PIPE in args.audio
+    if args.live and args.audio not in ([], [PIPE]):
+        raise UsageError("--live: takes sound as it comes (name no file, or - for a pipe)")
+    if not args.live and not args.audio:
+        raise UsageError("name a song, a folder, or - for a pipe")
+    if PIPE in args.audio and len(args.audio) > 1:
+        raise UsageError("-: is standard input and stands alone (name files in another run)")
+    if args.live and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--live: is one process (leave torchrun out)")
+    for name in FILES_ONLY if is_pipe else ():
+        if getattr(args, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: is for files (a pipe gives one stem as it came: --stem)")
+    raw = [getattr(args, name) is not None for name in RAW]
+    if args.live and not args.audio:
+        if raw[0]:
+            raise UsageError("--sample-format: is for pipes (name - as the audio)")
+    elif any(raw) and not (is_pipe and all(raw)):
+        raise UsageError(
+            "--sample-format, --rate and --channels: describe raw PCM from -, all three"
+        )
+    if not is_pipe and args.stem != "vocals":
+        raise UsageError("--stem: is for pipes and live sound (files: --background)")
+    if args.mask and (args.save_mask or args.per_channel):
+        raise UsageError("--mask: brings its own mask (leave --save-mask and --per-channel out)")
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], int, int]:
+    """Pair songs with outputs; returns what is to be done, and how many failed or were skipped.
+
+    Only the first of several processes tells what is wrong.
+    """
+    from outputs import check_outputs, choose_format, identities, output_path
+
+    complain: Callable[[object], None] = commandline.complain if is_first else lambda _: None
+    songs = list(find_songs(args, complain))
+    if args.mask and len(songs) > 1:
+        raise UsageError(f"--mask: belongs to one song, not to {len(songs)}")
+    jobs, taken, n_failed, n_skipped = [], {}, 0, 0
+    inputs = identities(path for path, _ in songs if path is not None)
+    for path, folder in songs:
+        if path is None:
+            n_failed += 1
+            continue
         try:
-            info = soundio.probe(path, args.allow_truncated)
-            outputs = [soundio.output_path(args.output_dir, path, suffix) for suffix in suffixes]
-            soundio.check_outputs(outputs, info, args.audio)
-            if outputs[0] in taken:
+            stems = ["vocals", "accompaniment"][: 1 + args.background]
+            suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in stems}
+            suffixes |= {"mask": "_mask.npz"} if args.save_mask else {}
+            suffixes |= {"report": ".html"} if args.report else {}
+            outputs = {
+                kind: output_path(args.output_dir / folder, path, suffix)
+                for kind, suffix in suffixes.items()
+            }
+            other = taken.setdefault(outputs["vocals"], path)
+            if other is not path:
                 raise InputError(
-                    f"{path}: {taken[outputs[0]]} already becomes {outputs[0]} "
+                    f"{path}: {other} already becomes {outputs['vocals']} "
                     "(separate them in two runs with different --output-dir)"
                 )
+            is_new = args.overwrite or not is_finished(path, outputs)
+            if not is_new and not identities(outputs.values()).keys() & inputs.keys():
+                n_skipped += 1
+                continue
+            with open_song(path, args) as reader:
+                info = reader.info
+            fmt = choose_format(info, args.format or "wav", args.subtype)
+            check_outputs(sizes_of(outputs, info, fmt), inputs)
         except InputError as error:
             complain(error)
+            n_failed += 1
             continue
-        taken[outputs[0]] = path
-        jobs.append((path, outputs))
-    return jobs
+        jobs.append(Job(path, outputs))
+    if n_skipped and is_first:
+        are = "is" if n_skipped == 1 else "are"
+        print(f"{n_skipped} of {len(songs)} {are} already there (--overwrite separates again)")
+    return jobs, n_failed, n_skipped
 
 
-def _attempt(
-    separator: Separator, path: Path, outputs: list[Path], args: argparse.Namespace
-) -> bool:
-    """Separate one file and say how it went; nothing appears before all of it is written."""
+def find_songs(
+    args: argparse.Namespace, complain: Callable[[object], None]
+) -> Iterator[tuple[Path | None, Path]]:
+    """Yield each song with the folder that its outputs go to, within that of all outputs.
+
+    None stands for what could not be read. A folder keeps its tree; what an earlier run wrote is
+    no song.
+    """
+    import tracks
+
+    outputs = args.output_dir.resolve()
+    for root in args.audio:
+        if not root.is_dir():
+            yield root, Path()
+            continue
+        try:
+            found = tracks.find_audio(root)
+        except InputError as error:
+            complain(error)
+            yield None, Path()
+            continue
+        inside = outputs.is_relative_to(root.resolve()) and outputs != root.resolve()
+        found = [p for p in found if not (inside and p.resolve().is_relative_to(outputs))]
+        if not found:
+            complain(f"{root}: no audio files in this folder (name another one)")
+            yield None, Path()
+        for path in found:
+            yield path, path.parent.relative_to(root)
+
+
+def is_finished(path: Path, outputs: dict[str, Path]) -> bool:
+    """Return whether all outputs are there, none older than the song."""
+    try:
+        written = [os.stat(output).st_mtime_ns for output in outputs.values()]
+        return min(written) >= os.stat(path).st_mtime_ns
+    except OSError:
+        return False
+
+
+def open_song(path: Path, args: argparse.Namespace) -> soundio.Reader:
+    """Open a song, or what --start and --duration leave of it."""
     import soundio
-    from separation import separate_file
+
+    return soundio.Reader(path, args.allow_truncated, args.fix_nonfinite, args.start, args.duration)
+
+
+def sizes_of(outputs: dict[str, Path], info: AudioInfo, fmt: OutputFormat) -> dict[Path, int]:
+    """Predict how large each output becomes [bytes]."""
+    from outputs import predicted_bytes
+
+    n_masks = info.n_channels
+    sizes = {"mask": int(MASK_BYTES * n_masks * info.seconds), "report": REPORT_BYTES}
+    return {path: sizes.get(kind, predicted_bytes(info, fmt)) for kind, path in outputs.items()}
+
+
+def attempt(separator: Separator, job: Job, args: argparse.Namespace) -> bool:
+    """Separate one file and say how it went; nothing appears before all of it is written."""
+    import torch
 
     started = time.perf_counter()
     try:
         with contextlib.ExitStack() as stack:
-            reader = stack.enter_context(
-                soundio.Reader(path, args.allow_truncated, args.fix_nonfinite)
-            )
-            files = stack.enter_context(soundio.OutputFiles(outputs, reader.info))
-            bar = stack.enter_context(commandline.progress(round(reader.info.seconds, 1), " s"))
-
-            def write(*signals: np.ndarray) -> None:
-                for i in range(len(outputs)):
-                    files.write(i, signals[i])
-                bar.update(signals[0].shape[1] / reader.info.sample_rate)
-
-            n_limited = separate_file(separator, reader, write)
+            reader = stack.enter_context(open_song(job.path, args))
+            n_limited = render(separator, reader, job, args, stack)
     except InputError as error:
         commandline.complain(error)
         return False
-    for warning in reader.info.warnings:
-        commandline.warn(f"{path}: {warning}")
-    if reader.n_fixed:
-        commandline.warn(f"{path}: {reader.n_fixed} non-finite samples taken as silence")
-    if n_limited:
-        commandline.warn(f"{path}: {n_limited} samples of the vocals limited so that the sum fits")
-    seconds, took = reader.info.seconds, time.perf_counter() - started
+    except torch.OutOfMemoryError:
+        n = separator.block_frames
+        commandline.complain(
+            f"{job.path}: out of memory on the GPU with blocks of {n} frames "
+            f"(try --set block_frames={max(16, n // 4)})"
+        )
+        return False
+    warn_of(reader, n_limited)
+    length, took = reader.info.seconds, time.perf_counter() - started
+    names = ", ".join(map(str, job.outputs.values()))
     print(
-        f"{commandline.printable(', '.join(map(str, outputs)))}: {seconds:.1f} s in {took:.1f} s, "
-        f"real-time factor {took / seconds:.3f} ({seconds / took:.0f} × real time)"
+        f"{commandline.printable(names)}: {length:.1f} s in {took:.1f} s, "
+        f"real-time factor {took / length:.3f} ({length / took:.0f} × real time)"
     )
     return True
+
+
+def warn_of(reader: soundio.Reader | PipeReader, n_limited: int) -> None:
+    """Tell what was odd about a sound, and what was done about it."""
+    warnings = [*reader.info.warnings, *getattr(reader, "warnings", ())]
+    if reader.n_fixed:
+        warnings.append(f"{reader.n_fixed} non-finite samples taken as silence")
+    if n_limited:
+        warnings.append(f"{n_limited} samples of the vocals limited so that the sum fits")
+    for warning in warnings:
+        commandline.warn(f"{reader.info.path}: {warning}")
+
+
+def render(
+    separator: Separator,
+    reader: soundio.Reader,
+    job: Job,
+    args: argparse.Namespace,
+    stack: contextlib.ExitStack,
+) -> int:
+    """Read, separate and write one song; returns how many samples were limited."""
+    import separation
+    import soundio
+    from outputs import AtomicFiles, choose_format
+
+    info, outputs = reader.info, job.outputs
+    fmt = choose_format(info, args.format or "wav", args.subtype)
+    saved = open_mask(args.mask, separator, info, args) if args.mask else None
+    sinks: list[Callable[[np.ndarray], None]] = []
+    stream = separator.stream(
+        info.sample_rate,
+        info.n_channels,
+        per_channel=args.per_channel or (saved is not None and saved.about["n_masks"] > 1),
+        saved=stack.enter_context(saved).read if saved else None,
+        on_mask=(lambda levels: [sink(levels) for sink in sinks]) if len(outputs) > 1 else None,
+    )
+    files = stack.enter_context(AtomicFiles(sizes_of(outputs, info, fmt), inputs=[job.path]))
+    sounds = {
+        stem: files.sound(path, info, fmt)
+        for stem, path in outputs.items()
+        if stem in ("vocals", "accompaniment")
+    }
+    mask = report = None
+    if "mask" in outputs:
+        mask = begin_mask(files[outputs["mask"]], stream, job, args)
+        sinks.append(mask.write)
+    if "report" in outputs:
+        report = stack.enter_context(begin_report(separator, stream, info, args))
+        sinks.append(lambda levels: report.add_mask(levels.mean(0) / 255))
+    bar = stack.enter_context(commandline.progress(round(info.seconds, 1), " s"))
+    n_limited, started = 0, time.perf_counter()
+    blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
+    for part in separation.split(stream, blocks, fmt.sample_format):
+        for stem, sound in sounds.items():
+            sound.write(getattr(part, stem))
+        if report:
+            both = (part.mixture, part.vocals)
+            report.add(*(soundio.to_float(codes, fmt.sample_format) for codes in both))
+        n_limited += part.n_limited
+        bar.update(part.vocals.shape[1] / info.sample_rate)
+        if bar.n:
+            factor = (time.perf_counter() - started) / bar.n
+            bar.set_postfix_str(f"real-time factor {factor:.3f}", refresh=False)
+    if saved and saved.about["n_samples"] != stream.n_pushed:
+        raise InputError(_other_song(args.mask, saved, "n_samples", stream.n_pushed))
+    if mask:
+        mask.about["n_samples"] = stream.n_pushed
+        mask.close()
+    if report:
+        report.write(files[outputs["report"]])
+    return n_limited
+
+
+def begin_mask(file: BinaryIO, stream: Stream, job: Job, args: argparse.Namespace) -> MaskWriter:
+    """Start to save a mask, with what it belongs to."""
+    import soundio
+    from masks import MaskWriter
+
+    hp = stream.separator.hp
+    about = {
+        "song": os.fsdecode(job.path.name),
+        "sha256": soundio.sha256(job.path),
+        "start": args.start,
+        "sample_rate": stream.grid.sample_rate,
+        "hop_length": stream.grid.hop_length,
+        "n_masks": len(stream.features),
+        "n_bins": hp.n_bins,
+        "checkpoint": os.fsdecode(args.checkpoint.name),
+    }
+    return MaskWriter(file, about)
+
+
+def open_mask(
+    path: Path, separator: Separator, info: AudioInfo, args: argparse.Namespace
+) -> SavedMask:
+    """Open a saved mask, and refuse one that belongs to another song."""
+    import audio
+    import soundio
+    from masks import SavedMask
+
+    saved = SavedMask(path)
+    grid = audio.grid_at(info.sample_rate, separator.hp)
+    wanted = {
+        "sample_rate": info.sample_rate,
+        "hop_length": grid.hop_length,
+        "n_bins": separator.hp.n_bins,
+        "start": args.start,
+    }
+    for name, value in wanted.items():
+        if saved.about.get(name) != value:
+            raise InputError(_other_song(path, saved, name, value))
+    if saved.about.get("n_masks") not in (1, info.n_channels):
+        raise InputError(_other_song(path, saved, "n_masks", info.n_channels))
+    if saved.about.get("sha256") != soundio.sha256(info.path):
+        commandline.warn(f"{path}: was saved from another file than {info.path}")
+    return saved
+
+
+def _other_song(path: Path, saved: SavedMask, name: str, value: object) -> str:
+    found = saved.about.get(name)
+    return f"{path}: belongs to another song: {name} is {found} there, {value} here (save its own)"
+
+
+def begin_report(
+    separator: Separator, stream: Stream, info: AudioInfo, args: argparse.Namespace
+) -> Report:
+    """Start a song's page."""
+    from report import Report
+
+    hp = separator.hp
+    settings = {
+        "checkpoint": os.fsdecode(args.checkpoint.name),
+        "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
+        "sound": f"{info.sample_rate} Hz, {info.n_channels} channels",
+        **{name: str(value) for name, value in separator.mask_settings.items()},
+    }
+    title = info.tags.get("title") or info.path.stem
+    return Report(title, stream.grid, info.n_channels, info.n_samples, settings)
+
+
+# --- Pipes and live sound -----------------------------------------------------------------------
+
+
+def pipe(separator: Separator, args: argparse.Namespace) -> int:
+    """Separate standard input to standard output, as it comes, for as long as it comes."""
+    import separation
+    from piping import PipeReader, PipeWriter, RawFormat
+
+    raw = None
+    if args.sample_format:
+        raw = RawFormat(args.rate, args.channels, args.sample_format)
+    # Unbuffered: a buffer would wait until it is full.
+    reader = PipeReader(
+        sys.stdin and sys.stdin.buffer.raw, raw, args.allow_truncated, args.fix_nonfinite
+    )
+    info, n_limited, watch = reader.info, 0, Stopwatch()
+    stream = separator.stream(
+        info.sample_rate, info.n_channels, live=args.live, per_channel=args.per_channel
+    )
+    if args.live:
+        warm_up(separator, info.sample_rate, info.n_channels)
+    writer = PipeWriter(sys.stdout and sys.stdout.buffer, info, raw=raw is not None)
+    n_block = round(PACKET * info.sample_rate) if args.live else separation.READ_SAMPLES
+    blocks = watch.between(reader.blocks(n_block))
+    with commandline.progress(info.seconds and round(info.seconds, 1), " s") as bar:
+        for part in separation.split(stream, blocks, info.sample_format):
+            writer.write(getattr(part, args.stem))
+            n_limited += part.n_limited
+            bar.update(part.vocals.shape[1] / info.sample_rate)
+    warn_of(reader, n_limited)
+    if args.live:
+        print(watch.summary(), file=sys.stderr)
+    return 0
+
+
+def live(separator: Separator, args: argparse.Namespace) -> int:
+    """Separate what the microphone hears, until Ctrl-C; the loudspeakers play it."""
+    import numpy as np
+
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: the package is there, PortAudio is not
+        raise InputError(
+            f"--live: {error} (pip install sounddevice, and on Linux apt install libportaudio2; "
+            "or use a pipe: --live -)"
+        ) from error
+    rate, n_channels = args.rate or LIVE_RATE, args.channels or 1
+    n_packet, watch = round(PACKET * rate), Stopwatch()
+    stream = separator.stream(rate, n_channels, live=True, per_channel=args.per_channel)
+    warm_up(separator, rate, n_channels)
+    ready = np.zeros((n_channels, stream.delay), np.float32)
+    waiting = np.zeros((n_channels, 0), np.float32)
+    n_lost = 0
+    try:
+        with sounddevice.Stream(rate, n_packet, channels=n_channels, dtype="float32") as card:
+            delay_ms = 1000 * (stream.delay + n_packet) / rate
+            print(f"live: {delay_ms:.0f} ms behind, and what the sound card adds; Ctrl-C ends")
+            while True:
+                heard, is_late = card.read(n_packet)
+                watch.start()
+                waiting = np.concatenate([waiting, heard.T], axis=1)
+                vocals = stream.push(heard.T).numpy()
+                mixture, waiting = np.split(waiting, [vocals.shape[1]], axis=1)
+                stem = vocals if args.stem == "vocals" else mixture - vocals
+                ready = np.concatenate([ready, stem], axis=1)
+                playing, ready = np.split(ready, [n_packet], axis=1)
+                watch.stop()
+                n_lost += is_late + card.write(np.ascontiguousarray(playing.T))
+    except sounddevice.PortAudioError as error:
+        raise InputError(f"--live: {error} (see python -m sounddevice)") from error
+    finally:
+        print(f"{watch.summary()}, {n_lost} too late")
+
+
+def warm_up(separator: Separator, rate: int, n_channels: int) -> None:
+    """Run a second of silence, so that the first packets do not wait for what is made once."""
+    import numpy as np
+
+    separator.stream(rate, n_channels, live=True).push(np.zeros((n_channels, rate), np.float32))
+
+
+class Stopwatch:
+    """How long the work on each packet takes, without the time of waiting for it."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.slowest, self._began = 0, 0.0, 0.0, 0.0
+
+    def start(self) -> None:
+        """Begin a packet."""
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """End a packet."""
+        took = time.perf_counter() - self._began
+        self.n, self.total, self.slowest = self.n + 1, self.total + took, max(self.slowest, took)
+
+    def between(self, packets: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield packets; what happens until the next one is asked for is work."""
+        for packet in packets:
+            self.start()
+            yield packet
+            self.stop()
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        mean = 1000 * self.total / max(1, self.n)
+        return (
+            f"live: {self.n} packets of {1000 * PACKET:.0f} ms, {mean:.1f} ms of work each, "
+            f"{1000 * self.slowest:.1f} ms the slowest"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,12 @@ TRAINED = (  # bound by a checkpoint
     "model_type",
     "width",
 )
-UNTUNED_MASK = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
+UNTUNED_MASK = {
+    "mask_at_eval": False,
+    "eval_mask_threshold": 0.5,
+    "noise_gate": 0.0,
+    "mask_sharpness": 1.0,
+}
 MASK_SETTINGS = tuple(UNTUNED_MASK)
 
 
@@ -78,7 +83,8 @@ class HParams:
     mask_at_eval: bool | None = None  # True: binary mask, cleaner pauses; False: soft, smoother
     eval_mask_threshold: float | None = None  # binary: bins above are voice, 0..1; higher = drier
     noise_gate: float | None = None  # soft: bins below are silence, 0..1; higher = fewer remains
-    block_frames: int = 256  # mask columns per network call; memory grows with it, nothing else
+    mask_sharpness: float | None = None  # soft: exponent of the mask; > 1 drier, < 1 more of all
+    block_frames: int | None = None  # mask columns per network call; None: 256, on a GPU 2048
 
     def __post_init__(self) -> None:
         """Reject nonsense in one sentence that names the setting and its value."""
@@ -151,6 +157,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "eval_mask_threshold": (0, 1),
     "noise_gate": (0, 1),
+    "mask_sharpness": (0.1, 10),
     "block_frames": (16, 65536),
 }
 

@@ -5,6 +5,9 @@ column exactly what a separate slice of stft_frames frames would give: convoluti
 along time and padded along frequency only, and nothing strides or pools along time.
 
     (n, 1, n_bins, n_columns + stft_frames - 1) ──▶ (n, n_bins, n_columns)
+
+Given a `past`, a network remembers the last frames of every layer: the first call is as above, and
+each later one goes on with n_columns further frames and computes nothing twice.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import soundio
+import outputs
 from convolution import convolve
 from hparams import HParams, InputError, from_dict
 
 FORMAT = "vocal-mask checkpoint 1"
+Past = dict[nn.Module, torch.Tensor]  # per layer the last frames that it saw
 
 
 def time_reach(n_convolutions: int, context: int) -> list[int]:
@@ -43,11 +47,33 @@ def time_reach(n_convolutions: int, context: int) -> list[int]:
     return [after - before for before, after in itertools.pairwise(steps)]
 
 
+def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
+    """Put the last frames of the calls before in front of `x`, and remember those of `x`.
+
+    Parameters
+    ----------
+    x : torch.Tensor, shape=(..., frames)
+        What `layer` is about to see.
+    n_frames : int
+        How many frames of its input the layer consumes.
+    past : dict or None
+        None: nothing is remembered. The first call finds nothing in it and returns `x`.
+    layer : nn.Module
+    """
+    if past is None or n_frames == 0:
+        return x
+    if layer in past:
+        x = torch.cat([past[layer], x], -1)
+    past[layer] = x[..., x.shape[-1] - n_frames :]
+    return x
+
+
 class ConvNorm(nn.Module):
     """A convolution, same along frequency and valid along time, and its batch norm."""
 
     def __init__(self, n_in: int, n_out: int, size: int, reach: int, stride: int = 1) -> None:
         super().__init__()
+        self.consumed = 2 * reach
         self.conv = nn.Conv2d(
             n_in,
             n_out,
@@ -59,9 +85,9 @@ class ConvNorm(nn.Module):
         )
         self.norm = nn.BatchNorm2d(n_out)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 reach)."""
-        return self.norm(convolve(x, self.conv))
+        return self.norm(convolve(with_past(x, self.consumed, past, self), self.conv))
 
 
 class BasicBlock(nn.Module):
@@ -75,10 +101,11 @@ class BasicBlock(nn.Module):
         changes = stride > 1 or n_in != n_out
         self.skip = ConvNorm(n_in, n_out, 1, 0, stride) if changes else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 crop)."""
-        cropped = x[..., self.crop : x.shape[-1] - self.crop]
-        return self.second(self.first(x).relu_()).add_(self.skip(cropped)).relu_()
+        seen = with_past(x, 2 * self.crop, past, self)
+        cropped = seen[..., self.crop : seen.shape[-1] - self.crop]
+        return self.second(self.first(x, past).relu_(), past).add_(self.skip(cropped)).relu_()
 
 
 class ResNet18(nn.Module):
@@ -98,18 +125,18 @@ class ResNet18(nn.Module):
         self.stem = ConvNorm(1, w, 7, reach[0], stride=2)
         widths = [w, w, w, w * 3 // 2, w * 3 // 2, 2 * w, 2 * w, 3 * w, 3 * w]
         strides = [1, 1, 2, 1, 2, 1, 2, 1]
-        self.blocks = nn.Sequential(
-            *(
-                BasicBlock(widths[i], widths[i + 1], reach[1 + 2 * i : 3 + 2 * i], strides[i])
-                for i in range(8)
-            )
+        self.blocks = nn.ModuleList(
+            BasicBlock(widths[i], widths[i + 1], reach[1 + 2 * i : 3 + 2 * i], strides[i])
+            for i in range(8)
         )
         self.reduce = ConvNorm(3 * w, w, 1, 0)
         self.head = nn.Linear(w * math.ceil(hp.n_bins / 16), hp.n_bins)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map features to logits, see the module's docstring."""
-        x = self.blocks(self.stem(x).relu_())
+        x = self.stem(x, past).relu_()
+        for block in self.blocks:
+            x = block(x, past)
         x = self.reduce(x).relu_()  # (n, width, n_bins / 16, n_columns)
         return self.head(x.permute(0, 3, 2, 1).flatten(2)).mT
 
@@ -134,10 +161,13 @@ class ConvNet(nn.Module):
         self.fifth = nn.Conv2d(half, 4 * w, (pooled, hp.stft_frames - 2 * used))
         self.head = nn.Linear(4 * w, hp.n_bins)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map features to logits, see the module's docstring."""
-        x = self.pool(self.second(self.first(x).relu_()).relu_())  # (n, width / 2, 171, frames - 4)
-        x = self.pool(self.fourth(self.third(x).relu_()).relu_())  # (n, width / 2, 57, frames - 8)
+        x = self.second(self.first(x, past).relu_(), past).relu_()
+        x = self.pool(x)  # (n, width / 2, 171, frames - 4)
+        x = self.fourth(self.third(x, past).relu_(), past).relu_()
+        x = self.pool(x)  # (n, width / 2, 57, frames - 8)
+        x = with_past(x, self.fifth.kernel_size[1] - 1, past, self.fifth)
         x = self.fifth(x).relu_()  # (n, 4 width, 1, n_columns)
         return self.head(x.squeeze(2).mT).mT
 
@@ -164,6 +194,18 @@ def for_inference(model: nn.Module) -> nn.Module:
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
     return model.to(memory_format=torch.channels_last)
+
+
+def is_narrow(hp: HParams, device: torch.device, for_inference: bool = False) -> bool:
+    """Return whether ``precision`` means bfloat16 on this device.
+
+    "auto" means it where the hardware computes in it; of CPUs, only to separate.
+    """
+    if device.type == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_it = for_inference and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return hp.precision == "bfloat16" or (hp.precision == "auto" and has_it)
 
 
 def operations_per_column(model: nn.Module, hp: HParams) -> int:
@@ -212,7 +254,7 @@ def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> 
     contents = {"weights": model.state_dict(), "hparams": asdict(hp), **extra}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "sha256": _digest(contents), **contents}, buffer)
-    soundio.replace_atomically(Path(path), lambda file: file.write(buffer.getbuffer()))
+    outputs.replace_atomically(Path(path), lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -344,6 +344,11 @@ def _refuse_twins(folder: Path, files: list[Path]) -> None:
         raise InputError(f"{folder}: the same stem more than once: {_names(twins)}; keep one")
 
 
+def find_audio(root: Path) -> list[Path]:
+    """List the audio files in a folder and in those inside it, by their extension, in order."""
+    return [path for folder in _walk(root) for path in _audio_files(folder)]
+
+
 def _split_entries(root: Path, splits: dict[str, str]) -> Iterator[tuple[Path, str]]:
     """Yield what the folders named in `splits` hold, with its split."""
     for folder in _entries(root):

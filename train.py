@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import commandline
 import distributed
-import soundio
+import outputs
 from charts import Chart, svg
 from distributed import World
 from hparams import (
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in [*args.data, *args.validate_on]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
-    soundio.check_writable(run_dir / "last.pth")
+    outputs.check_writable(run_dir / "last.pth")
 
     with contextlib.ExitStack() as stack:
         if world.rank:  # one voice is enough
@@ -387,7 +387,7 @@ def write_svg(run: training.Run, path: Path, charts: list[Chart]) -> None:
     if run.world.rank:
         return
     try:
-        soundio.replace_atomically(path, lambda file: file.write(svg(charts).encode()))
+        outputs.replace_atomically(path, lambda file: file.write(svg(charts).encode()))
     except InputError as error:
         commandline.warn(error)
 

@@ -99,7 +99,7 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """Narrow the arithmetic of what runs within, where ``precision`` says so."""
-        narrow = is_narrow(self.hp, self.device)
+        narrow = networks.is_narrow(self.hp, self.device)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=narrow)
 
     def slices_left_in_epoch(self) -> int:
@@ -257,12 +257,6 @@ class Saves:
             if keeps:
                 with contextlib.suppress(OSError):
                     before.unlink(missing_ok=True)
-
-
-def is_narrow(hp: HParams, device: torch.device) -> bool:
-    """Return whether ``precision`` means bfloat16 on this device."""
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return hp.precision == "bfloat16" or (hp.precision == "auto" and has_it)
 
 
 def make_scheduler(

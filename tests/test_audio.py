@@ -395,12 +395,12 @@ def test_vocals_and_accompaniment_add_up_to_the_mixture(mask_at_eval):
     wav = noise(2, 10_001)
     spec = audio.stft(wav, NATIVE)
     mask = audio.quantize_mask(noise(513, spec.shape[-1], seed=1).abs())
-    mask = audio.extend_mask(audio.vocals_mask(mask, mask_at_eval, 0.4, 0.2), NATIVE.n_bins)
+    mask = audio.vocals_mask(mask, mask_at_eval, 0.4, 0.2)[None]
     assert mask.min() >= 0
     assert mask.max() <= 1
     np.testing.assert_allclose(mask + (1 - mask), 1, rtol=1e-6)
-    vocals = audio.istft(spec * mask, NATIVE, 10_001)
-    accompaniment = audio.istft(spec * (1 - mask), NATIVE, 10_001)
+    vocals = audio.istft(audio.apply_mask(spec, mask), NATIVE, 10_001)
+    accompaniment = audio.istft(audio.apply_mask(spec, 1 - mask), NATIVE, 10_001)
     assert vocals.abs().max() > 0.1
     np.testing.assert_allclose(vocals + accompaniment, wav, atol=2e-6)
 
@@ -446,22 +446,41 @@ def test_rounding_costs_as_little_on_a_real_song(data_folder):
     assert abs(rounding_cost_db(*real_song(data_folder, 12), NATIVE)) < 0.02
 
 
-def test_the_bins_above_the_networks_get_the_mean_of_its_top_eighth():
-    mask = noise(2, 513, 6).abs()
+@pytest.mark.parametrize("n_masks", [1, 2])
+def test_the_bins_above_the_networks_get_the_voices_share_of_its_top_bins(n_masks):
+    spec, mask = complex_noise(2, 1025, 6), noise(n_masks, 513, 6).abs()
+    spec[..., 3] = 0  # silence
     before = mask.clone()
-    found = audio.extend_mask(mask, 1025)
-    assert found.shape == (2, 1025, 6)
-    assert torch.equal(found[:, :513], mask)
-    expected = mask[:, 513 - 64 :].numpy().mean(1, keepdims=True)
-    np.testing.assert_allclose(found[:, 513:], np.broadcast_to(expected, (2, 512, 6)), rtol=1e-6)
+    found = audio.apply_mask(spec, mask)
+    assert torch.equal(found[:, :513], spec[:, :513] * mask)
+    top = slice(513 - 32, 513)
+    energy = np.square(np.abs(spec[:, top].numpy()))
+    energy = energy if n_masks == 2 else energy.sum(0, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        share = np.nan_to_num((mask[:, top].numpy() * energy).sum(1) / energy.sum(1))
+    assert 0 < share[0, 0] < 1
+    np.testing.assert_allclose(found[:, 513:], spec[:, 513:].numpy() * share[:, None], rtol=1e-5)
     assert torch.equal(mask, before)
-    assert torch.equal(audio.extend_mask(mask, 514)[:, :513], mask)
+
+
+def test_an_open_mask_changes_nothing_and_a_closed_one_leaves_nothing():
+    spec = complex_noise(3, 1025, 6)
+    assert torch.equal(audio.apply_mask(spec, torch.ones(1, 513, 6)), spec)
+    assert not audio.apply_mask(spec, torch.zeros(1, 513, 6)).any()
 
 
 def test_a_low_rate_gets_the_lower_part_of_the_mask():
-    mask = noise(513, 6).abs()
-    assert torch.equal(audio.extend_mask(mask, 513), mask)
-    assert torch.equal(audio.extend_mask(mask, 185), mask[:185])
+    mask, spec = noise(1, 513, 6).abs(), complex_noise(2, 513, 6)
+    assert torch.equal(audio.apply_mask(spec, mask), spec * mask)
+    assert torch.equal(audio.apply_mask(spec[:, :185], mask), spec[:, :185] * mask[:, :185])
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 2.0])
+def test_sharpness_is_an_exponent_and_the_gate_asks_the_network(sharpness):
+    mask = torch.tensor([0.0, 0.2, 0.3, 0.7, 1.0])
+    found = audio.vocals_mask(mask, False, 0.5, 0.25, mask_sharpness=sharpness)
+    np.testing.assert_allclose(found, [0, 0, 0.3**sharpness, 0.7**sharpness, 1], rtol=1e-6)
+    assert torch.equal(audio.vocals_mask(mask, True, 0.25, 0.0, sharpness), (mask > 0.25).float())
 
 
 def test_ideal_masks_are_what_one_works_out_by_hand():

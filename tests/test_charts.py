@@ -264,3 +264,26 @@ def test_curves_that_differ_by_rounding_only_are_drawn_as_constant():
     (group,) = parse(chart_of((0, 1e6), (1, math.nextafter(1e6, 2e6))))
     np.testing.assert_allclose(curves(group)[0][:, 1], (TOP + BOTTOM) / 2, atol=0.2)
     assert len(y_ticks(group)) >= 2
+
+
+# --- Colours ------------------------------------------------------------------------------------
+
+
+def test_colours_grow_brighter_with_the_level():
+    values = np.linspace(0, 1, 256)
+    pixels = charts.colours(values)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (256, 3)
+    brightness = pixels @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(brightness) >= 0).all()
+    assert brightness[0] < 10
+    assert brightness[-1] > 220
+    np.testing.assert_array_equal(pixels[[0, -1]], [charts.HEAT[0], charts.HEAT[-1]])
+
+
+def test_every_pixel_is_coloured_in_its_place():
+    values = np.random.default_rng(0).random((3, 4))
+    pixels = charts.colours(values)
+    assert pixels.shape == (3, 4, 3)
+    np.testing.assert_array_equal(pixels[1, 2], charts.colours(values[1, 2]))
+    np.testing.assert_array_equal(charts.colours(np.array(0.25)), charts.HEAT[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -150,7 +151,8 @@ def test_a_second_run_writes_the_same_bytes(checkpoint):
     path = song("song.wav", 100_000, subtype="FLOAT")
     contents = []
     for directory in ("a", "b", "a"):
-        assert generate.main([str(checkpoint), str(path), "--output-dir", directory]) == 0
+        words = [str(checkpoint), str(path), "--output-dir", directory, "--overwrite"]
+        assert generate.main(words) == 0
         contents.append(Path(directory, "song_vocals.wav").read_bytes())
     assert contents[0] == contents[1] == contents[2]
 
@@ -338,7 +340,7 @@ def test_an_impossible_output_folder_is_told_before_any_work(checkpoint, capsys)
 
 def vocals_of(checkpoint: Path, *settings: str) -> np.ndarray:
     words = [word for setting in settings for word in ("--set", setting)]
-    assert generate.main([str(checkpoint), "song.wav", *words]) == 0
+    assert generate.main([str(checkpoint), "song.wav", "--overwrite", *words]) == 0
     return codes("generated/song_vocals.wav")
 
 
@@ -385,7 +387,7 @@ def test_a_wrong_path_is_told_before_torch_is_loaded(checkpoint):
         (["none.pth", "song.wav"], 1, "none.pth: no such checkpoint"),
         ([checkpoint, "song.wav", "--set", "widht=3"], 2, "did you mean width?"),
         (["--help"], 0, ""),
-        ([checkpoint], 2, "audio"),
+        ([checkpoint], 2, "name a song"),
     ):
         done = subprocess.run([*command, *words], capture_output=True, text=True)
         imports, rest = [], []
@@ -519,3 +521,374 @@ def test_two_ranks_share_the_files_and_tell_a_bad_one_once(checkpoint):
     assert alone.returncode == 0
     for name in made():
         assert Path("generated", name).read_bytes() == Path("alone", name).read_bytes()
+
+
+# --- Folders and formats ------------------------------------------------------------------------
+
+
+def real_song(data_folder: Path, path: str | Path, seconds: float = 4.0) -> Path:
+    """Write an excerpt of a real song with its voice: 44.1 kHz stereo, 16 bits."""
+    stems = sorted((data_folder / "dsd100" / "Potassium").glob("*.ogg"))
+    wavs = [soundfile.read(stem, int(44100 * seconds), 44100 * 60)[0] for stem in stems]
+    soundfile.write(path, sum(wavs).clip(-1, 1), 44100, "PCM_16")
+    return Path(path)
+
+
+def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, capsys):
+    for name in ("in/b.wav", "in/deep/er/a.flac", "in/.hidden.wav", "in/deep/note.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        song(name, 3000, format="FLAC" if name.endswith("flac") else "WAV")
+    Path("in/deep/bad.wav").write_text("no sound")
+    words = [str(checkpoint), "in", "--output-dir", "in/out", "--background"]
+    for already in (0, 2):
+        assert generate.main(words) == 1
+        found = sorted(str(p) for p in Path("in/out").rglob("*.*"))
+        assert found == [
+            "in/out/b_accompaniment.wav",
+            "in/out/b_vocals.wav",
+            "in/out/deep/er/a_accompaniment.wav",
+            "in/out/deep/er/a_vocals.wav",
+        ]
+        out, err = capsys.readouterr()
+        assert_one_error(err, "bad.wav: not audio")
+        if already:
+            assert "2 of 3 are already there (--overwrite separates again)" in out
+        else:
+            assert "1 of 3 files failed" in err
+            assert "already" not in out
+
+
+def test_only_what_is_missing_or_older_than_its_song_is_separated_again(checkpoint, capsys):
+    paths = [song(name, 3000) for name in ("a.wav", "b.wav")]
+    words = [str(checkpoint), "a.wav", "b.wav"]
+    assert generate.main(words) == 0
+    outputs = [Path("generated", f"{name}_vocals.wav") for name in "ab"]
+    before = [output.read_bytes() for output in outputs]
+    stamps = [os.stat(output).st_mtime_ns for output in outputs]
+    assert generate.main(words) == 0
+    assert [os.stat(output).st_mtime_ns for output in outputs] == stamps
+    later = stamps[1] / 1e9 + 10
+    os.utime(paths[1], (later, later))
+    assert generate.main(words) == 0
+    assert os.stat(outputs[0]).st_mtime_ns == stamps[0]
+    assert os.stat(outputs[1]).st_mtime_ns != stamps[1]
+    assert generate.main([*words, "--background"]) == 0  # something is missing
+    assert made() == [f"{name}_{stem}.wav" for name in "ab" for stem in ("accompaniment", "vocals")]
+    os.utime(paths[1])
+    assert generate.main([*words, "--overwrite"]) == 0
+    assert os.stat(outputs[0]).st_mtime_ns != stamps[0]
+    assert [output.read_bytes() for output in outputs] == before
+
+
+def test_an_empty_folder_is_an_error(checkpoint, capsys):
+    Path("empty").mkdir()
+    assert generate.main([str(checkpoint), "empty"]) == 1
+    assert_one_error(capsys.readouterr().err, "empty: no audio files")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "expected"),
+    [
+        ("wav", None, "PCM_16"),
+        ("wav", "PCM_24", "PCM_24"),
+        ("wav", "FLOAT", "FLOAT"),
+        ("flac", None, "PCM_16"),
+        ("flac", "PCM_24", "PCM_24"),
+        ("ogg", None, "VORBIS"),
+        ("mp3", None, "MPEG_LAYER_III"),
+    ],
+)
+def test_stems_are_written_in_other_formats_with_the_songs_tags(
+    checkpoint, suffix, subtype, expected
+):
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile("song.flac", "w", 44100, 2, "PCM_16") as file:
+        file.title, file.artist = "Élan <1>", "A & B"
+        file.write(rng.uniform(-0.5, 0.5, (30_000, 2)))
+    words = ["--format", suffix, *(["--subtype", subtype] if subtype else [])]
+    assert generate.main([str(checkpoint), "song.flac", "--background", *words]) == 0
+    assert made() == [f"song_accompaniment.{suffix}", f"song_vocals.{suffix}"]
+    total = 0
+    for name in made():
+        with soundfile.SoundFile(f"generated/{name}") as file:
+            assert file.subtype == expected
+            assert (file.title, file.artist) == ("Élan <1>", "A & B")
+            wav = file.read()
+            assert np.square(wav).sum() > 10
+            total = total + wav
+    error = np.abs(total - soundfile.read("song.flac")[0]).max()
+    if expected in ("VORBIS", "MPEG_LAYER_III"):
+        assert error < 1
+    else:
+        assert error < 1e-6
+
+
+def test_a_format_that_cannot_hold_the_song_is_told_before_any_work(checkpoint, capsys):
+    song("song.wav", 3000, rate=96000)
+    for words, what in (
+        (["--format", "mp3"], "song.wav: MP3 allows only 8000, "),
+        (["--format", "flac", "--subtype", "FLOAT"], "flac has no subtype FLOAT"),
+    ):
+        assert generate.main([str(checkpoint), "song.wav", *words]) == 1
+        assert_one_error(capsys.readouterr().err, what)
+    assert made() == []
+
+
+def test_a_part_of_a_song_is_separated_as_if_it_were_the_song(checkpoint, capsys):
+    path = song("song.wav", 50_000)
+    wav = soundfile.read(path, dtype="int16")[0]
+    soundfile.write("part.wav", wav[4410:26460], 44100, "PCM_16")
+    words = ["--start", "0.1", "--duration", "0.5"]
+    assert generate.main([str(checkpoint), "song.wav", *words]) == 0
+    assert generate.main([str(checkpoint), "part.wav"]) == 0
+    outputs = [codes(Path(f"generated/{name}_vocals.wav")) for name in ("song", "part")]
+    assert outputs[0].any()
+    np.testing.assert_array_equal(*outputs)
+    assert generate.main([str(checkpoint), "song.wav", "--start", "2", "--overwrite"]) == 1
+    assert_one_error(capsys.readouterr().err, "song.wav: ")
+
+
+# --- Masks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--per-channel"], ["--start", "0.2"]])
+def test_a_saved_mask_renders_any_settings_as_a_full_run_does(checkpoint, monkeypatch, options):
+    song("song.wav", 150_000)
+    assert generate.main([str(checkpoint), "song.wav", "--save-mask", *options]) == 0
+    size = os.stat("generated/song_mask.npz").st_size
+    assert 1000 < size < 2 * 3.5 * 44_200  # 44 kB a second, and one more mask for the other channel
+    start = [word for word in options if word != "--per-channel"]
+    for settings in (
+        [],
+        ["--set", "mask_at_eval=true", "--set", "eval_mask_threshold=0.4"],
+        ["--set", "noise_gate=0.45", "--set", "mask_sharpness=2", "--format", "flac"],
+    ):
+        words = [str(checkpoint), "song.wav", "--background", *settings]
+        assert generate.main([*words, *options, "--output-dir", "full", "--overwrite"]) == 0
+        saved = ["--mask", "generated/song_mask.npz", "--output-dir", "again", "--overwrite"]
+        with monkeypatch.context() as patch:
+            patch.setattr("separation.Separator.mask", None)  # the network is not asked
+            assert generate.main([*words, *start, *saved]) == 0
+        for name in made("full"):
+            assert Path("full", name).read_bytes() == Path("again", name).read_bytes()
+    assert len(made("full")) == 4
+    contents = {Path("full", name).read_bytes() for name in made("full")}
+    assert len(contents) == 4
+
+
+def test_a_mask_of_another_song_is_refused(checkpoint, capsys):
+    song("song.wav", 20_000)
+    song("longer.wav", 30_000)
+    song("slower.wav", 20_000, rate=22050)
+    song("another.wav", 20_000)
+    assert generate.main([str(checkpoint), "song.wav", "--save-mask"]) == 0
+    mask = ["--mask", "generated/song_mask.npz"]
+    capsys.readouterr()
+    for name, what in (
+        ("longer.wav", "ends before the song does"),
+        ("slower.wav", "belongs to another song: sample_rate is 44100 there, 22050 here"),
+    ):
+        assert generate.main([str(checkpoint), name, *mask]) == 1
+        assert_one_error(capsys.readouterr().err, "song_mask.npz", what)
+    assert generate.main([str(checkpoint), "another.wav", *mask]) == 0
+    assert "was saved from another file than another.wav" in capsys.readouterr().err
+    assert generate.main([str(checkpoint), "song.wav", "--mask", "none.npz", "--overwrite"]) == 1
+    assert_one_error(capsys.readouterr().err, "none.npz: no such mask")
+    assert generate.main([str(checkpoint), "song.wav", "slower.wav", *mask]) == 2
+    assert made() == ["another_vocals.wav", "song_mask.npz", "song_vocals.wav"]
+
+
+# --- A page to listen to ------------------------------------------------------------------------
+
+
+def test_the_report_shows_the_song_and_its_settings(checkpoint):
+    song("a <b>.wav", 60_000)
+    words = [str(checkpoint), "a <b>.wav", "--report", "--set", "noise_gate=0.123"]
+    assert generate.main(words) == 0
+    assert made() == ["a <b>.html", "a <b>_vocals.wav"]
+    page = Path("generated/a <b>.html").read_text()
+    assert "a &lt;b&gt;" in page
+    assert "<b>.wav" not in page
+    assert "0.123" in page
+    assert "convnet, width 2, 9 frames" in page
+    assert page.count("data:image/png") >= 4
+
+
+# --- Pipes and live sound -----------------------------------------------------------------------
+
+
+RAW_OPTIONS = ["--sample-format", "s16le", "--rate", "44100", "--channels", "2"]
+
+
+def run_pipe(checkpoint: Path, data: bytes, *words: str) -> subprocess.CompletedProcess:
+    return run(checkpoint, "-", *words, input=data, text=False)
+
+
+def test_a_pipe_gives_the_bits_of_the_file(checkpoint, data_folder):
+    path = real_song(data_folder, "song.wav", 5)
+    assert generate.main([str(checkpoint), "song.wav", "--background"]) == 0
+    vocals, accompaniment = (
+        soundfile.read(f"generated/song_{stem}.wav", dtype="int16")[0]
+        for stem in ("vocals", "accompaniment")
+    )
+    assert np.abs(vocals).max() > 100
+    done = run_pipe(checkpoint, path.read_bytes())
+    assert done.returncode == 0
+    found = np.frombuffer(done.stdout[-vocals.nbytes :], "<i2").reshape(-1, 2)
+    np.testing.assert_array_equal(found, vocals)
+    assert done.stdout[:4] == b"RIFF"
+    assert b"device: CPU" in done.stderr
+    raw = soundfile.read(path, dtype="int16")[0].tobytes()
+    done = run_pipe(checkpoint, raw, *RAW_OPTIONS, "--stem", "accompaniment")
+    assert done.stdout == accompaniment.tobytes()
+
+
+def test_live_sound_adds_up_and_is_close_to_the_files(checkpoint, data_folder):
+    path = real_song(data_folder, "song.wav", 3)
+    raw = soundfile.read(path, dtype="int16")[0]
+    stems = {}
+    for stem in ("vocals", "accompaniment"):
+        done = run_pipe(checkpoint, raw.tobytes(), *RAW_OPTIONS, "--live", "--stem", stem)
+        assert done.returncode == 0
+        assert b"packets of 20 ms" in done.stderr
+        stems[stem] = np.frombuffer(done.stdout, "<i2").reshape(-1, 2)
+    np.testing.assert_array_equal(stems["vocals"] + stems["accompaniment"], raw)
+    assert generate.main([str(checkpoint), "song.wav"]) == 0
+    whole = soundfile.read("generated/song_vocals.wav", dtype="int16")[0]
+    error = np.square(stems["vocals"] - whole, dtype=float).sum()
+    assert error < 1e-4 * np.square(whole, dtype=float).sum()
+
+
+def test_live_sound_comes_while_more_is_awaited(checkpoint):
+    """A caller who waits for an answer gets it 186 ms of sound later, not at the end."""
+    command = [sys.executable, ROOT / "generate.py", checkpoint, "-", "--live", *RAW_OPTIONS]
+    rng, n = np.random.default_rng(0), 12_000  # what a pipe holds, so that nobody has to wait
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(rng.integers(-9000, 9000, (n, 2), "<i2").tobytes())
+        process.stdin.flush()
+        n_bytes = 4 * (n - 882 - (4 * 512 + 2048))  # the network of this test sees 9 frames
+        assert len(process.stdout.read(n_bytes)) == n_bytes
+        process.stdin.close()
+        assert len(process.stdout.read()) == 4 * n - n_bytes
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "code", "what"),
+    [
+        (b"", [], 1, b"standard input"),
+        (b"no sound at all, but long enough to be one", [], 1, b"not a wav stream"),
+        (b"", RAW_OPTIONS, 1, b"standard input"),
+        (b"\1" * 40_001, RAW_OPTIONS, 0, b"1 bytes at the end are no whole sample"),
+        (b"", ["--background"], 2, b"--background: is for files"),
+        (b"", ["--rate", "8000"], 2, b"describe raw PCM from -, all three"),
+    ],
+)
+def test_a_pipe_that_is_no_sound_is_told_in_one_line(checkpoint, data, words, code, what):
+    done = run_pipe(checkpoint, data, *words)
+    assert done.returncode == code
+    assert what in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert len(done.stdout) == (40_000 if code == 0 else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["song.wav", "--live"], "--live: takes sound as it comes"),
+        (["-", "song.wav"], "-: is standard input and stands alone"),
+        (["song.wav", "--stem", "accompaniment"], "--stem: is for pipes"),
+        (["song.wav", "--sample-format", "u8", "--rate", "8000", "--channels", "1"], "raw PCM"),
+        (["song.wav", "--mask", "m.npz", "--per-channel"], "--mask: brings its own"),
+        (["--live", "--sample-format", "u8"], "--sample-format: is for pipes"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(checkpoint, capsys, words, what):
+    song("song.wav", 3000)
+    assert generate.main([str(checkpoint), *words]) == 2
+    assert_one_error(capsys.readouterr().err, what)
+
+
+class Card:
+    """A sound card: what is heard is noise, what is played is kept; at last comes Ctrl-C."""
+
+    def __init__(self, rate: int, n_packet: int, channels: int, dtype: str) -> None:
+        assert (rate, n_packet, channels, dtype) == (48000, 960, 1, "float32")
+        self.heard, self.played = [], []
+        Card.last = self
+
+    def __enter__(self) -> Card:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, n: int) -> tuple[np.ndarray, bool]:
+        if len(self.heard) == 60:
+            raise KeyboardInterrupt
+        rng = np.random.default_rng(len(self.heard))
+        self.heard.append(rng.normal(0, 0.1, (n, 1)).astype(np.float32))
+        return self.heard[-1], len(self.heard) == 5
+
+    def write(self, wav: np.ndarray) -> bool:
+        assert wav.shape == (960, 1)
+        assert wav.flags.c_contiguous
+        self.played.append(wav)
+        return False
+
+
+def test_a_microphone_is_separated_to_the_loudspeakers_until_ctrl_c(
+    checkpoint, capsys, monkeypatch
+):
+    module = type(sys)("sounddevice")
+    module.Stream, module.PortAudioError = Card, type("PortAudioError", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    stems = {}
+    for stem in ("vocals", "accompaniment"):
+        assert generate.main([str(checkpoint), "--live", "--stem", stem]) == 130
+        stems[stem] = np.concatenate(Card.last.played)
+        assert "60 packets of 20 ms" in (out := capsys.readouterr().out)
+        assert "1 too late" in out
+    heard = np.concatenate(Card.last.heard)
+    delay = 4 * 560 + 2240
+    assert np.abs(stems["vocals"]).max() > 0.01
+    assert not stems["vocals"][:delay].any()
+    total = (stems["vocals"] + stems["accompaniment"])[delay:]
+    np.testing.assert_allclose(total, heard[:-delay], atol=1e-6)
+
+
+def test_a_machine_without_a_sound_card_is_told_what_to_install(checkpoint, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert generate.main([str(checkpoint), "--live"]) == 1
+    assert_one_error(capsys.readouterr().err, "pip install sounddevice", "--live -")
+
+
+@pytest.mark.parametrize("n_channels", [2, 6])
+def test_a_voice_on_one_side_stays_on_it(checkpoint, data_folder, n_channels):
+    path = real_song(data_folder, "song.wav", 3)
+    wav = np.zeros((3 * 44100, n_channels))
+    wav[:, n_channels - 1] = soundfile.read(path)[0].mean(1)
+    soundfile.write("panned.wav", wav, 44100, "PCM_24")
+    for options in ([], ["--per-channel"]):
+        words = [str(checkpoint), "panned.wav", "--background", "--overwrite", *options]
+        assert generate.main(words) == 0
+        vocals, rest = (
+            codes(Path(f"generated/panned_{s}.wav")) for s in ("vocals", "accompaniment")
+        )
+        assert not vocals[:, :-1].any()
+        assert np.abs(vocals[:, -1]).max() > 2**20
+        np.testing.assert_array_equal(vocals + rest, codes(Path("panned.wav")))
+
+
+def test_an_m4a_is_separated_where_something_decodes_it(checkpoint, capsys, monkeypatch):
+    song("song.wav", 22_050)  # half a second: ffmpeg counts an m4a in milliseconds
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg to make an m4a with")
+    subprocess.run(["ffmpeg", "-v", "error", "-i", "song.wav", "song.m4a"], check=True)
+    assert generate.main([str(checkpoint), "song.m4a", "--background"]) == 0
+    info = soundfile.info("generated/song_vocals.wav")
+    assert (info.frames, info.samplerate, info.channels) == (22_050, 44100, 2)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert generate.main([str(checkpoint), "song.m4a", "--output-dir", "other"]) == 1
+    assert_one_error(capsys.readouterr().err, "song.m4a: m4a needs PyAV (pip install av) or ffmpeg")

@@ -39,8 +39,9 @@ def test_the_public_settings_have_the_published_values():
 
 
 def test_the_mask_settings_are_as_tuned_until_someone_sets_them():
-    assert set(MASK_SETTINGS) == {"mask_at_eval", "eval_mask_threshold", "noise_gate"}
-    assert [getattr(HParams(), name) for name in MASK_SETTINGS] == [None, None, None]
+    public = {"mask_at_eval", "eval_mask_threshold", "noise_gate", "mask_sharpness"}
+    assert set(MASK_SETTINGS) == public
+    assert [getattr(HParams(), name) for name in MASK_SETTINGS] == [None] * 4
 
 
 def test_derived_numbers_follow_the_settings():

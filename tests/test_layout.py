@@ -17,6 +17,7 @@ import hparams
 ROOT = Path(__file__).parent.parent
 ROWS = (
     ("hparams",),
+    ("headers", "decoders"),
     (
         "audio",
         "soundio",
@@ -27,9 +28,12 @@ ROWS = (
         "distributed",
         "charts",
         "convolution",
+        "bsseval",
+        "masks",
     ),
+    ("outputs", "piping"),
     ("tracks", "dataset", "model"),
-    ("separation", "sampling", "building", "roofline"),
+    ("separation", "sampling", "building", "roofline", "report"),
     ("validation",),
     ("training",),
     ("planning",),
@@ -39,7 +43,17 @@ ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 PRESENT = sorted(path.stem for path in ROOT.glob("*.py"))
 SCRIPTS = [name for name in PRESENT if name in ROWS[-1]]
 LIBRARIES = [name for name in PRESENT if name not in ROWS[-1]]
-WITHOUT_TORCH = ("soundio", "tracks", "synthesis", "metrics", "hparams")
+WITHOUT_TORCH = (
+    "decoders",
+    "headers",
+    "soundio",
+    "outputs",
+    "piping",
+    "tracks",
+    "synthesis",
+    "metrics",
+    "hparams",
+)
 
 
 def tree(name: str) -> ast.Module:

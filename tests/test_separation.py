@@ -19,7 +19,7 @@ import model as networks
 import soundio
 import synthesis
 from hparams import HParams, InputError
-from separation import Separator, Stream, separate_file
+from separation import READ_SAMPLES, Separator, Stream, split
 
 SOFT = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
 BINARY = {**SOFT, "mask_at_eval": True}
@@ -75,8 +75,8 @@ def reference(separator: Separator, wav: np.ndarray, sample_rate: int) -> np.nda
     with torch.inference_mode():
         mask = torch.cat([separator.model(one[None].contiguous())[0] for one in slices], -1)
     mask = audio.quantize_mask(mask.sigmoid())
-    mask = audio.vocals_mask(mask, **separator.mask_settings)
-    masked = spec * audio.extend_mask(mask, grid.n_bins)
+    mask = audio.vocals_mask(mask, **separator.mask_settings)[None]
+    masked = audio.apply_mask(spec, mask)
     return audio.istft(masked, grid, wav.shape[-1]).numpy()
 
 
@@ -184,7 +184,7 @@ class Listener(nn.Module):
         super().__init__()
         self.context = context
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: dict | None = None) -> torch.Tensor:
         return 10 * (x[:, 0, :, self.context : x.shape[-1] - self.context] - 0.5)
 
 
@@ -272,7 +272,7 @@ def test_an_open_mask_returns_the_song_and_a_closed_one_nothing():
     wav = noise(2, 20_011)
     for logit, expected in ((50.0, wav), (-50.0, 0 * wav)):
         network = Listener(HP.context)
-        network.forward = lambda x, logit=logit: torch.full((1, 513, x.shape[-1] - 8), logit)
+        network.forward = lambda x, _past, logit=logit: torch.full((1, 513, x.shape[-1] - 8), logit)
         for rate in (8000, 22050, 48000):
             vocals, accompaniment = make(model=network).separate(wav, rate)
             np.testing.assert_allclose(vocals, expected, atol=1e-6)
@@ -284,7 +284,7 @@ def test_the_vocals_are_not_late_by_a_single_sample():
     rate, at = 22050, 40
     wav = noise(1, 20_000)
 
-    def open_at(x: torch.Tensor) -> torch.Tensor:
+    def open_at(x: torch.Tensor, _past: None) -> torch.Tensor:
         logits = torch.full((1, 513, x.shape[-1] - 8), -50.0)
         if units[0] * 16 - 4 <= at < units[0] * 16 + 12:
             logits[..., at - (units[0] * 16 - 4)] = 50.0
@@ -363,6 +363,129 @@ def test_music_a_second_away_changes_nothing_now(separator):
     assert np.abs(before - expected)[:, :rate].max() > 0.1
 
 
+# --- Live ---------------------------------------------------------------------------------------
+
+
+def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> torch.Tensor:
+    """Collect the masks of a song before they are rounded to 8 bits: (n_masks, n_bins, n)."""
+    masks = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "quantize_mask", lambda mask: masks.append(mask) or mask)
+        stream = separator.stream(rate, len(wav), **options)
+        push_all(stream, wav, always(960))
+    n_frames = stream.grid.n_frames(wav.shape[-1])
+    context = separator.hp.context
+    return torch.cat(masks, -1)[..., context : context + n_frames].reshape(-1, 513, n_frames)
+
+
+@pytest.mark.parametrize("rate", [22050, 48000])
+@pytest.mark.parametrize("model_type", ["resnet18", "convnet"])
+def test_live_masks_are_the_masks_of_the_file(model_type, rate):
+    separator = make(HParams(model_type=model_type, width=4))
+    wav = noise(2, rate)
+    live = masks_of(separator, wav, rate, live=True)
+    whole = masks_of(separator, wav, rate)
+    assert whole.std() > 0.01
+    np.testing.assert_allclose(live, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[960], [1, 7, 5000]])
+def test_live_audio_is_the_same_in_packets_of_any_size(separator, sizes):
+    wav = noise(2, 20_000)
+    outputs = [
+        push_all(separator.stream(48000, 2, live=True), wav, iter(packets * 20_000))
+        for packets in ([480], sizes)
+    ]
+    assert outputs[0].shape == wav.shape
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize(("rate", "expected_ms"), [(22050, 186), (44100, 186), (48000, 187)])
+def test_live_audio_is_as_late_as_promised_and_not_later(rate, expected_ms):
+    """Pushed sample by sample, an impulse comes out after (12 hop + n_fft) / rate, or sooner."""
+    hp = HParams(model_type="convnet", width=2)
+    network = Listener(hp.context)
+    network.forward = lambda x, _past: torch.full((1, 513, 1), 50.0)
+    stream = make(hp, model=network).stream(rate, 1, live=True)
+    assert stream.delay == 12 * stream.grid.hop_length + stream.grid.n_fft
+    assert round(1000 * stream.delay / rate) == expected_ms
+    at, n, out, lateness = rate // 5, rate // 2, [], []
+    wav = np.zeros((1, n), np.float32)
+    wav[0, at] = 1
+    for i in range(n):
+        out.append(stream.push(wav[:, i : i + 1]))
+        lateness.append(i + 1 - stream.n_returned)
+    assert max(lateness) == stream.delay - 1  # what the last packet lacked is not counted
+    out = torch.cat(out, -1)[0].numpy()
+    assert out.argmax() == at
+    np.testing.assert_allclose(out, wav[0, : len(out)], atol=1e-5)
+
+
+def test_two_live_streams_of_one_network_do_not_hear_each_other(separator):
+    first, second = noise(1, 9000, seed=1), noise(1, 9000, seed=2)
+    alone = push_all(separator.stream(22050, 1, live=True), first, always(500))
+    streams = [separator.stream(22050, 1, live=True) for _ in range(2)]
+    parts = []
+    for start in range(0, 9000, 500):
+        parts.append(streams[0].push(first[:, start : start + 500]))
+        streams[1].push(second[:, start : start + 500])
+    parts.append(streams[0].finish())
+    np.testing.assert_array_equal(torch.cat(parts, -1), alone)
+
+
+def test_live_memory_does_not_grow():
+    stream, sizes = make().stream(8000, 1, live=True), []
+    for _ in range(60):
+        stream.push(noise(1, 800))
+        sizes.append(storage_bytes(stream) + sum(t.nbytes for t in stream.past.values()))
+    assert max(sizes[30:]) <= max(sizes[:30])
+
+
+# --- Masks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_samples", [1, 300, 30_001])
+@pytest.mark.parametrize("options", [{}, {"per_channel": True}, {"live": True}])
+def test_a_saved_mask_renders_the_same_bits(n_samples, options):
+    wav, kept = noise(2, n_samples), []
+    stream = make().stream(44100, 2, on_mask=kept.append, **options)
+    expected = push_all(stream, wav, always(7000))
+    levels = np.concatenate(kept, axis=-1)
+    assert levels.dtype == np.uint8
+    assert levels.shape == (1 + ("per_channel" in options), 513, stream.grid.n_frames(n_samples))
+    assert levels.std() > 0.5
+    for settings in (SOFT, BINARY, {**SOFT, "noise_gate": 0.4, "mask_sharpness": 2.0}):
+        position = 0
+
+        def saved(n: int) -> np.ndarray:
+            nonlocal position
+            position += n
+            return levels[..., position - n : position]
+
+        separator = make(mask_settings=settings)
+        separator.mask = None  # the network is not asked
+        stream = separator.stream(44100, 2, saved=saved, **options)
+        found = push_all(stream, wav, always(999))
+        assert position == levels.shape[-1]
+        if settings == SOFT:
+            np.testing.assert_array_equal(found, expected)
+        else:
+            fresh = make(mask_settings=settings).stream(44100, 2, **options)
+            np.testing.assert_array_equal(found, push_all(fresh, wav, always(5000)))
+
+
+def test_each_channel_may_have_a_mask_of_its_own(separator):
+    wav = noise(3, 20_000)
+    wav[1] = 0
+    found = separator.separate(wav, 22050, per_channel=True)[0]
+    for i in range(3):
+        alone = separator.separate(wav[i], 22050)[0]
+        np.testing.assert_allclose(found[i], alone, rtol=0, atol=1e-2 * np.abs(wav).max())
+        assert np.square(found[i] - alone).sum() <= 1e-6 * np.square(wav[i]).sum()
+    assert not found[1].any()
+    assert not np.allclose(found[0], separator.separate(wav, 22050)[0][0])
+
+
 # --- Settings -----------------------------------------------------------------------------------
 
 
@@ -379,7 +502,7 @@ def test_a_checkpoint_separates_as_the_network_that_was_saved(checkpoint):
     tuned = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
     settings, wav = HParams(block_frames=16), noise(2, 20_000)
     loaded = Separator.load(checkpoint, settings=settings)
-    assert (loaded.hp, loaded.mask_settings) == (HP, tuned)
+    assert (loaded.hp, loaded.mask_settings) == (HP, {**tuned, "mask_sharpness": 1.0})
     expected = make(mask_settings=tuned).separate(wav, 44100)[0]
     np.testing.assert_array_equal(loaded.separate(wav, 44100)[0], expected)
     by_name = Separator.load(str(checkpoint), "cpu", settings)
@@ -393,6 +516,7 @@ def test_mask_settings_that_are_given_go_before_the_tuned_ones(checkpoint):
         "mask_at_eval": False,
         "eval_mask_threshold": 0.3,
         "noise_gate": 0.0,
+        "mask_sharpness": 1.0,  # as in checkpoints of before there was this setting
     }
     assert loaded.hp.block_frames == 99
 
@@ -436,14 +560,14 @@ def test_each_mask_setting_is_heard():
 
 def separate_path(separator: Separator, path: Path, **options) -> tuple[np.ndarray, ...]:
     """Separate a file; returns codes of mixture, vocals and accompaniment, and what was limited."""
-    written: list[tuple[np.ndarray, np.ndarray]] = []
     with soundio.Reader(path, **options) as reader:
-        n_limited = separate_file(separator, reader, lambda *both: written.append(both))
-    with soundio.Reader(path, **options) as reader:
-        mixture = np.concatenate(list(reader.blocks(1000)), axis=1)
-    vocals, accompaniment = (
-        np.concatenate(signal, axis=1) for signal in zip(*written, strict=True)
+        info = reader.info
+        stream = separator.stream(info.sample_rate, info.n_channels)
+        parts = list(split(stream, reader.blocks(READ_SAMPLES), info.sample_format))
+    mixture, vocals, accompaniment = (
+        np.concatenate([part[i] for part in parts], axis=1) for i in range(3)
     )
+    n_limited = sum(part.n_limited for part in parts)
     return mixture, vocals, accompaniment, n_limited
 
 
@@ -537,7 +661,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.mask, self.hp, self.next = mask, hp, -hp.context
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: dict | None = None) -> torch.Tensor:
         frames = torch.arange(self.next, self.next + x.shape[-1] - 2 * self.hp.context)
         self.next = int(frames[-1]) + 1
         known = self.mask[:, frames.clamp(0, self.mask.shape[-1] - 1)]

@@ -1,0 +1,407 @@
+"""BSSEval, the field's ruler for separated signals: version 4 in frames, version 3 for a whole.
+
+    estimate = true source + spatial distortion + interference + artifacts
+               └── its own source, filtered ──┘
+               └─────────── all sources, filtered ───────────┘
+
+Definitions are museval's and mir_eval's, which the tests compare with. Every score is a ratio of
+energies of filtered frames, and no filtered sound is made for it: one FFT for each frame and
+channel serves the correlations that the filters are solved from and, by Parseval, the energies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from hparams import InputError
+
+N_TAPS = 512
+LIMIT_DB = 300.0  # two sums of 53-bit numbers differ by no more, unless one is 0
+EPSILON = torch.finfo(torch.float64).eps
+
+
+class Scores(NamedTuple):
+    """Scores in frames, each of shape (..., n_sources, n_frames), float64 [dB]."""
+
+    sdr: torch.Tensor  # signal to distortion: the true source over all that was done to it
+    isr: torch.Tensor  # image to spatial distortion: over what a filter could undo
+    sir: torch.Tensor  # signal to interference: over what is left of the other sources
+    sar: torch.Tensor  # signal to artifacts: over what no filtering of any source explains
+
+
+class WholeScores(NamedTuple):
+    """Scores of a whole signal, each of shape (..., n_sources), float64 [dB]."""
+
+    sdr: torch.Tensor
+    sir: torch.Tensor
+    sar: torch.Tensor
+
+
+class _Energies(NamedTuple):
+    """Energies, each (n_sources, n_frames), of a source, its estimate and its two projections."""
+
+    true: torch.Tensor
+    error: torch.Tensor  # estimate - true
+    filtered: torch.Tensor  # the estimate's projection on its own source
+    spatial: torch.Tensor  # filtered - true
+    unfiltered: torch.Tensor  # estimate - filtered
+    explained: torch.Tensor  # the estimate's projection on all sources
+    interference: torch.Tensor  # explained - filtered
+    artifacts: torch.Tensor  # estimate - explained
+
+
+def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int) -> Scores:
+    """Score estimates frame by frame, with filters that are the same for the whole song.
+
+    Give `window` and `hop` the sample rate, as SiSEC 2018 did, and take medians over frames with
+    ``nanmedian``. References that were decoded from a lossy format should be rounded to 16 bits:
+    what the encoder removed leaves the filters free to be anything there, and frames' edges let
+    it be heard (on one song the median SIR of an ideal mask fell from 16 to -2 dB).
+
+    Parameters
+    ----------
+    references : torch.Tensor, shape=(n_sources, n_channels, n_samples)
+        The true sources, at any scale.
+    estimates : torch.Tensor, shape=(..., n_sources, n_channels, n_samples)
+        Of one system or of several; what needs only `references` is then done once.
+    window, hop : int > 0
+        Length and distance of frames [samples]. What remains after the last whole frame is not
+        scored; a shorter song is one frame.
+
+    Returns
+    -------
+    Scores
+        All NaN in a frame in which any source's reference or estimate is silent (its channels sum
+        to 0 at every sample), also where a source is silent for the whole song. SIR is NaN if
+        there is one source only. Never infinite: beyond ±300 dB scores are ±300 dB.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit, a window or hop is not positive, or samples are not finite.
+
+    References
+    ----------
+    .. [1] Stöter, Liutkus and Ito, "The 2018 Signal Separation Evaluation Campaign", LVA/ICA 2018.
+    .. [2] Vincent, Gribonval and Févotte, "Performance measurement in blind audio source
+       separation", IEEE TASLP 14(4), 2006.
+    """
+    _check(references, estimates, 3, window, hop)
+    # The ridge is museval's; it decides on signals of no more than rounding errors.
+    each = [
+        Scores(
+            _decibels(energies.true, energies.error),
+            _decibels(energies.true, energies.spatial),
+            _sir(energies),
+            _decibels(energies.explained, energies.artifacts),
+        )
+        for energies in _energies(references, estimates, window, hop, ridge=EPSILON)
+    ]
+    return _stack(each, estimates.shape[:-3])
+
+
+def bss_eval_v3_images(
+    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int
+) -> Scores:
+    """Score estimates frame by frame, with filters of each frame's own, as SiSEC 2016 did.
+
+    That campaign took windows of 30 s, 15 s apart. Parameters, result and errors are those of
+    `bss_eval_v4`.
+    """
+    _check(references, estimates, 3, window, hop)
+    n_frames = _n_frames(references.shape[-1], window, hop)
+    excerpts = [slice(t * hop, t * hop + window) for t in range(n_frames)]
+    each = [
+        bss_eval_v4(references[..., excerpt], estimates[..., excerpt], window, hop)
+        for excerpt in excerpts
+    ]
+    return Scores(*(torch.cat(frames, -1) for frames in zip(*each, strict=True)))
+
+
+def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScores:
+    """Score whole mono signals; filtering a source costs nothing.
+
+    GNSDR, GSIR and GSAR of MIR-1K are means of these over clips, weighted by their lengths; the
+    N of GNSDR subtracts the SDR of the mixture as estimate.
+
+    Parameters
+    ----------
+    references : torch.Tensor, shape=(n_sources, n_samples)
+    estimates : torch.Tensor, shape=(..., n_sources, n_samples)
+        Scored in the order given; no permutation is tried.
+
+    Returns
+    -------
+    WholeScores
+        NaN and ±300 dB as in `bss_eval_v4`.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit or samples are not finite.
+
+    References
+    ----------
+    .. [1] Vincent, Gribonval and Févotte, "Performance measurement in blind audio source
+       separation", IEEE TASLP 14(4), 2006.
+    """
+    _check(references, estimates, 2)
+    n_samples = references.shape[-1]
+    mono = references[:, None], estimates[..., None, :]
+    each = [
+        WholeScores(
+            _decibels(energies.filtered, energies.unfiltered)[:, 0],
+            _sir(energies)[:, 0],
+            _decibels(energies.explained, energies.artifacts)[:, 0],
+        )
+        for energies in _energies(*mono, n_samples, 1, ridge=0)
+    ]
+    return _stack(each, estimates.shape[:-2])
+
+
+def _check(
+    references: torch.Tensor, estimates: torch.Tensor, n_axes: int, window: int = 1, hop: int = 1
+) -> None:
+    """Refuse arrays that are not of one shape, systems aside, and frames without samples."""
+    shape = tuple(references.shape)
+    if len(shape) != n_axes or 0 in shape[:-1]:
+        axes = "n_sources, n_channels, n_samples" if n_axes == 3 else "n_sources, n_samples"
+        raise InputError(f"references of shape {shape}; expected ({axes})")
+    if tuple(estimates.shape[-n_axes:]) != shape:
+        raise InputError(f"estimates of shape {tuple(estimates.shape)}, references of {shape}")
+    if window < 1 or hop < 1:
+        raise InputError(f"a window of {window} and a hop of {hop} samples; both must be positive")
+
+
+def _stack(each: list[NamedTuple], batch: torch.Size) -> NamedTuple:
+    """Give the scores of systems, one after the other, the batch axes of the estimates."""
+    stacked = (torch.stack(scores) for scores in zip(*each, strict=True))
+    return type(each[0])(*(scores.reshape(*batch, *scores.shape[1:]) for scores in stacked))
+
+
+def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    return (10 * torch.log10(signal / noise)).clamp(-LIMIT_DB, LIMIT_DB)
+
+
+def _sir(energies: _Energies) -> torch.Tensor:
+    ratio = _decibels(energies.filtered, energies.interference)
+    return ratio if len(ratio) > 1 else torch.full_like(ratio, math.nan)
+
+
+def _n_frames(n_samples: int, window: int, hop: int) -> int:
+    return 1 + max(0, n_samples - window) // hop
+
+
+def _energies(
+    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int, ridge: float
+) -> Iterator[_Energies]:
+    """Take the energies of every frame, one system after the other.
+
+    Correlations of the whole song are sums over tiles that cover it, see `_correlate`. Tiles are
+    frames where frames neither overlap nor leave gaps: then one FFT serves both.
+    """
+    n_sources, n_channels, n_samples = references.shape
+    n_frames = _n_frames(n_samples, window, hop)
+    window = max(1, min(window, n_samples))
+    tile = window if window >= N_TAPS or window == n_samples else 64 * N_TAPS
+    shared = tile == window and (hop == window or n_frames == 1)
+
+    wavs = references.flatten(0, 1)  # (n_sources * n_channels, n_samples)
+    sources = [slice(j * n_channels, (j + 1) * n_channels) for j in range(n_sources)]
+    tiles = _tiles(wavs, tile)
+    gram = _correlate(wavs, wavs, tiles, tiles, tile)
+    project = _projector(wavs, gram, ridge)
+    project_own = [_projector(wavs[own], gram[own, own], ridge) for own in sources]
+
+    n_systems = math.prod(estimates.shape[: -references.ndim])
+    for system in estimates.reshape(n_systems, *references.shape):
+        guesses = system.flatten(0, 1)
+        guess_tiles = _tiles(guesses, tile)
+        cross = _correlate(wavs, guesses, tiles, guess_tiles, tile)
+        filters = project(cross)  # (n_sources * n_channels, the same of estimates, N_TAPS)
+        own_filters = [p(cross[own, own]) for p, own in zip(project_own, sources, strict=True)]
+        frame_energies = _FrameEnergies(filters, torch.stack(own_filters), window)
+        energies = []
+        for t in range(n_frames):
+            frame = slice(t * hop, t * hop + window)
+            if _silent(references[..., frame]) or _silent(system[..., frame]):
+                energies.append(gram.new_full((len(_Energies._fields), n_sources), math.nan))
+            elif shared:
+                energies.append(frame_energies(tiles[t], guess_tiles[t]))
+            else:
+                spectra = (_spectrum(x[:, frame], frame_energies.n_fft) for x in (wavs, guesses))
+                energies.append(frame_energies(*spectra))
+        yield _Energies(*torch.stack(energies, -1))
+
+
+class _FrameEnergies:
+    """Filter spectra of frames and sum their squares, in memory that is used again."""
+
+    def __init__(self, filters: torch.Tensor, own_filters: torch.Tensor, window: int) -> None:
+        self.n_fft = _fast_size(window + N_TAPS - 1)  # room for a frame's echo in the filter
+        self.filters = torch.fft.rfft(filters, n=self.n_fft)
+        self.own_filters = torch.fft.rfft(own_filters, n=self.n_fft).movedim(1, 0)
+        self.explained, self.filtered, self.difference = (
+            torch.zeros_like(self.filters[0]) for _ in range(3)
+        )
+
+    def __call__(self, true: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
+        """Return `_Energies` of one frame as (8, n_sources) from (all channels, n_bins)."""
+        explained, filtered = self.explained.zero_(), self.filtered.zero_()
+        n_sources, n_channels = self.own_filters.shape[1:3]
+        for channel, taps in zip(true, self.filters, strict=True):
+            explained.addcmul_(taps, channel)
+        by_source = filtered.view(n_sources, n_channels, -1)
+        channels = true.view(n_sources, n_channels, 1, -1).unbind(1)
+        for channel, taps in zip(channels, self.own_filters, strict=True):
+            by_source.addcmul_(taps, channel)
+        pairs = _Energies(
+            true=(true, None),
+            error=(estimate, true),
+            filtered=(filtered, None),
+            spatial=(filtered, true),
+            unfiltered=(estimate, filtered),
+            explained=(explained, None),
+            interference=(explained, filtered),
+            artifacts=(estimate, explained),
+        )
+        sums = [
+            self._energy(one if other is None else torch.sub(one, other, out=self.difference))
+            for one, other in pairs
+        ]
+        return torch.stack(sums).unflatten(1, (n_sources, n_channels)).sum(-1)
+
+    def _energy(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Return each row's energy by Parseval: every bin stands for two but first and last."""
+        # As real numbers, because the norm of complex ones is 50 times as slow.
+        total = torch.linalg.vector_norm(torch.view_as_real(spectrum).flatten(1), dim=1)
+        edges = torch.linalg.vector_norm(spectrum[:, :: self.n_fft // 2], dim=1)
+        return (2 * total.square() - edges.square()) / self.n_fft
+
+
+def _silent(frame: torch.Tensor) -> bool:
+    """Say whether one of the sources (n_sources, n_channels, n_samples) is silent, as museval."""
+    # Nearly all frames are heard at a few samples already, so few are looked through.
+    few = frame[..., ::101]
+    return not any((wav.sum(-2) != 0).any(-1).all() for wav in (few, frame))
+
+
+def _tiles(wav: torch.Tensor, tile: int) -> list[torch.Tensor]:
+    """Transform a song in tiles that cover it: each (n_channels, n_bins)."""
+    n_fft = _fast_size(tile + N_TAPS - 1)
+    return [_spectrum(part, n_fft) for part in wav.split(tile, -1)]
+
+
+def _spectrum(wav: torch.Tensor, n_fft: int) -> torch.Tensor:
+    return torch.fft.rfft(wav.double(), n=n_fft)
+
+
+def _correlate(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    x_tiles: list[torch.Tensor],
+    y_tiles: list[torch.Tensor],
+    tile: int,
+) -> torch.Tensor:
+    """Return Σ x[m] y[m + lag] over the whole song for lags from 0 to `N_TAPS` - 1.
+
+    ::
+
+        x  ──────────┤tail│──────────┤tail│──────   products within a tile come from the tiles'
+        y  ───────────────│head├──────────│head├─   spectra; a tail meets the next tile's head
+
+    Parameters
+    ----------
+    x, y : torch.Tensor, shape=(n, n_samples) and (m, n_samples)
+    x_tiles, y_tiles : list
+        What `_tiles` gives for them.
+
+    Returns
+    -------
+    torch.Tensor, shape=(n, m, N_TAPS)
+    """
+    reach = N_TAPS - 1
+    total = _cross(x_tiles, y_tiles, _fast_size(tile + reach))
+    if len(x_tiles) > 1:
+        n_fft = 2 * N_TAPS
+        starts = range(tile, x.shape[-1], tile)
+        tails = [_spectrum(x[:, start - reach : start], n_fft) for start in starts]
+        heads = [_spectrum(F.pad(y[:, i : i + reach], (reach, 0)), n_fft) for i in starts]
+        total += _cross(tails, heads, n_fft)
+    if not total.isfinite().all():
+        raise InputError("samples that are not finite numbers cannot be scored")
+    return total
+
+
+def _cross(left: list[torch.Tensor], right: list[torch.Tensor], n_fft: int) -> torch.Tensor:
+    """Correlate pairs of segments, given by their spectra, and sum over pairs."""
+    total = left[0].new_zeros(len(left[0]), *right[0].shape)
+    for x, y in zip(left, right, strict=True):
+        # Each product as soon as both factors are at hand: a batched product would move more.
+        for row, channel in zip(total, x.conj().resolve_conj(), strict=True):
+            row.addcmul_(y, channel)
+    return torch.fft.irfft(total, n=n_fft)[..., :N_TAPS]
+
+
+def _projector(wav: torch.Tensor, gram: torch.Tensor, ridge: float) -> Callable:
+    """Factorise the normal equations of filters for `wav`, whose autocorrelations are `gram`.
+
+    Returns
+    -------
+    Callable
+        From correlations with signals, (n_channels, n_signals, N_TAPS), to the filters that bring
+        the sum of the channels nearest to each signal, of the same shape.
+    """
+    kept = _distinct(wav)
+    if not kept:
+        return torch.zeros_like
+    matrix = _toeplitz(gram[kept][:, kept])
+    matrix.diagonal().add_(ridge)
+    factors, pivots, info = torch.linalg.lu_factor_ex(matrix)
+    if info:  # exactly singular: the shortest of all solutions, with the cutoff of NumPy's lstsq
+        inverse = torch.linalg.pinv(matrix, rtol=len(matrix) * EPSILON, hermitian=True)
+
+    def project(cross: torch.Tensor) -> torch.Tensor:
+        right = cross[kept].mT.flatten(0, 1)  # (n_kept * N_TAPS, n_signals)
+        taps = inverse @ right if info else torch.linalg.lu_solve(factors, pivots, right)
+        filters = torch.zeros_like(cross)
+        filters[kept] = taps.unflatten(0, (len(kept), N_TAPS)).mT
+        return filters
+
+    return project
+
+
+def _distinct(wav: torch.Tensor) -> list[int]:
+    """List the channels that are neither silent nor the copy of an earlier one.
+
+    The others add nothing that could be reached by filtering, and make the equations singular; a
+    voice in the middle of a stereo song is the same in both channels.
+    """
+    kept = []
+    for i, channel in enumerate(wav):
+        if channel.any() and not any(torch.equal(channel, wav[other]) for other in kept):
+            kept.append(i)
+    return kept
+
+
+def _toeplitz(gram: torch.Tensor) -> torch.Tensor:
+    """Lay out correlations (n, n, lags) as the matrix of all products of delayed channels."""
+    lags = torch.cat([gram.transpose(0, 1).flip(-1), gram[..., 1:]], -1)  # -511 to 511
+    # Row a, column b is the correlation at lag a - b: windows over the reversed lags, from below.
+    blocks = lags.flip(-1).unfold(-1, N_TAPS, 1).flip(-2)  # (n, n, N_TAPS, N_TAPS)
+    return blocks.transpose(1, 2).reshape(len(gram) * N_TAPS, -1)
+
+
+def _fast_size(minimum: int) -> int:
+    """Return the smallest even FFT size from `minimum` on that has no prime factor above 5."""
+    sizes = []
+    for fives in range(14):
+        for threes in range(21):
+            odd = 5**fives * 3**threes
+            sizes.append(odd << max(1, (-(-minimum // odd) - 1).bit_length()))
+    return min(sizes)

@@ -1,0 +1,51 @@
+"""Sound files for the tests of files."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from soundio import AudioInfo, Reader, SampleFormat
+
+RATE = 44100
+INT_FORMATS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
+FORMATS = {**INT_FORMATS, "FLOAT": None, "DOUBLE": None}
+
+
+def noise(n_samples: int, n_channels: int = 2, seed: int = 0) -> np.ndarray:
+    """Make (n_samples, n_channels) in soundfile's order."""
+    return 0.3 * np.random.default_rng(seed).uniform(-1, 1, (n_samples, n_channels))
+
+
+def wav_bytes(data: bytes, tag: int = 1, bits: int = 16, n_channels: int = 1, **change) -> bytes:
+    """Build a WAV by hand; `change` puts other numbers into its header."""
+    rate, size = change.get("rate", RATE), change.get("size", len(data))
+    width = bits // 8 * n_channels
+    fmt = struct.pack("<HHIIHH", tag, n_channels, rate, (rate * width) & 0xFFFFFFFF, width, bits)
+    chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt + change.get("before", b"")
+    chunks += b"data" + struct.pack("<I", size) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def read_codes(path: Path, n_samples: int = 1000, **options) -> np.ndarray:
+    with Reader(path, **options) as reader:
+        return np.concatenate(list(reader.blocks(n_samples)), axis=1)
+
+
+def like(path: Path, subtype: str = "PCM_16", n_channels: int = 1, n_samples: int = 1000):
+    """Describe a sound as `probe` would."""
+    return AudioInfo(
+        path, RATE, n_channels, n_samples, SampleFormat(subtype, FORMATS[subtype]), "WAV"
+    )
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
