@@ -76,9 +76,9 @@ def frames_to_spec(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
         Periodic Hann window; a full-scale sine has magnitude 1. Time varies slowest in memory.
     """
     frames = wav.unfold(-1, grid.n_fft, grid.hop_length)  # (..., n_frames, n_fft)
-    window = torch.hann_window(grid.n_fft, device=wav.device, dtype=wav.dtype)
     # The window sums to n_fft / 2 and a sine splits into two halves: 4 / n_fft in all.
-    return torch.fft.rfft(frames * (window * (4 / grid.n_fft))).mT
+    window = _window(grid.n_fft, 4 / grid.n_fft, wav.device, wav.dtype)
+    return torch.fft.rfft(frames * window).mT
 
 
 def spec_to_frames(spec: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -100,8 +100,8 @@ def spec_to_frames(spec: torch.Tensor, grid: Grid) -> torch.Tensor:
             sum       ▁▁▁▁▃▃▃▃▆▆▆▆███▆▆▆▆▃▃▃▃▁▁▁▁    each column is one hop
     """
     frames = torch.fft.irfft(spec.mT, n=grid.n_fft)  # (..., n_frames, n_fft)
-    window = torch.hann_window(grid.n_fft, device=spec.device, dtype=frames.dtype)
-    return _overlap_add(frames * (window * (grid.n_fft / 4)), grid)
+    window = _window(grid.n_fft, grid.n_fft / 4, spec.device, frames.dtype)
+    return _overlap_add(frames * window, grid)
 
 
 def envelope(present: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -117,8 +117,15 @@ def envelope(present: torch.Tensor, grid: Grid) -> torch.Tensor:
     torch.Tensor, shape=(n_fft + (n_frames - 1) * hop_length,)
         1.5 where four frames overlap; never 0 within a song.
     """
-    window = torch.hann_window(grid.n_fft, device=present.device, dtype=present.dtype)
+    window = _window(grid.n_fft, 1.0, present.device, present.dtype)
     return _overlap_add(present[:, None] * window.square(), grid)
+
+
+def full_envelope(grid: Grid) -> torch.Tensor:
+    """Return one hop of `envelope` inside a song, where all frames that reach in are present."""
+    overlap = grid.n_fft // grid.hop_length
+    whole = envelope(torch.ones(2 * overlap), grid)
+    return whole[grid.n_fft : grid.n_fft + grid.hop_length].clone()
 
 
 def stft(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -370,6 +377,13 @@ def ideal_ratio_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch
 def _energy(spec: torch.Tensor) -> torch.Tensor:
     """Return |X|² without taking the root first."""
     return spec.real.square() + spec.imag.square()
+
+
+@functools.lru_cache(maxsize=16)
+def _window(n_fft: int, scale: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Make a scaled periodic Hann window once: live audio needs it for every hop."""
+    with torch.inference_mode(False):  # as an ordinary tensor, which training may use, too
+        return torch.hann_window(n_fft, device=device, dtype=dtype) * scale
 
 
 def _overlap_add(frames: torch.Tensor, grid: Grid) -> torch.Tensor:

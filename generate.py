@@ -554,10 +554,18 @@ def live(separator: Separator, args: argparse.Namespace) -> int:
 
 
 def warm_up(separator: Separator, rate: int, n_channels: int) -> None:
-    """Run a second of silence, so that the first packets do not wait for what is made once."""
-    import numpy as np
+    """Make the first packets as quick as the others: a second of silence, one thread.
 
-    separator.stream(rate, n_channels, live=True).push(np.zeros((n_channels, rate), np.float32))
+    Layers of one column are too small for two threads, which wait for each other, and long where
+    another program has one of the cores.
+    """
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    stream = separator.stream(rate, n_channels, live=True)
+    for _ in range(50):
+        stream.push(np.zeros((n_channels, round(PACKET * rate)), np.float32))
 
 
 class Stopwatch:

@@ -2,9 +2,9 @@
 
     samples ──▶ STFT ──▶ features ──▶ network ──▶ mask ──× STFT──▶ inverse ──▶ vocals
 
-One unit of work is N frames, `block_frames` for files and 1 for live audio, counted from the start
-of the song; how the samples arrive changes nothing. The network looks `context` (12) frames ahead,
-so a unit's mask columns lie that much behind its frames:
+One unit of work is N = `block_frames` frames, counted from the start of the song, always of the
+same shape: how the samples arrive changes nothing. Live audio works off the frames that are there.
+The network looks `context` (12) frames ahead, so a unit's mask columns lie that much behind:
 
     frames of unit k          │◀─ 24 remembered ─▶│ kN ……………………… kN + N - 1 │
     mask columns, vocals            kN - 12 ……………………… kN + N - 13 │
@@ -166,9 +166,9 @@ class Stream:
         [Hz]
     n_channels : int
     live : bool
-        Work frame by frame, for the least delay: what comes out lies at most `delay` samples
-        behind what went in. The network remembers its layers' last frames, so a frame costs one
-        column of work; masks are those of a file to rounding.
+        Work off every frame as soon as it is there, for the least delay: what comes out lies at
+        most `delay` samples behind what went in. The network remembers its layers' last frames, so
+        that a frame costs one column of work; masks are those of a file to rounding.
     per_channel : bool
         Listen to every channel by itself, instead of one mask from their mean.
     saved : callable, optional
@@ -196,29 +196,37 @@ class Stream:
         self.separator, hp, device = separator, separator.hp, separator.device
         self.per_channel, self.saved, self.on_mask = per_channel, saved, on_mask
         self.grid = grid = audio.grid_at(sample_rate, hp)
-        self.n_pushed = self.n_returned = self.n_units = 0
+        self.n_pushed = self.n_returned = 0  # samples
+        self.n_seen = 0  # frames
         self.is_finished = False
         # Samples that wait for their unit: it begins half a window before its first frame's centre.
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         self.n_waiting = grid.n_fft // 2
-        self.n_frames = 1 if live else separator.block_frames  # of one unit
-        self.step = self.n_frames * grid.hop_length  # samples from one unit to the next
-        self.unit_samples = self.step - grid.hop_length + grid.n_fft
         # What the first unit remembers is silence.
         n_masks = n_channels if per_channel else 1
         self.features = torch.zeros(n_masks, hp.n_bins, 2 * hp.context, device=device)
-        self.past: networks.Past | None = {} if live else None
+        self.past: networks.Past | None = None
+        if live:
+            self.past = {}
+        if live and saved is None:
+            silence = torch.zeros(n_masks, hp.n_bins, 2 * hp.context + 1, device=device)
+            separator.mask(silence, self.past)
         self.spec = torch.zeros(n_channels, hp.context, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Finished samples that lie before the song: the mask's delay and half a window.
         self.n_early = hp.context * grid.hop_length + grid.n_fft // 2
-        n_before = grid.n_fft // grid.hop_length - 1
-        self.inner_envelope = self._envelope(n_before, n_before + self.n_frames)
+        self.full_envelope = audio.full_envelope(grid).to(device)
+
+    @property
+    def least_frames(self) -> int:
+        """Frames that must be there before they are worked off."""
+        return self.separator.block_frames if self.past is None else 1
 
     @property
     def delay(self) -> int:
         """Samples that the vocals lie behind what was pushed, at most, before `finish`."""
-        return self.separator.hp.context * self.grid.hop_length + self.unit_samples
+        hop = self.grid.hop_length
+        return self.grid.n_fft + (self.separator.hp.context + self.least_frames - 1) * hop
 
     def push(self, wav: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Take samples; return the vocals that they finish, on the CPU.
@@ -239,86 +247,92 @@ class Stream:
         self.n_pushed += wav.shape[-1]
         self.waiting.append(wav)
         self.n_waiting += wav.shape[-1]
-        if self.n_waiting < self.unit_samples:
-            return wav.new_zeros(len(wav), 0)
-        n_units = 1 + (self.n_waiting - self.unit_samples) // self.step
-        return self._run(n_units, n_frames=None)
+        n_frames = 1 + (self.n_waiting - self.grid.n_fft) // self.grid.hop_length
+        return self._run(n_frames - n_frames % self.least_frames, n_song=None)
 
     def finish(self) -> torch.Tensor:
         """Return the vocals that are left; all together are as long as what was pushed."""
         assert not self.is_finished, "the song has been finished already"
         self.is_finished = True
-        n_left = self.n_pushed - self.n_returned
-        n_units = -(-(self.n_early + n_left) // self.step)
-        silence = torch.zeros(len(self.carry), n_units * self.step + self.grid.n_fft)
-        self.waiting.append(silence)
-        return self._run(n_units, n_frames=self.grid.n_frames(self.n_pushed))[:, :n_left]
+        hop, n_left = self.grid.hop_length, self.n_pushed - self.n_returned
+        n_units = -(-(self.n_early + n_left) // (hop * self.least_frames))
+        n_frames = n_units * self.least_frames
+        self.waiting.append(torch.zeros(len(self.carry), n_frames * hop + self.grid.n_fft))
+        return self._run(n_frames, n_song=self.grid.n_frames(self.n_pushed))[:, :n_left]
 
-    def _run(self, n_units: int, n_frames: int | None) -> torch.Tensor:
-        """Work off `n_units` units; `n_frames` is the song's, None while it goes on."""
+    def _run(self, n_frames: int, n_song: int | None) -> torch.Tensor:
+        """Work off `n_frames` more frames; the song has `n_song`, None while it goes on."""
+        if n_frames <= 0:
+            return torch.zeros(len(self.carry), 0)
+        grid, most = self.grid, self.separator.block_frames
         samples = torch.cat(self.waiting, -1)
-        starts = range(0, n_units * self.step, self.step)
-        units = [self._unit(samples[:, i : i + self.unit_samples], n_frames) for i in starts]
-        self.waiting = [samples[:, n_units * self.step :].clone()]
+        units = []
+        for start in range(0, n_frames, most):
+            n = min(most, n_frames - start)
+            begin = start * grid.hop_length
+            seen = samples[:, begin : begin + (n - 1) * grid.hop_length + grid.n_fft]
+            units.append(self._unit(seen, n, n_song))
+        self.waiting = [samples[:, n_frames * grid.hop_length :].clone()]
         self.n_waiting = self.waiting[0].shape[-1]
-        finished = torch.cat(units, -1) if units else samples[:, :0]
+        finished = torch.cat(units, -1)
         n_dropped = min(self.n_early, finished.shape[-1])
         self.n_early -= n_dropped
         self.n_returned += finished.shape[-1] - n_dropped
         return finished[:, n_dropped:]
 
     @torch.inference_mode()
-    def _unit(self, samples: torch.Tensor, n_frames: int | None) -> torch.Tensor:
-        """Map (n_channels, unit_samples) to (n_channels, step) samples of finished vocals."""
-        separator, hp, grid = self.separator, self.separator.hp, self.grid
-        block, first = self.n_frames, self.n_units * self.n_frames
-        n_frames = first + block if n_frames is None else n_frames
+    def _unit(self, samples: torch.Tensor, n: int, n_song: int | None) -> torch.Tensor:
+        """Map the samples of n frames to the n hops of vocals that they finish."""
+        separator, hp, grid, first = self.separator, self.separator.hp, self.grid, self.n_seen
+        n_song = first + n if n_song is None else n_song
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
-        spec[..., max(0, n_frames - first) :] = 0  # after the song there is silence, as before it
+        spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
 
-        begin = min(block, max(0, hp.context - first))  # columns begin … end - 1 are the song's
-        end = max(begin, min(block, n_frames + hp.context - first))
-        mask = self._listen(spec) if self.saved is None else self._recall(begin, end)
+        begin = min(n, max(0, hp.context - first))  # columns begin … end - 1 are the song's
+        end = max(begin, min(n, n_song + hp.context - first))
+        mask = self._listen(spec) if self.saved is None else self._recall(begin, end, n)
         if self.on_mask is not None:
             self.on_mask(audio.mask_levels(mask[..., begin:end]).cpu().numpy())
 
-        spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, context + block)
+        spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, context + n)
         applied = audio.vocals_mask(mask, **separator.mask_settings)
-        wav = audio.spec_to_frames(audio.apply_mask(spec[..., :block], applied), grid)
+        wav = audio.spec_to_frames(audio.apply_mask(spec[..., :n], applied), grid)
         wav[:, : self.carry.shape[-1]] += self.carry
 
-        self.spec, self.carry = spec[..., block:], wav[:, self.step :]
-        self.n_units += 1
-        return (wav[:, : self.step] / self._envelope(first - hp.context, n_frames)).cpu()
+        n_finished = n * grid.hop_length
+        self.spec, self.carry = spec[..., n:], wav[:, n_finished:]
+        self.n_seen += n
+        return (wav[:, :n_finished] / self._envelope(first - hp.context, n, n_song)).cpu()
 
     def _listen(self, spec: torch.Tensor) -> torch.Tensor:
-        """Ask the network about a unit's frames; returns (n_masks, n_bins, n_frames)."""
+        """Ask the network about n frames; returns (n_masks, n_bins, n)."""
         separator, hp = self.separator, self.separator.hp
         seen = audio.to_network_bins(spec, hp)
         seen = seen if self.per_channel else audio.mono(seen)[None]
         seen = audio.features(seen, separator.curve_db, hp.mixture_power, hp)
-        seen = torch.cat([self.features, seen], -1)  # (n_masks, hp.n_bins, 2 context + n_frames)
-        # A network that remembers was told of these 24 frames with the first unit.
-        self.features = seen[..., self.n_frames if self.past is None else seen.shape[-1] :]
+        if self.past is None:
+            seen = torch.cat([self.features, seen], -1)  # (n_masks, hp.n_bins, 2 context + n)
+            self.features = seen[..., seen.shape[-1] - 2 * hp.context :]
         return separator.mask(seen, self.past)
 
-    def _recall(self, begin: int, end: int) -> torch.Tensor:
-        """Take a unit's mask from the saved one; returns (n_masks, n_bins, n_frames)."""
+    def _recall(self, begin: int, end: int, n: int) -> torch.Tensor:
+        """Take a unit's mask from the saved one; returns (n_masks, n_bins, n)."""
         levels = torch.from_numpy(self.saved(end - begin)).to(self.separator.device)
-        mask = torch.zeros(*levels.shape[:-1], self.n_frames, device=levels.device)
+        mask = torch.zeros(len(levels), n, levels.shape[1], device=levels.device).mT
         mask[..., begin:end] = levels.float().div(255)
-        return mask.mT.contiguous().mT  # time varies slowest, as in what the network gives
+        return mask  # time varies slowest in memory, as in what the network gives
 
-    def _envelope(self, first: int, n_frames: int) -> torch.Tensor:
-        """Sum the squared windows over the hops that frames `first` … finish."""
+    def _envelope(self, first: int, n: int, n_song: int) -> torch.Tensor:
+        """Sum the squared windows over the hops that frames `first` … `first` + n - 1 finish."""
         n_before = self.grid.n_fft // self.grid.hop_length - 1  # earlier frames reach in
-        if self.n_units and n_before <= first and first + self.n_frames <= n_frames:
-            return self.inner_envelope
-        frames = torch.arange(first - n_before, first + self.n_frames, device=self.carry.device)
-        present = ((frames >= 0) & (frames < n_frames)).float()
-        start = n_before * self.grid.hop_length
+        if n_before <= first and first + n <= n_song:
+            return self.full_envelope.repeat(n)
+        frames = torch.arange(first - n_before, first + n, device=self.carry.device)
+        present = ((frames >= 0) & (frames < n_song)).float()
+        hop = self.grid.hop_length
+        inside = audio.envelope(present, self.grid)[n_before * hop : (n_before + n) * hop]
         # Inside a song at least 0.25; the clamp only keeps what is dropped from dividing by zero.
-        return audio.envelope(present, self.grid)[start : start + self.step].clamp(min=0.1)
+        return inside.clamp(min=0.1)
 
 
 class Part(NamedTuple):
