@@ -71,7 +71,7 @@ class HParams:
     weight_decay: float = 1e-2  # AdamW (Loshchilov and Hutter 2019)
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
-    precision: str = "auto"  # "float32", "bfloat16" (autocast); "auto": bfloat16 on a GPU with it
+    precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
     compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0

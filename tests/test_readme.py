@@ -19,7 +19,7 @@ class Parsed(BaseException):
 def commands_in(text: str) -> list[str]:
     """Find lines such as ``    python train.py data/dsd100    # comment``, or with torchrun."""
     text = re.sub(r"torchrun (--\S+ (\d+ )?)*", "python ", text)
-    found = re.findall(r"^ *(?:\| )?`?(python \w+\.py[^`\n]*)", text, re.MULTILINE)
+    found = re.findall(r"^ *(?:\| |[^`\n]* \| )?`?(python \w+\.py[^`|\n]*)", text, re.MULTILINE)
     return [re.sub(r"<[^>]*>", "something", line.split("#")[0]).strip() for line in found]
 
 
@@ -33,12 +33,16 @@ def documented_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", documented_commands())
 def test_every_documented_command_is_accepted_by_its_parser(command, monkeypatch):
-    def parse_args(self, argv=None):
-        real(self, argv)
-        raise Parsed
+    def accept(real):
+        def parse(self, argv=None):
+            real(self, argv)
+            raise Parsed
 
-    real = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        return parse
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        real = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, accept(real))
     _, script, *words = shlex.split(command)
     with pytest.raises(Parsed):
         importlib.import_module(script.removesuffix(".py")).main(words)
