@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import soundio
     from masks import MaskWriter, SavedMask
-    from outputs import OutputFormat
+    from outputs import Identity, OutputFormat
     from piping import PipeReader
     from report import Report
     from separation import Separator, Stream
@@ -51,8 +51,8 @@ examples:
 PIPE = Path("-")
 FILES_ONLY = ("background", "save_mask", "mask", "report", "format", "subtype", "start", "duration")
 RAW = ("sample_format", "rate", "channels")
-REPORT_BYTES = 20_000_000  # of a page, at most, for the check of the disk
-MASK_BYTES = 50_000  # of a mask, a second
+MASK_BYTES = 50_000  # of a saved mask and of a page, a second at most: for the check of the disk
+REPORT_BYTES = 50_000
 PACKET = 0.02  # seconds of live sound that are worked on at a time
 LIVE_RATE = 48000  # Hz
 
@@ -73,11 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     check_usage(args)
     is_pipe = args.live or args.audio == [PIPE]
     world = distributed.world()
-    jobs, n_failed, n_skipped = [], 0, 0
     if not is_pipe:
-        jobs, n_failed, n_skipped = plan(args, is_first=not world.rank)
+        jobs, failed, n_done = plan(args, is_first=not world.rank)
         if not jobs:
-            return int(n_failed > 0)
+            return int(bool(failed))
     if not os.path.isfile(args.checkpoint):
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
@@ -89,14 +88,14 @@ def main(argv: list[str] | None = None) -> int:
     separator = Separator.load(args.checkpoint, device, settings, parse_settings(args.settings))
     if is_pipe:
         return pipe(separator, args) if args.audio else live(separator, args)
-    n_wrong = 0 if world.rank else n_failed
+    n_songs = len(jobs) + len(failed) + n_done
     with distributed.joined(world):  # torchrun ends all where one ends badly: they leave together
-        for job in world.share(jobs):
-            n_wrong += not attempt(separator, job, args)
-        n_wrong = sum(world.gather(n_wrong))
-    if n_wrong and not world.rank:
-        commandline.warn(f"{n_wrong} of {len(jobs) + n_failed + n_skipped} files failed")
-    return int(n_wrong > 0)
+        bad = [job.path for job in world.share(jobs) if not attempt(separator, job, args)]
+        failed += [path for paths in world.gather(bad) for path in paths]
+    if failed and not world.rank:
+        names = ", ".join(map(str, failed))
+        commandline.warn(f"{len(failed)} of {n_songs} files failed: {names}")
+    return int(bool(failed))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -206,94 +205,98 @@ def check_usage(args: argparse.Namespace) -> None:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], int, int]:
-    """Pair songs with outputs; returns what is to be done, and how many failed or were skipped.
+def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path], int]:
+    """Pair songs with outputs; returns what is to be done, what failed, how many are done already.
 
     Only the first of several processes tells what is wrong.
     """
-    from outputs import check_outputs, choose_format, identities, output_path
+    from outputs import identities
 
     complain: Callable[[object], None] = commandline.complain if is_first else lambda _: None
-    songs = list(find_songs(args, complain))
-    if args.mask and len(songs) > 1:
-        raise UsageError(f"--mask: belongs to one song, not to {len(songs)}")
-    jobs, taken, n_failed, n_skipped = [], {}, 0, 0
-    inputs = identities(path for path, _ in songs if path is not None)
-    for path, folder in songs:
-        if path is None:
-            n_failed += 1
-            continue
+    songs, failed = [], []
+    for root in args.audio:
         try:
-            stems = ["vocals", "accompaniment"][: 1 + args.background]
-            suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in stems}
-            suffixes |= {"mask": "_mask.npz"} if args.save_mask else {}
-            suffixes |= {"report": ".html"} if args.report else {}
-            outputs = {
-                kind: output_path(args.output_dir / folder, path, suffix)
-                for kind, suffix in suffixes.items()
-            }
-            other = taken.setdefault(outputs["vocals"], path)
-            if other is not path:
-                raise InputError(
-                    f"{path}: {other} already becomes {outputs['vocals']} "
-                    "(separate them in two runs with different --output-dir)"
-                )
-            is_new = args.overwrite or not is_finished(path, outputs)
-            if not is_new and not identities(outputs.values()).keys() & inputs.keys():
-                n_skipped += 1
-                continue
-            with open_song(path, args) as reader:
-                info = reader.info
-            fmt = choose_format(info, args.format or "wav", args.subtype)
-            check_outputs(sizes_of(outputs, info, fmt), inputs)
+            songs += songs_of(root, args.output_dir)
         except InputError as error:
             complain(error)
-            n_failed += 1
-            continue
-        jobs.append(Job(path, outputs))
-    if n_skipped and is_first:
-        are = "is" if n_skipped == 1 else "are"
-        print(f"{n_skipped} of {len(songs)} {are} already there (--overwrite separates again)")
-    return jobs, n_failed, n_skipped
+            failed.append(root)
+    if args.mask and len(songs) > 1:
+        raise UsageError(f"--mask: belongs to one song, not to {len(songs)}")
+    inputs = identities(path for path, _ in songs)
+    jobs, taken, n_done = [], {}, 0
+    for path, folder in songs:
+        try:
+            job = Job(path, outputs_of(path, folder, args))
+            other = taken.setdefault(job.outputs["vocals"], path)
+            if other is not path:
+                raise InputError(
+                    f"{path}: {other} already becomes {job.outputs['vocals']} "
+                    "(separate them in two runs with different --output-dir)"
+                )
+            if not args.overwrite and is_done(job, inputs):
+                n_done += 1
+            else:
+                check(job, inputs, args)
+                jobs.append(job)
+        except InputError as error:
+            complain(error)
+            failed.append(path)
+    if n_done and is_first:
+        are = "is" if n_done == 1 else "are"
+        print(f"{n_done} of {len(songs)} {are} already there (--overwrite separates again)")
+    return jobs, failed, n_done
 
 
-def find_songs(
-    args: argparse.Namespace, complain: Callable[[object], None]
-) -> Iterator[tuple[Path | None, Path]]:
-    """Yield each song with the folder that its outputs go to, within that of all outputs.
+def songs_of(root: Path, output_dir: Path) -> list[tuple[Path, Path]]:
+    """List songs, each with the folder that its outputs go to within that of all outputs.
 
-    None stands for what could not be read. A folder keeps its tree; what an earlier run wrote is
-    no song.
+    A folder keeps its tree; what an earlier run wrote into it is no song.
     """
     import tracks
 
-    outputs = args.output_dir.resolve()
-    for root in args.audio:
-        if not root.is_dir():
-            yield root, Path()
-            continue
-        try:
-            found = tracks.find_audio(root)
-        except InputError as error:
-            complain(error)
-            yield None, Path()
-            continue
-        inside = outputs.is_relative_to(root.resolve()) and outputs != root.resolve()
-        found = [p for p in found if not (inside and p.resolve().is_relative_to(outputs))]
-        if not found:
-            complain(f"{root}: no audio files in this folder (name another one)")
-            yield None, Path()
-        for path in found:
-            yield path, path.parent.relative_to(root)
+    if not root.is_dir():
+        return [(root, Path())]
+    outputs, songs = output_dir.resolve(), tracks.find_audio(root)
+    if outputs.is_relative_to(root.resolve()) and outputs != root.resolve():
+        songs = [path for path in songs if not path.resolve().is_relative_to(outputs)]
+    if not songs:
+        raise InputError(f"{root}: no audio files in this folder (name another one)")
+    return [(path, path.parent.relative_to(root)) for path in songs]
 
 
-def is_finished(path: Path, outputs: dict[str, Path]) -> bool:
-    """Return whether all outputs are there, none older than the song."""
+def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
+    """Name the files that come of a song."""
+    from outputs import output_path
+
+    stems = ["vocals", "accompaniment"][: 1 + args.background]
+    suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in stems}
+    suffixes |= {"mask": "_mask.npz"} if args.save_mask else {}
+    suffixes |= {"report": ".html"} if args.report else {}
+    return {
+        kind: output_path(args.output_dir / folder, path, suffix)
+        for kind, suffix in suffixes.items()
+    }
+
+
+def check(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespace) -> None:
+    """Find out before any work whether a song can be read and its outputs be written."""
+    from outputs import check_outputs, choose_format
+
+    with open_song(job.path, args) as reader:
+        fmt = choose_format(reader.info, args.format or "wav", args.subtype)
+        check_outputs(sizes_of(job, reader.info, fmt), inputs)
+
+
+def is_done(job: Job, inputs: Mapping[Identity, Path]) -> bool:
+    """Return whether all outputs are there, none an input, none older than the song."""
+    from outputs import identities
+
     try:
-        written = [os.stat(output).st_mtime_ns for output in outputs.values()]
-        return min(written) >= os.stat(path).st_mtime_ns
+        written = [os.stat(output).st_mtime_ns for output in job.outputs.values()]
+        is_new = min(written) >= os.stat(job.path).st_mtime_ns
     except OSError:
         return False
+    return is_new and not identities(job.outputs.values()).keys() & inputs.keys()
 
 
 def open_song(path: Path, args: argparse.Namespace) -> soundio.Reader:
@@ -303,13 +306,15 @@ def open_song(path: Path, args: argparse.Namespace) -> soundio.Reader:
     return soundio.Reader(path, args.allow_truncated, args.fix_nonfinite, args.start, args.duration)
 
 
-def sizes_of(outputs: dict[str, Path], info: AudioInfo, fmt: OutputFormat) -> dict[Path, int]:
+def sizes_of(job: Job, info: AudioInfo, fmt: OutputFormat) -> dict[Path, int]:
     """Predict how large each output becomes [bytes]."""
     from outputs import predicted_bytes
 
-    n_masks = info.n_channels
-    sizes = {"mask": int(MASK_BYTES * n_masks * info.seconds), "report": REPORT_BYTES}
-    return {path: sizes.get(kind, predicted_bytes(info, fmt)) for kind, path in outputs.items()}
+    sizes = {
+        "mask": 10_000 + int(MASK_BYTES * info.n_channels * info.seconds),
+        "report": 1_500_000 + int(REPORT_BYTES * info.seconds),
+    }
+    return {path: sizes.get(kind, predicted_bytes(info, fmt)) for kind, path in job.outputs.items()}
 
 
 def attempt(separator: Separator, job: Job, args: argparse.Namespace) -> bool:
@@ -375,7 +380,7 @@ def render(
         saved=stack.enter_context(saved).read if saved else None,
         on_mask=(lambda levels: [sink(levels) for sink in sinks]) if len(outputs) > 1 else None,
     )
-    files = stack.enter_context(AtomicFiles(sizes_of(outputs, info, fmt), inputs=[job.path]))
+    files = stack.enter_context(AtomicFiles(sizes_of(job, info, fmt), inputs=[job.path]))
     sounds = {
         stem: files.sound(path, info, fmt)
         for stem, path in outputs.items()

@@ -2,7 +2,8 @@
 
 `find_tracks` recognises the layout and lists every song as a `Track`: a name, a split and the
 files of its signals. `measure` reads only headers; `read_blocks` decodes, mixes to mono and
-yields vocals and accompaniment block by block, so memory does not grow with the song.
+yields vocals and accompaniment block by block, so memory does not grow with the song;
+`read_channels` returns them whole, with the channels that they have.
 Names are compared as people read them: composed Unicode, upper and lower case alike.
 """
 
@@ -474,6 +475,42 @@ def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
         yield block
 
 
+def read_channels(track: Track) -> np.ndarray:
+    """Decode a whole track with all its channels.
+
+    Returns
+    -------
+    np.ndarray, shape=(len(track.signals), n_channels, n_samples), float32
+        In the order of ``track.signals``, at the rate that `measure` tells. Parts are summed; a
+        mono part beside others is the same in all channels.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read to its end, or if numbers of channels do not go together.
+    """
+    total = measure(track).n_samples
+    decoded = {
+        name: [(part, _whole(part)) for part in parts]
+        for name, parts in track.parts.items()
+        if name != "mixture" or "accompaniment" in track.signals
+    }
+    n_channels = max(len(wav) for parts in decoded.values() for _, wav in parts)
+    summed = {name: np.zeros((n_channels, total), np.float32) for name in decoded}
+    for name, parts in decoded.items():
+        for part, wav in parts:
+            if len(wav) not in (1, n_channels):
+                raise InputError(
+                    f"{part.path}: {len(wav)} channels beside others of {n_channels}; "
+                    "export all with as many"
+                )
+            summed[name][:, : wav.shape[-1]] += wav[:, :total]
+    if "accompaniment" in track.signals and not track.accompaniment:
+        rest = summed.pop("mixture")
+        summed["accompaniment"] = rest - summed["vocals"] if "vocals" in summed else rest
+    return np.stack([summed[name] for name in track.signals])
+
+
 def _sum_blocks(parts: tuple[Part, ...], n_samples: int, total: int) -> Iterator[np.ndarray]:
     """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
     sources = [_mono_blocks(part, n_samples) for part in parts]
@@ -490,7 +527,7 @@ def _sum_blocks(parts: tuple[Part, ...], n_samples: int, total: int) -> Iterator
 def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
     """Yield one channel, or the mean of all."""
     if part.stream is not None:
-        wav = _read_stem(part)
+        wav = _read_stem(part).mean(0)
         yield from (wav[i : i + n_samples] for i in range(0, len(wav), n_samples))
         return
     with soundio.Reader(part.path) as reader:
@@ -501,6 +538,16 @@ def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
                 yield block[0]
             else:
                 yield sum(block[1:], block[0]) / np.float32(len(block))
+
+
+def _whole(part: Part) -> np.ndarray:
+    """Return a part with its channels, (n_channels, n_samples)."""
+    if part.stream is not None:
+        return _read_stem(part)
+    with soundio.Reader(part.path) as reader:
+        blocks = reader.float_blocks(soundio.DISK_BLOCK)
+        wav = np.concatenate([np.zeros((reader.info.n_channels, 0), np.float32), *blocks], 1)
+    return wav if part.channel is None else wav[part.channel : part.channel + 1]
 
 
 def _probe(part: Part) -> _Header | soundio.AudioInfo:
@@ -516,7 +563,10 @@ def _probe(part: Part) -> _Header | soundio.AudioInfo:
 
 
 def _read_stem(part: Part) -> np.ndarray:
-    """Decode one stream of a .stem.mp4 to mono, whole: ffmpeg does not seek in AAC exactly."""
+    """Decode one stream of a .stem.mp4, whole: ffmpeg does not seek in AAC exactly.
+
+    Returns (n_channels, n_samples).
+    """
     header = _probe(part)
     wav, _ = _stempeg().read_stems(
         str(part.path), stem_id=part.stream, dtype=np.float32, ffmpeg_format="f32le"
@@ -526,7 +576,7 @@ def _read_stem(part: Part) -> np.ndarray:
         raise InputError(
             f"{part.path}: promises {header.n_samples} samples, {len(wav)} could be decoded"
         )
-    return wav.reshape(len(wav), -1).mean(1)
+    return np.ascontiguousarray(wav.reshape(len(wav), -1).T)
 
 
 def _stempeg() -> types.ModuleType:

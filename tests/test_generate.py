@@ -256,7 +256,7 @@ def test_one_bad_song_does_not_stop_the_others(checkpoint, capsys):
     assert len(codes("generated/c_vocals.wav")) == 5000
     err = capsys.readouterr().err
     assert_one_error(err, "b.wav: not audio")
-    assert err.splitlines()[-1].endswith("1 of 3 files failed")
+    assert err.splitlines()[-1].endswith("1 of 3 files failed: b.wav")
     assert len(err.splitlines()) == 2
 
 
@@ -891,4 +891,4 @@ def test_an_m4a_is_separated_where_something_decodes_it(checkpoint, capsys, monk
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setitem(sys.modules, "av", None)
     assert generate.main([str(checkpoint), "song.m4a", "--output-dir", "other"]) == 1
-    assert_one_error(capsys.readouterr().err, "song.m4a: m4a needs PyAV (pip install av) or ffmpeg")
+    assert_one_error(capsys.readouterr().err, "song.m4a: m4a needs PyAV or ffmpeg (pip install av")
