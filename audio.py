@@ -333,7 +333,7 @@ def apply_mask(spec: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Multiply a spectrogram by a mask that may know only its lower bins.
 
     Bins above the mask's take the voice's share of the energy in the mask's top sixteenth, frame by
-    frame: of a dozen rules the one nearest to the truth on four 44.1 kHz songs (see the README).
+    frame: of several rules the one nearest to the truth (tests/test_separation.py compares them).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Line charts as SVG, which every browser shows and no package is needed for; colours."""
+"""Charts as SVG, which every browser shows and no package is needed for; colours."""
 
 from __future__ import annotations
 
@@ -40,7 +40,21 @@ class Chart:
     log_x: bool = False
 
 
-def svg(charts: list[Chart]) -> str:
+@dataclass(frozen=True)
+class Strips:
+    """A chart of many values side by side, such as the scores of songs, one strip a system.
+
+    Attributes
+    ----------
+    strips : dict of list of float
+        Values of each named strip. What is not finite is left out.
+    """
+
+    title: str
+    strips: dict[str, list[float]]
+
+
+def svg(charts: list[Chart] | list[Strips]) -> str:
     """Draw charts, one below the other.
 
     Returns
@@ -55,8 +69,10 @@ def svg(charts: list[Chart]) -> str:
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
     )
     bodies = [
-        f'<g transform="translate(0 {i * HEIGHT})">{_draw(chart)}</g>'
-        for i, chart in enumerate(charts)
+        f'<g transform="translate(0 {i * HEIGHT})">{drawn}</g>'
+        for i, drawn in enumerate(
+            _draw_strips(chart) if isinstance(chart, Strips) else _draw(chart) for chart in charts
+        )
     ]
     return "\n".join([head, *bodies, "</svg>\n"])
 
@@ -120,6 +136,41 @@ def _draw(chart: Chart) -> str:
         y = TOP - 12 + 14 * i
         parts.append(_line(WIDTH - RIGHT + 6, y - 4, WIDTH - RIGHT + 30, y - 4, colour, dash, 2))
         parts.append(_text(WIDTH - RIGHT + 36, y, name, "start"))
+    return "".join(parts)
+
+
+def _draw_strips(chart: Strips) -> str:
+    """Draw a circle for every value, side by side where they would meet, and a bar at the median.
+
+    Nothing depends on colour: circles are hollow, medians black and with their number.
+    """
+    strips = {n: sorted(v for v in vs if math.isfinite(v)) for n, vs in chart.strips.items()}
+    up = _Axis([value for values in strips.values() for value in values], HEIGHT - BOTTOM, TOP)
+    parts = [_text(LEFT, TOP - 12, chart.title, "start", 'font-weight="bold"')]
+    for y in up.ticks():
+        parts.append(_line(LEFT, up(y), WIDTH - LEFT / 2, up(y), "#ddd"))
+        parts.append(_text(LEFT - 6, up(y) + 4, f"{y:g}", "end"))
+    width = (WIDTH - 1.5 * LEFT) / max(1, len(strips))
+    for i, (name, values) in enumerate(strips.items()):
+        centre = LEFT + (i + 0.5) * width
+        parts.append(_text(centre, HEIGHT - BOTTOM + 20, name, "middle"))
+        rows: dict[int, list[float]] = {}
+        for value in values:
+            rows.setdefault(round(up(value) / 5), []).append(up(value))
+        for row in rows.values():
+            step = min(6.0, 0.55 * width / len(row))
+            for k, y in enumerate(row):
+                x = centre + (k - (len(row) - 1) / 2) * step
+                parts.append(
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="none" stroke="#555"/>'
+                )
+        if values:
+            middle = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+            half, y = 0.32 * width, up(middle)
+            parts.append(_line(centre - half, y, centre + half, y, "#000", width=3))
+            parts.append(_text(centre + half + 4, y + 4, f"{middle:.2f}", "start"))
+        else:
+            parts.append(_text(centre, HEIGHT / 2, "no scores", "middle"))
     return "".join(parts)
 
 

@@ -29,13 +29,8 @@ def convolve(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     torch.Tensor, shape=(n, n_out, bins', frames')
         What ``layer(x)`` gives, and its gradients, to rounding.
     """
-    if (
-        x.shape[-1] == layer.kernel_size[1]
-        and len(x) == 1
-        and layer.dilation[1] == 1
-        and torch.is_inference_mode_enabled()
-        and x.device.type == "cpu"
-    ):
+    matrix = getattr(layer, "matrix", None)
+    if matrix is not None and x.shape[-1] == layer.kernel_size[1] and len(x) == 1:
         return _one_column(x, layer)
     pays = (
         not torch.compiler.is_compiling()  # the compiler stops at what cannot be a graph
@@ -48,6 +43,14 @@ def convolve(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     return _Convolution.apply(x, layer.weight, layer) if pays else layer(x)
 
 
+def prepare(layer: nn.Conv2d) -> None:
+    """Make a convolution of which the weights will not change any more ready for single columns."""
+    if layer.dilation[1] == 1:
+        n_out = len(layer.weight)
+        matrix = layer.weight.detach().permute(2, 3, 1, 0).reshape(-1, n_out).contiguous()
+        layer.register_buffer("matrix", matrix, persistent=False)
+
+
 def _one_column(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     """Map (1, n_in, bins, wide) to (1, n_out, bins', 1).
 
@@ -56,11 +59,9 @@ def _one_column(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
     """
     n_out, n_in, high, wide = layer.weight.shape
     bins, length, stride, pad = x.shape[2], wide * n_in, layer.stride[0], layer.padding[0]
-    rows = F.pad(x[0].permute(1, 2, 0).reshape(bins, length), (0, 0, pad, pad))
+    rows = F.pad(x[0].permute(1, 2, 0).reshape(bins, length), (0, 0, pad, pad)).contiguous()
     n_answers = (bins + 2 * pad - high) // stride + 1
     seen = rows.as_strided((n_answers, high * length), (stride * length, 1))
-    if not hasattr(layer, "matrix"):
-        layer.matrix = layer.weight.permute(2, 3, 1, 0).reshape(high * length, n_out).contiguous()
     found = seen @ layer.matrix if layer.bias is None else layer.bias.addmm(seen, layer.matrix)
     return found.view(1, n_answers, 1, n_out).permute(0, 3, 1, 2)
 

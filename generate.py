@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import commandline
 import distributed
+from commandline import positive_count
 from hparams import InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from outputs import Identity, OutputFormat
     from piping import PipeReader
     from report import Report
-    from separation import Separator, Stream
+    from separation import Separator
     from soundio import AudioInfo
 
 EPILOG = """what you hear:
@@ -53,6 +54,8 @@ FILES_ONLY = ("background", "save_mask", "mask", "report", "format", "subtype", 
 RAW = ("sample_format", "rate", "channels")
 MASK_BYTES = 50_000  # of a saved mask and of a page, a second at most: for the check of the disk
 REPORT_BYTES = 50_000
+REPORT_SECONDS = 600  # a page shows no more of a song
+STEMS = ("vocals", "accompaniment")
 PACKET = 0.02  # seconds of live sound that are worked on at a time
 LIVE_RATE = 48000  # Hz
 
@@ -70,13 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)  # options may stand between checkpoint and songs
     settings = commandline.settings_of(args)
-    check_usage(args)
-    is_pipe = args.live or args.audio == [PIPE]
+    is_pipe = args.live or PIPE in args.audio
+    check_usage(args, is_pipe)
     world = distributed.world()
     if not is_pipe:
         jobs, failed, n_done = plan(args, is_first=not world.rank)
         if not jobs:
-            return int(bool(failed))
+            return finish(failed, len(failed) + n_done, world)
     if not os.path.isfile(args.checkpoint):
         raise InputError(f"{args.checkpoint}: no such checkpoint")
 
@@ -86,13 +89,24 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.redirect_stdout(sys.stderr) if is_pipe else contextlib.nullcontext():
         device = commandline.device_of(args, parser, world.local_rank)
     separator = Separator.load(args.checkpoint, device, settings, parse_settings(args.settings))
+    if args.live and device.type == "cpu":
+        import torch
+
+        # Layers of one column are too small for two threads: they wait for each other, and long
+        # where another program has one of the cores.
+        torch.set_num_threads(1)
     if is_pipe:
         return pipe(separator, args) if args.audio else live(separator, args)
     n_songs = len(jobs) + len(failed) + n_done
     with distributed.joined(world):  # torchrun ends all where one ends badly: they leave together
         bad = [job.path for job in world.share(jobs) if not attempt(separator, job, args)]
         failed += [path for paths in world.gather(bad) for path in paths]
-    if failed and not world.rank:
+    return finish(failed, n_songs, world)
+
+
+def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:
+    """Name what failed; returns the exit code."""
+    if failed and not world.rank and n_songs > 1:
         names = ", ".join(map(str, failed))
         commandline.warn(f"{len(failed)} of {n_songs} files failed: {names}")
     return int(bool(failed))
@@ -128,8 +142,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="separate again what is already there"
     )
     song = parser.add_argument_group("how a song is taken")
-    song.add_argument("--start", type=seconds, default=0.0, help="seconds into the song (0)")
-    song.add_argument("--duration", type=seconds, help="seconds of it (all)")
+    song.add_argument("--start", type=as_seconds, default=0.0, help="seconds into the song (0)")
+    song.add_argument("--duration", type=as_seconds, help="seconds of it (all)")
     song.add_argument(
         "--per-channel", action="store_true", help="a mask for every channel, not one for all"
     )
@@ -146,12 +160,12 @@ def make_parser() -> argparse.ArgumentParser:
     pipes.add_argument(
         "--live",
         action="store_true",
-        help="0.19 s behind the input instead of 3 s: from the microphone to the loudspeakers, or "
+        help="0.19 s behind the input, not seconds: from the microphone to the loudspeakers, or "
         "with - from standard input to standard output",
     )
     pipes.add_argument(
         "--stem",
-        choices=["vocals", "accompaniment"],
+        choices=STEMS,
         default="vocals",
         help="what a pipe or the loudspeakers get (%(default)s)",
     )
@@ -160,30 +174,31 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["u8", "s16le", "s24le", "s32le", "f32le", "f64le"],
         help="the pipe holds raw PCM, in and out, and not wav",
     )
-    pipes.add_argument("--rate", type=int, help="raw and live: samples a second (live: 48000)")
-    pipes.add_argument("--channels", type=int, help="raw and live (live: 1)")
+    pipes.add_argument(
+        "--rate", type=positive_count, help="raw and live: samples a second (live: 48000)"
+    )
+    pipes.add_argument("--channels", type=positive_count, help="raw and live (live: 1)")
     commandline.add_device_option(parser)
     return parser
 
 
-def seconds(text: str) -> float:
+def as_seconds(text: str) -> float:
     """Read a time for argparse."""
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more seconds")
     return float(text)
 
 
-def check_usage(args: argparse.Namespace) -> None:
+def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
     """Refuse options that do not go together."""
-    is_pipe = args.live or PIPE in args.audio
     if args.live and args.audio not in ([], [PIPE]):
         raise UsageError("--live: takes sound as it comes (name no file, or - for a pipe)")
     if not args.live and not args.audio:
         raise UsageError("name a song, a folder, or - for a pipe")
     if PIPE in args.audio and len(args.audio) > 1:
         raise UsageError("-: is standard input and stands alone (name files in another run)")
-    if args.live and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError("--live: is one process (leave torchrun out)")
+    if is_pipe and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("pipes and live sound are one process (leave torchrun out)")
     for name in FILES_ONLY if is_pipe else ():
         if getattr(args, name):
             option = f"--{name.replace('_', '-')}"
@@ -233,17 +248,19 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
                     f"{path}: {other} already becomes {job.outputs['vocals']} "
                     "(separate them in two runs with different --output-dir)"
                 )
-            if not args.overwrite and is_done(job, inputs):
-                n_done += 1
-            else:
-                check(job, inputs, args)
+            if check_job(job, inputs, args):
                 jobs.append(job)
+            else:
+                n_done += 1
         except InputError as error:
             complain(error)
             failed.append(path)
     if n_done and is_first:
         are = "is" if n_done == 1 else "are"
-        print(f"{n_done} of {len(songs)} {are} already there (--overwrite separates again)")
+        print(
+            f"{n_done} of {len(songs)} {are} already there "
+            "(--overwrite separates again, also with other settings)"
+        )
     return jobs, failed, n_done
 
 
@@ -268,7 +285,7 @@ def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, 
     """Name the files that come of a song."""
     from outputs import output_path
 
-    stems = ["vocals", "accompaniment"][: 1 + args.background]
+    stems = STEMS[: 1 + args.background]
     suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in stems}
     suffixes |= {"mask": "_mask.npz"} if args.save_mask else {}
     suffixes |= {"report": ".html"} if args.report else {}
@@ -278,25 +295,36 @@ def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, 
     }
 
 
-def check(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespace) -> None:
-    """Find out before any work whether a song can be read and its outputs be written."""
-    from outputs import check_outputs, choose_format
+def check_job(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespace) -> bool:
+    """Find out whether a song can be read and its outputs be written; False if all is there."""
+    from outputs import check_outputs, choose_format, identities
 
     with open_song(job.path, args) as reader:
-        fmt = choose_format(reader.info, args.format or "wav", args.subtype)
-        check_outputs(sizes_of(job, reader.info, fmt), inputs)
+        info = reader.info
+    fmt = choose_format(info, args.format or "wav", args.subtype)
+    is_input = identities(job.outputs.values()).keys() & inputs.keys()
+    if not (args.overwrite or args.mask or is_input) and is_done(job, info, args):
+        return False
+    check_outputs(sizes_of(job, info, fmt, args), inputs)
+    return True
 
 
-def is_done(job: Job, inputs: Mapping[Identity, Path]) -> bool:
-    """Return whether all outputs are there, none an input, none older than the song."""
-    from outputs import identities
+def is_done(job: Job, info: AudioInfo, args: argparse.Namespace) -> bool:
+    """Return whether all outputs are there, as long as the song and younger than what made them."""
+    import soundio
+    from headers import MP3_FRAME
 
     try:
         written = [os.stat(output).st_mtime_ns for output in job.outputs.values()]
-        is_new = min(written) >= os.stat(job.path).st_mtime_ns
-    except OSError:
+        made_of = [os.stat(path).st_mtime_ns for path in (job.path, args.checkpoint)]
+        found = soundio.probe(job.outputs["vocals"])
+    except (OSError, InputError):
         return False
-    return is_new and not identities(job.outputs.values()).keys() & inputs.keys()
+    return (
+        min(written) >= max(made_of)
+        and (found.sample_rate, found.n_channels) == (info.sample_rate, info.n_channels)
+        and abs(found.n_samples - info.n_samples) <= MP3_FRAME
+    )
 
 
 def open_song(path: Path, args: argparse.Namespace) -> soundio.Reader:
@@ -306,13 +334,16 @@ def open_song(path: Path, args: argparse.Namespace) -> soundio.Reader:
     return soundio.Reader(path, args.allow_truncated, args.fix_nonfinite, args.start, args.duration)
 
 
-def sizes_of(job: Job, info: AudioInfo, fmt: OutputFormat) -> dict[Path, int]:
+def sizes_of(
+    job: Job, info: AudioInfo, fmt: OutputFormat, args: argparse.Namespace
+) -> dict[Path, int]:
     """Predict how large each output becomes [bytes]."""
     from outputs import predicted_bytes
 
+    n_masks = info.n_channels if args.per_channel else 1
     sizes = {
-        "mask": 10_000 + int(MASK_BYTES * info.n_channels * info.seconds),
-        "report": 1_500_000 + int(REPORT_BYTES * info.seconds),
+        "mask": 10_000 + int(MASK_BYTES * n_masks * info.seconds),
+        "report": 1_500_000 + int(REPORT_BYTES * min(info.seconds, REPORT_SECONDS)),
     }
     return {path: sizes.get(kind, predicted_bytes(info, fmt)) for kind, path in job.outputs.items()}
 
@@ -337,7 +368,7 @@ def attempt(separator: Separator, job: Job, args: argparse.Namespace) -> bool:
         )
         return False
     warn_of(reader, n_limited)
-    length, took = reader.info.seconds, time.perf_counter() - started
+    length, took = reader.n_read / reader.info.sample_rate, time.perf_counter() - started
     names = ", ".join(map(str, job.outputs.values()))
     print(
         f"{commandline.printable(names)}: {length:.1f} s in {took:.1f} s, "
@@ -371,28 +402,29 @@ def render(
 
     info, outputs = reader.info, job.outputs
     fmt = choose_format(info, args.format or "wav", args.subtype)
-    saved = open_mask(args.mask, separator, info, args) if args.mask else None
-    sinks: list[Callable[[np.ndarray], None]] = []
+    saved = stack.enter_context(open_mask(separator, info, args)) if args.mask else None
+    files = stack.enter_context(AtomicFiles(sizes_of(job, info, fmt, args), inputs=[job.path]))
+    sounds = {s: files.sound(outputs[s], info, fmt) for s in STEMS if s in outputs}
+    mask = report = None
+    if "mask" in outputs:
+        mask = begin_mask(files[outputs["mask"]], separator, info, args)
+        stack.callback(mask.abandon)
+    if "report" in outputs:
+        report = stack.enter_context(begin_report(separator, info, args))
+
+    def keep(levels: np.ndarray) -> None:
+        if mask:
+            mask.write(levels)
+        if report:
+            report.add_mask(levels.mean(0) / 255)
+
     stream = separator.stream(
         info.sample_rate,
         info.n_channels,
-        per_channel=args.per_channel or (saved is not None and saved.about["n_masks"] > 1),
-        saved=stack.enter_context(saved).read if saved else None,
-        on_mask=(lambda levels: [sink(levels) for sink in sinks]) if len(outputs) > 1 else None,
+        per_channel=args.per_channel,
+        saved=saved.read if saved else None,
+        on_mask=keep if mask or report else None,
     )
-    files = stack.enter_context(AtomicFiles(sizes_of(job, info, fmt), inputs=[job.path]))
-    sounds = {
-        stem: files.sound(path, info, fmt)
-        for stem, path in outputs.items()
-        if stem in ("vocals", "accompaniment")
-    }
-    mask = report = None
-    if "mask" in outputs:
-        mask = begin_mask(files[outputs["mask"]], stream, job, args)
-        sinks.append(mask.write)
-    if "report" in outputs:
-        report = stack.enter_context(begin_report(separator, stream, info, args))
-        sinks.append(lambda levels: report.add_mask(levels.mean(0) / 255))
     bar = stack.enter_context(commandline.progress(round(info.seconds, 1), " s"))
     n_limited, started = 0, time.perf_counter()
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
@@ -407,8 +439,8 @@ def render(
         if bar.n:
             factor = (time.perf_counter() - started) / bar.n
             bar.set_postfix_str(f"real-time factor {factor:.3f}", refresh=False)
-    if saved and saved.about["n_samples"] != stream.n_pushed:
-        raise InputError(_other_song(args.mask, saved, "n_samples", stream.n_pushed))
+    if saved:
+        saved.check({"n_samples": stream.n_pushed})
     if mask:
         mask.about["n_samples"] = stream.n_pushed
         mask.close()
@@ -417,60 +449,59 @@ def render(
     return n_limited
 
 
-def begin_mask(file: BinaryIO, stream: Stream, job: Job, args: argparse.Namespace) -> MaskWriter:
+def mask_identity(
+    separator: Separator, info: AudioInfo, args: argparse.Namespace
+) -> dict[str, float]:
+    """Say what a mask must agree on with the song it is for."""
+    import audio
+
+    return {
+        "sample_rate": info.sample_rate,
+        "hop_length": audio.grid_at(info.sample_rate, separator.hp).hop_length,
+        "n_bins": separator.hp.n_bins,
+        "start": args.start,
+    }
+
+
+def begin_mask(
+    file: BinaryIO, separator: Separator, info: AudioInfo, args: argparse.Namespace
+) -> MaskWriter:
     """Start to save a mask, with what it belongs to."""
     import soundio
     from masks import MaskWriter
 
-    hp = stream.separator.hp
     about = {
-        "song": os.fsdecode(job.path.name),
-        "sha256": soundio.sha256(job.path),
-        "start": args.start,
-        "sample_rate": stream.grid.sample_rate,
-        "hop_length": stream.grid.hop_length,
-        "n_masks": len(stream.features),
-        "n_bins": hp.n_bins,
+        **mask_identity(separator, info, args),
+        "n_masks": info.n_channels if args.per_channel else 1,
+        "song": os.fsdecode(info.path.name),
+        "sha256": soundio.sha256(info.path),
         "checkpoint": os.fsdecode(args.checkpoint.name),
     }
     return MaskWriter(file, about)
 
 
-def open_mask(
-    path: Path, separator: Separator, info: AudioInfo, args: argparse.Namespace
-) -> SavedMask:
-    """Open a saved mask, and refuse one that belongs to another song."""
-    import audio
+def open_mask(separator: Separator, info: AudioInfo, args: argparse.Namespace) -> SavedMask:
+    """Open the mask that --mask names, and refuse one that belongs to another song."""
     import soundio
     from masks import SavedMask
 
-    saved = SavedMask(path)
-    grid = audio.grid_at(info.sample_rate, separator.hp)
-    wanted = {
-        "sample_rate": info.sample_rate,
-        "hop_length": grid.hop_length,
-        "n_bins": separator.hp.n_bins,
-        "start": args.start,
-    }
-    for name, value in wanted.items():
+    saved = SavedMask(args.mask)
+    saved.check(mask_identity(separator, info, args))
+    if saved.about["n_masks"] != 1:
+        saved.check({"n_masks": info.n_channels})
+    for name, value in (
+        ("sha256", soundio.sha256(info.path)),
+        ("checkpoint", os.fsdecode(args.checkpoint.name)),
+    ):
         if saved.about.get(name) != value:
-            raise InputError(_other_song(path, saved, name, value))
-    if saved.about.get("n_masks") not in (1, info.n_channels):
-        raise InputError(_other_song(path, saved, "n_masks", info.n_channels))
-    if saved.about.get("sha256") != soundio.sha256(info.path):
-        commandline.warn(f"{path}: was saved from another file than {info.path}")
+            what = "file" if name == "sha256" else "checkpoint"
+            commandline.warn(f"{args.mask}: was saved with another {what} ({info.path})")
     return saved
 
 
-def _other_song(path: Path, saved: SavedMask, name: str, value: object) -> str:
-    found = saved.about.get(name)
-    return f"{path}: belongs to another song: {name} is {found} there, {value} here (save its own)"
-
-
-def begin_report(
-    separator: Separator, stream: Stream, info: AudioInfo, args: argparse.Namespace
-) -> Report:
+def begin_report(separator: Separator, info: AudioInfo, args: argparse.Namespace) -> Report:
     """Start a song's page."""
+    import audio
     from report import Report
 
     hp = separator.hp
@@ -481,7 +512,8 @@ def begin_report(
         **{name: str(value) for name, value in separator.mask_settings.items()},
     }
     title = info.tags.get("title") or info.path.stem
-    return Report(title, stream.grid, info.n_channels, info.n_samples, settings)
+    grid = audio.grid_at(info.sample_rate, hp)
+    return Report(title, grid, info.n_channels, info.n_samples, settings)
 
 
 # --- Pipes and live sound -----------------------------------------------------------------------
@@ -503,10 +535,10 @@ def pipe(separator: Separator, args: argparse.Namespace) -> int:
     stream = separator.stream(
         info.sample_rate, info.n_channels, live=args.live, per_channel=args.per_channel
     )
-    if args.live:
-        warm_up(separator, info.sample_rate, info.n_channels)
-    writer = PipeWriter(sys.stdout and sys.stdout.buffer, info, raw=raw is not None)
     n_block = round(PACKET * info.sample_rate) if args.live else separation.READ_SAMPLES
+    if args.live:
+        separator.warm_up(info.sample_rate, info.n_channels, n_block)
+    writer = PipeWriter(sys.stdout and sys.stdout.buffer, info, raw=raw is not None)
     blocks = watch.between(reader.blocks(n_block))
     with commandline.progress(info.seconds and round(info.seconds, 1), " s") as bar:
         for part in separation.split(stream, blocks, info.sample_format):
@@ -523,6 +555,9 @@ def live(separator: Separator, args: argparse.Namespace) -> int:
     """Separate what the microphone hears, until Ctrl-C; the loudspeakers play it."""
     import numpy as np
 
+    import separation
+    import soundio
+
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: the package is there, PortAudio is not
@@ -531,46 +566,34 @@ def live(separator: Separator, args: argparse.Namespace) -> int:
             "or use a pipe: --live -)"
         ) from error
     rate, n_channels = args.rate or LIVE_RATE, args.channels or 1
-    n_packet, watch = round(PACKET * rate), Stopwatch()
+    n_packet, watch, n_lost = round(PACKET * rate), Stopwatch(), 0
     stream = separator.stream(rate, n_channels, live=True, per_channel=args.per_channel)
-    warm_up(separator, rate, n_channels)
-    ready = np.zeros((n_channels, stream.delay), np.float32)
-    waiting = np.zeros((n_channels, 0), np.float32)
-    n_lost = 0
+    separator.warm_up(rate, n_channels, n_packet)
+    floats = soundio.SampleFormat("FLOAT", None)
+
+    def hear() -> Iterator[np.ndarray]:
+        nonlocal n_lost
+        while True:
+            packet, is_late = card.read(n_packet)
+            n_lost += is_late
+            yield packet.T
+
     try:
         with sounddevice.Stream(rate, n_packet, channels=n_channels, dtype="float32") as card:
             delay_ms = 1000 * (stream.delay + n_packet) / rate
             print(f"live: {delay_ms:.0f} ms behind, and what the sound card adds; Ctrl-C ends")
-            while True:
-                heard, is_late = card.read(n_packet)
-                watch.start()
-                waiting = np.concatenate([waiting, heard.T], axis=1)
-                vocals = stream.push(heard.T).numpy()
-                mixture, waiting = np.split(waiting, [vocals.shape[1]], axis=1)
-                stem = vocals if args.stem == "vocals" else mixture - vocals
-                ready = np.concatenate([ready, stem], axis=1)
-                playing, ready = np.split(ready, [n_packet], axis=1)
-                watch.stop()
-                n_lost += is_late + card.write(np.ascontiguousarray(playing.T))
+            # As many samples go out as come in, from silence on: what is ready waits in a line.
+            line = np.zeros((n_channels, stream.delay), np.float32)
+            for part in separation.split(stream, watch.between(hear()), floats):
+                line = np.concatenate([line, getattr(part, args.stem)], axis=1)
+                n_lost += card.write(np.ascontiguousarray(line[:, :n_packet].T))
+                line = line[:, n_packet:]
     except sounddevice.PortAudioError as error:
         raise InputError(f"--live: {error} (see python -m sounddevice)") from error
     finally:
-        print(f"{watch.summary()}, {n_lost} too late")
-
-
-def warm_up(separator: Separator, rate: int, n_channels: int) -> None:
-    """Make the first packets as quick as the others: a second of silence, one thread.
-
-    Layers of one column are too small for two threads, which wait for each other, and long where
-    another program has one of the cores.
-    """
-    import numpy as np
-    import torch
-
-    torch.set_num_threads(1)
-    stream = separator.stream(rate, n_channels, live=True)
-    for _ in range(50):
-        stream.push(np.zeros((n_channels, round(PACKET * rate)), np.float32))
+        if watch.n:
+            print(f"{watch.summary()}, {n_lost} too late")
+    return 0
 
 
 class Stopwatch:

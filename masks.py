@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,11 +20,15 @@ from hparams import InputError
 
 FORMAT = "vocal-mask mask 1"
 MAX_ENTRY_BYTES = 2**28  # of a stretch of columns, unpacked: more is no mask of ours
+DAMAGE = (  # what a broken zip and its contents raise
+    *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError),
+    *(EOFError, RuntimeError, NotImplementedError, struct.error),
+)
 _NEVER = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: same run, same bytes
 
 
 class MaskWriter:
-    """Write a mask stretch by stretch; `close` completes the file.
+    """Write a mask stretch by stretch; `close` completes the file, `abandon` gives it up.
 
     Parameters
     ----------
@@ -52,6 +58,10 @@ class MaskWriter:
         self._add("about.json", json.dumps(about, indent=1).encode())
         self._zip.close()
 
+    def abandon(self) -> None:
+        """Forget the file, unless it is complete: the zip would write into it when collected."""
+        self._zip.fp = None
+
     def _add(self, name: str, data: bytes) -> None:
         self._zip.writestr(zipfile.ZipInfo(name, _NEVER), data, zipfile.ZIP_DEFLATED)
 
@@ -76,13 +86,15 @@ class SavedMask:
             self.about = json.loads(self._unpack("about.json"))
             if self.about["format"] != FORMAT:
                 raise InputError(f"{path}: a mask of another version (save it again)")
+            self._shape = int(self.about["n_masks"]), int(self.about["n_bins"])
+            self.n_samples = int(self.about["n_samples"])
             names = sorted(name for name in self._zip.namelist() if name.startswith("columns_"))
             self._names = iter(names)
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such mask (--save-mask writes one)") from error
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        except DAMAGE as error:
             raise InputError(f"{path}: not a saved mask, or damaged (save it again)") from error
         self._waiting: np.ndarray | None = None
 
@@ -92,28 +104,36 @@ class SavedMask:
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
+    def check(self, wanted: dict[str, Any]) -> None:
+        """Refuse a mask that belongs to another song: InputError names what differs."""
+        for name, value in wanted.items():
+            if self.about.get(name) != value:
+                raise InputError(
+                    f"{self.path}: belongs to another song: {name} is {self.about.get(name)} "
+                    f"there, {value} here (save its own)"
+                )
+
     def read(self, n: int) -> np.ndarray:
         """Return the next `n` columns, (n_masks, n_bins, n) uint8."""
-        shape = (self.about.get("n_masks"), self.about.get("n_bins"))
-        parts, n_found = [], 0
-        while n_found < n or not parts:
+        parts, n_found = [np.zeros((0, *self._shape), np.uint8)], 0
+        while n_found < n:
             if self._waiting is None or not len(self._waiting):
-                self._waiting = self._next(shape)
+                self._waiting = self._next()
             parts.append(self._waiting[: n - n_found])
             self._waiting = self._waiting[len(parts[-1]) :]
             n_found += len(parts[-1])
         return np.ascontiguousarray(np.concatenate(parts).transpose(1, 2, 0))
 
-    def _next(self, shape: tuple[int, int]) -> np.ndarray:
+    def _next(self) -> np.ndarray:
         """Unpack the next stretch, (n_columns, n_masks, n_bins)."""
         name = next(self._names, None)
         if name is None:
             raise InputError(f"{self.path}: ends before the song does (save it again)")
         try:
             columns = np.load(io.BytesIO(self._unpack(name)), allow_pickle=False)
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        except (*DAMAGE, OSError) as error:
             raise InputError(f"{self.path}: damaged at {name} (save it again)") from error
-        if columns.dtype != np.uint8 or columns.ndim != 3 or columns.shape[1:] != shape:
+        if columns.dtype != np.uint8 or columns.ndim != 3 or columns.shape[1:] != self._shape:
             raise InputError(f"{self.path}: damaged at {name} (save it again)")
         return columns
 

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import outputs
-from convolution import convolve
+from convolution import convolve, prepare
 from hparams import HParams, InputError, from_dict
 
 FORMAT = "vocal-mask checkpoint 1"
@@ -193,6 +193,7 @@ def for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
+            prepare(module.conv)
     return model.to(memory_format=torch.channels_last)
 
 

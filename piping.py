@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from hparams import RANGES, InputError
-from soundio import AudioInfo, SampleFormat, check_floats, convert_codes, reason
+from soundio import MAX_CHANNELS, AudioInfo, SampleFormat, check_floats, convert_codes, reason
 
 ENCODINGS = {
     "u8": SampleFormat("PCM_U8", 8),
@@ -26,7 +26,6 @@ ENCODINGS = {
     "f32le": SampleFormat("FLOAT", None),
     "f64le": SampleFormat("DOUBLE", None),
 }
-MAX_CHANNELS = 1024
 STDIN, STDOUT = Path("standard input"), Path("standard output")
 
 _WIDTHS = {"u8": 1, "s16le": 2, "s24le": 3, "s32le": 4, "f32le": 4, "f64le": 8}
@@ -171,10 +170,6 @@ class PipeReader:
             if not self._allow_truncated:
                 raise InputError(f"{STDIN}: {problem} (use --allow-truncated)")
             self.warnings.append(problem)
-
-    def float_blocks(self, n_samples: int) -> Iterator[np.ndarray]:
-        """Yield float32, full scale 1, as `soundio.Reader.float_blocks`."""
-        yield from self.blocks(n_samples, SampleFormat("FLOAT", None))
 
     def _take(self, n_bytes: int) -> bytes:
         """Read exactly so many bytes, fewer only at the end."""

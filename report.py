@@ -22,6 +22,7 @@ from PIL import Image  # pillow comes with tensorboard
 
 import audio
 import charts
+from outputs import MPEG_RATES
 
 MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
 COLUMNS = 1200  # of every picture, at most [pixels]
@@ -31,7 +32,6 @@ VOICE_DB = (-60.0, -10.0)  # bottom and top of the voice's strip, re full scale
 N_WINDOWS = 3  # spread over each column of a spectrogram
 UNIT = 1 << 16  # samples that are encoded at a time; bounds the memory, changes nothing
 
-MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 # Of what LAME offers, V4: at most 150 kbit/s for noise, so that 4 minutes stay below 15 MB.
 MPEG = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
 COMPRESSION = 0.4
@@ -130,8 +130,11 @@ class Report:
             self._mask_count[i] += 1
 
     def write(self, file: BinaryIO) -> None:
-        """Write the page, when the whole song has been added; the last thing to do."""
-        assert self._n_added == self._n_samples, f"{self._n_added} samples of {self._n_samples}"
+        """Write the page, the last thing to do; what is missing of the song is silence."""
+        n_missing = self._n_samples - self._n_added
+        for start in range(0, n_missing, UNIT):
+            silence = np.zeros((self._n_channels, min(UNIT, n_missing - start)), "f4")
+            self.add(silence, silence)
         self._work(self._n_waiting)
         self._draw(np.zeros((2, self._n_channels, self._span), "f4"))
         self._wait()

@@ -26,7 +26,6 @@ import soundio
 from hparams import MASK_SETTINGS, RANGES, TRAINED, UNTUNED_MASK, HParams, InputError, hparams
 
 READ_SAMPLES = 1 << 16  # samples read at a time; has no influence on the result
-MAX_CHANNELS = 1024  # as in libsndfile; more is an array that needs transposing
 BLOCK_FRAMES = {"cpu": 256, "cuda": 2048}  # a CPU's cache wants few, a GPU many
 
 
@@ -100,6 +99,12 @@ class Separator:
         hp = replace(hp, block_frames=settings.block_frames, precision=settings.precision)
         return cls(model, hp, checkpoint["curve_db"], mask_settings, torch.device(device))
 
+    def warm_up(self, sample_rate: int, n_channels: int, n_samples: int) -> None:
+        """Let live packets of `n_samples` be quick from the first one on."""
+        stream = self.stream(sample_rate, n_channels, live=True)
+        for _ in range(50):
+            stream.push(np.zeros((n_channels, n_samples), np.float32))
+
     def stream(self, sample_rate: int, n_channels: int, **options: Any) -> Stream:
         """Start on a song of which the samples arrive bit by bit; options as for `Stream`."""
         return Stream(self, sample_rate, n_channels, **options)
@@ -126,7 +131,8 @@ class Separator:
         Raises
         ------
         InputError
-            If `wav` is of another shape, or `sample_rate` out of range.
+            If `wav` is of another shape, not of floats or not finite, or `sample_rate` is out of
+            range.
         """
         wav = _copy(wav)
         if wav.ndim not in (1, 2):
@@ -191,7 +197,7 @@ class Stream:
         low, high = RANGES["sample_rate"]
         if not low <= sample_rate <= high:
             raise InputError(f"sample rate {sample_rate} Hz is not between {low} and {high} Hz")
-        if not 1 <= n_channels <= MAX_CHANNELS:
+        if not 1 <= n_channels <= soundio.MAX_CHANNELS:
             raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
         self.per_channel, self.saved, self.on_mask = per_channel, saved, on_mask
@@ -381,6 +387,14 @@ def split(
 
 def _copy(wav: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Copy an array of any layout, or a tensor from any device, to float32 on the CPU."""
-    if torch.is_tensor(wav):
-        return wav.detach().to("cpu", torch.float32, copy=True)
-    return torch.from_numpy(np.array(wav, dtype=np.float32))
+    is_tensor = torch.is_tensor(wav)
+    wav = wav if is_tensor else np.asarray(wav)
+    if not (wav.is_floating_point() if is_tensor else wav.dtype.kind == "f"):
+        raise InputError(f"a waveform of {wav.dtype}: full scale is 1 (divide 16 bits by 32768)")
+    if is_tensor:
+        wav = wav.detach().to("cpu", torch.float32, copy=True)
+    else:
+        wav = torch.from_numpy(np.array(wav, dtype=np.float32))
+    if wav.numel() and not wav.abs().max() <= soundio.MAX_LEVEL:  # NaN is not, either
+        raise InputError("a waveform that is not finite, or far beyond full scale, which is 1")
+    return wav

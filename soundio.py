@@ -24,6 +24,7 @@ import decoders
 import headers
 from hparams import RANGES, InputError
 
+MAX_CHANNELS = 1024  # as in libsndfile
 MAX_LEVEL = 1e6  # +120 dB re full scale: louder float samples would overflow the STFT
 
 # A read takes at least this many samples, for speed. Written blocks stay below 65536 samples, above

@@ -9,6 +9,7 @@ Names are compared as people read them: composed Unicode, upper and lower case a
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 import unicodedata
@@ -350,6 +351,45 @@ def find_audio(root: Path) -> list[Path]:
     return [path for folder in _walk(root) for path in _audio_files(folder)]
 
 
+def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
+    """Find what a system has written for some songs.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds, anywhere inside, ``<song>/vocals.*``, ``<song>_vocals.*`` or, made from a file
+        called mixture, ``<song>/mixture_vocals.*``; the same with accompaniment.
+    found : list of Track
+
+    Returns
+    -------
+    dict
+        For each track's name the file of "vocals", of "accompaniment", of both or of neither.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, or holds two files for the same signal of a song.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    songs: dict[str, list[tuple[str, Path]]] = {"vocals": [], "accompaniment": []}
+    for path in find_audio(folder):
+        place = folder.resolve().name / path.relative_to(folder).parent
+        name, _, signal = path.stem.rpartition("_")
+        if _key(signal) in songs:
+            song = place / name if name and _words(name) not in MIXTURE_NAMES else place
+            songs[_key(signal)].append((f"/{_key(song.as_posix())}", path))
+    estimates: dict[str, dict[str, Path]] = {track.name: {} for track in found}
+    for track, (signal, files) in itertools.product(found, songs.items()):
+        paths = [path for song, path in files if song.endswith(f"/{_key(track.name)}")]
+        if len(paths) > 1:
+            raise InputError(f"{paths[0]}: {paths[1]} is {signal} of {track.name!r}, too; keep one")
+        if paths:
+            estimates[track.name][signal] = paths[0]
+    return estimates
+
+
 def _split_entries(root: Path, splits: dict[str, str]) -> Iterator[tuple[Path, str]]:
     """Yield what the folders named in `splits` hold, with its split."""
     for folder in _entries(root):
@@ -490,25 +530,32 @@ def read_channels(track: Track) -> np.ndarray:
         If a file cannot be read to its end, or if numbers of channels do not go together.
     """
     total = measure(track).n_samples
-    decoded = {
-        name: [(part, _whole(part)) for part in parts]
-        for name, parts in track.parts.items()
-        if name != "mixture" or "accompaniment" in track.signals
-    }
-    n_channels = max(len(wav) for parts in decoded.values() for _, wav in parts)
-    summed = {name: np.zeros((n_channels, total), np.float32) for name in decoded}
-    for name, parts in decoded.items():
-        for part, wav in parts:
-            if len(wav) not in (1, n_channels):
-                raise InputError(
-                    f"{part.path}: {len(wav)} channels beside others of {n_channels}; "
-                    "export all with as many"
-                )
-            summed[name][:, : wav.shape[-1]] += wav[:, :total]
-    if "accompaniment" in track.signals and not track.accompaniment:
-        rest = summed.pop("mixture")
-        summed["accompaniment"] = rest - summed["vocals"] if "vocals" in summed else rest
-    return np.stack([summed[name] for name in track.signals])
+    signals = {name: _sum_channels(parts, total) for name, parts in track.parts.items()}
+    n_channels = max(len(wav) for wav in signals.values())
+    for name, wav in signals.items():
+        _check_channels(track.parts[name][0], len(wav), n_channels)
+    if track.mixture:
+        signals["accompaniment"] = signals["mixture"] - signals.get("vocals", np.float32(0))
+    shape = (n_channels, total)
+    return np.stack([np.broadcast_to(signals[name], shape) for name in track.signals])
+
+
+def _sum_channels(parts: tuple[Part, ...], total: int) -> np.ndarray:
+    """Sum whole parts to (n_channels, total); one that ends early is silent from there."""
+    summed = np.zeros((1, total), np.float32)
+    for part in parts:
+        wav = read_part(part)[:, :total]
+        _check_channels(part, len(wav), len(summed))
+        summed = summed + np.pad(wav, ((0, 0), (0, total - wav.shape[-1])))
+    return summed
+
+
+def _check_channels(part: Part, n_channels: int, n_others: int) -> None:
+    if n_channels != n_others and 1 not in (n_channels, n_others):
+        raise InputError(
+            f"{part.path}: {n_channels} channels beside {n_others} of others; "
+            "export all with as many"
+        )
 
 
 def _sum_blocks(parts: tuple[Part, ...], n_samples: int, total: int) -> Iterator[np.ndarray]:
@@ -540,8 +587,8 @@ def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
                 yield sum(block[1:], block[0]) / np.float32(len(block))
 
 
-def _whole(part: Part) -> np.ndarray:
-    """Return a part with its channels, (n_channels, n_samples)."""
+def read_part(part: Part) -> np.ndarray:
+    """Decode one file, or what is taken of it: (n_channels, n_samples), float32."""
     if part.stream is not None:
         return _read_stem(part)
     with soundio.Reader(part.path) as reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,3 +192,34 @@ def spy(monkeypatch) -> list[None]:
 
     monkeypatch.setattr(convolution._Convolution, "apply", counted)
     return used
+
+
+@pytest.mark.parametrize("layout", ["channels last", "channels first", "a slice", "transposed"])
+@pytest.mark.parametrize(("size", "wide", "stride"), [(1, 1, 1), (1, 1, 2), (3, 3, 1), (7, 3, 2)])
+def test_one_column_is_the_convolutions_whatever_the_memory_looks_like(layout, size, wide, stride):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(5, 6, (size, wide), (stride, 1), (size // 2, 0))
+    x = torch.randn(1, 5, 33, wide)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+    if layout == "a slice":
+        x = torch.randn(1, 5, 33, 9).to(memory_format=torch.channels_last)[..., 2 : 2 + wide]
+    if layout == "transposed":
+        x = torch.randn(1, 5, wide, 33).mT
+    expected = layer(x).detach()
+    convolution.prepare(layer)
+    layer.forward = None  # it is not asked
+    with torch.inference_mode():
+        np.testing.assert_allclose(convolution.convolve(x, layer), expected, atol=1e-5)
+
+
+def test_a_prepared_layer_follows_its_type_and_is_not_saved():
+    layer = torch.nn.Conv2d(5, 6, (3, 3), padding=(1, 0))
+    names = set(layer.state_dict())
+    convolution.prepare(layer)
+    assert set(layer.state_dict()) == names
+    x = torch.randn(1, 5, 33, 3)
+    with torch.inference_mode():
+        expected = layer(x)
+        found = convolution.convolve(x.bfloat16(), layer.bfloat16())
+    np.testing.assert_allclose(found.float(), expected, atol=0.1)

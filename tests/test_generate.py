@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -552,7 +553,7 @@ def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, cap
         out, err = capsys.readouterr()
         assert_one_error(err, "bad.wav: not audio")
         if already:
-            assert "2 of 3 are already there (--overwrite separates again)" in out
+            assert "2 of 3 are already there (--overwrite separates again" in out
         else:
             assert "1 of 3 files failed" in err
             assert "already" not in out
@@ -578,6 +579,20 @@ def test_only_what_is_missing_or_older_than_its_song_is_separated_again(checkpoi
     assert generate.main([*words, "--overwrite"]) == 0
     assert os.stat(outputs[0]).st_mtime_ns != stamps[0]
     assert [output.read_bytes() for output in outputs] == before
+
+
+def test_another_length_or_a_newer_checkpoint_is_separated_again(checkpoint, capsys):
+    song("song.wav", 30_000)
+    output = Path("generated/song_vocals.wav")
+    assert generate.main([str(checkpoint), "song.wav", "--start", "0.1", "--duration", "0.2"]) == 0
+    assert soundfile.info(output).frames == 8820
+    assert generate.main([str(checkpoint), "song.wav"]) == 0
+    assert soundfile.info(output).frames == 30_000
+    stamp = os.stat(output).st_mtime_ns
+    newer = shutil.copy(checkpoint, "newer.pth")
+    os.utime(newer, (stamp / 1e9 + 10, stamp / 1e9 + 10))
+    assert generate.main([newer, "song.wav"]) == 0
+    assert os.stat(output).st_mtime_ns != stamp
 
 
 def test_an_empty_folder_is_an_error(checkpoint, capsys):
@@ -691,14 +706,47 @@ def test_a_mask_of_another_song_is_refused(checkpoint, capsys):
         assert generate.main([str(checkpoint), name, *mask]) == 1
         assert_one_error(capsys.readouterr().err, "song_mask.npz", what)
     assert generate.main([str(checkpoint), "another.wav", *mask]) == 0
-    assert "was saved from another file than another.wav" in capsys.readouterr().err
+    assert "was saved with another file (another.wav)" in capsys.readouterr().err
     assert generate.main([str(checkpoint), "song.wav", "--mask", "none.npz", "--overwrite"]) == 1
     assert_one_error(capsys.readouterr().err, "none.npz: no such mask")
     assert generate.main([str(checkpoint), "song.wav", "slower.wav", *mask]) == 2
     assert made() == ["another_vocals.wav", "song_mask.npz", "song_vocals.wav"]
 
 
+def test_a_mask_replaces_the_stems_that_were_saved_with_it(checkpoint):
+    """The two commands of --help, one after the other, on a song that ends where a unit does."""
+    song("song.wav", (256 * 2 - 5) * 512)
+    assert generate.main([str(checkpoint), "song.wav", "--save-mask"]) == 0
+    before = codes("generated/song_vocals.wav")
+    words = ["--mask", "generated/song_mask.npz", "--set", "noise_gate=0.45"]
+    assert generate.main([str(checkpoint), "song.wav", *words]) == 0
+    after = codes("generated/song_vocals.wav")
+    assert 0 < np.abs(after).sum() < np.abs(before).sum()
+
+
+@pytest.mark.parametrize("option", ["--save-mask", "--report"])
+def test_a_song_that_breaks_off_leaves_nothing_of_any_kind(checkpoint, capsys, option):
+    wav = np.random.default_rng(0).uniform(-0.5, 0.5, (300_000, 2))
+    wav[290_000] = np.nan
+    soundfile.write("song.wav", wav, 44100, "FLOAT")
+    assert generate.main([str(checkpoint), "song.wav", option]) == 1
+    gc.collect()
+    assert_one_error(capsys.readouterr().err, "song.wav: 2 non-finite samples")
+    assert made() == []
+
+
 # --- A page to listen to ------------------------------------------------------------------------
+
+
+def test_a_song_that_is_shorter_than_promised_has_its_page(checkpoint, capsys):
+    path = song("song.flac", 300_000, format="FLAC")
+    path.write_bytes(path.read_bytes()[:400_000])
+    words = [str(checkpoint), "song.flac", "--report", "--allow-truncated"]
+    assert generate.main(words) == 0
+    assert made() == ["song.html", "song_vocals.wav"]
+    n_samples = soundfile.info("generated/song_vocals.wav").frames
+    assert 50_000 < n_samples < 300_000
+    assert f": {n_samples / 44100:.1f} s in " in capsys.readouterr().out
 
 
 def test_the_report_shows_the_song_and_its_settings(checkpoint):

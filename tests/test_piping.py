@@ -87,7 +87,7 @@ def test_raw_sound_comes_as_it_was_sent(encoding):
     expected = soundio.convert_codes(codes, ENCODINGS[encoding], other)
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expected)
     with PipeReader(io.BytesIO(content), raw) as reader:
-        wav = np.concatenate(list(reader.float_blocks(999)), axis=1)
+        wav = np.concatenate(list(reader.blocks(999, soundio.SampleFormat("FLOAT", None))), axis=1)
     np.testing.assert_array_equal(wav, soundio.to_float(codes, ENCODINGS[encoding]))
 
 

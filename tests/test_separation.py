@@ -155,6 +155,17 @@ def test_what_is_no_waveform_is_refused(separator):
             separator.separate(np.zeros(500, np.float32), rate)
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_what_is_not_scaled_to_1_or_not_finite_is_refused(separator, as_tensor):
+    whole, broken = np.ones(500, np.int16), np.zeros(500)
+    broken[7] = np.nan
+    for wav, what in ((whole, r"int16: full scale is 1"), (broken, "not finite")):
+        with pytest.raises(InputError, match=what):
+            separator.separate(torch.from_numpy(wav) if as_tensor else wav, 16000)
+    with pytest.raises(InputError, match="not finite"):
+        separator.stream(16000, 1).push(np.full((1, 5), np.inf))
+
+
 def test_a_stream_says_at_once_how_it_is_used_wrongly(separator):
     stream = separator.stream(16000, 2)
     for wrong in (np.zeros(500), np.zeros((1, 500)), np.zeros((3, 500))):
@@ -206,7 +217,7 @@ def test_memory_does_not_grow_with_the_song():
 # --- What comes out -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
 @pytest.mark.parametrize("mask_settings", [SOFT, BINARY, {**SOFT, "noise_gate": 0.4}])
 def test_blocks_give_what_the_whole_song_gives_at_once(monkeypatch, sample_rate, mask_settings):
     # Where blocks and slices round differently, a mask may fall to the other of two 8-bit levels.

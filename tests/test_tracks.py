@@ -273,6 +273,37 @@ def test_blocks_of_any_size_are_the_same_music(tmp_path, n_samples):
     np.testing.assert_array_equal(read(track, n_samples), read(track, 1000))
 
 
+def test_whole_tracks_keep_their_channels_and_their_mean_is_what_blocks_give(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shape in (("vox", (900, 2)), ("bv", 1000), ("bass", (700, 2)), ("drums", 600)):
+        write(tmp_path / f"song/{name}.wav", rng.uniform(-0.5, 0.5, shape))
+    (track,) = tracks.find_tracks(tmp_path).tracks
+    both = tracks.read_channels(track)
+    assert (both.shape, both.dtype) == ((2, 2, 1000), np.float32)
+    np.testing.assert_allclose(both.mean(1), read(track), atol=1e-6)
+    vox, bv = (soundfile.read(tmp_path / f"song/{name}.wav")[0] for name in ("vox", "bv"))
+    np.testing.assert_allclose(both[0, 1, :900], vox[:, 1] + bv[:900], atol=1e-6)
+
+
+def test_whole_tracks_subtract_the_vocals_of_a_mixture_and_take_single_channels(tmp_path):
+    wav = np.random.default_rng(0).uniform(-0.5, 0.5, (1010, 2))
+    write(tmp_path / "a/song/mixture.wav", wav)
+    write(tmp_path / "a/song/vocals.wav", 0.5 * wav[:1000])
+    (track,) = tracks.find_tracks(tmp_path / "a").tracks
+    np.testing.assert_allclose(tracks.read_channels(track)[1], 0.5 * wav[:1000].T, atol=1e-7)
+    write(tmp_path / "b/Wavfile/amy_1_01.wav", wav)
+    (track,) = tracks.find_tracks(tmp_path / "b").tracks
+    np.testing.assert_allclose(tracks.read_channels(track), wav.T[::-1, None], atol=1e-7)
+
+
+def test_stems_of_three_and_two_channels_do_not_go_together(tmp_path):
+    write(tmp_path / "song/vocals.wav", np.zeros((100, 3)))
+    write(tmp_path / "song/bass.wav", np.zeros((100, 2)))
+    (track,) = tracks.find_tracks(tmp_path).tracks
+    with pytest.raises(InputError, match=r"bass\.wav: 2 channels beside 3 of others"):
+        tracks.read_channels(track)
+
+
 def test_stem_mp4_without_its_package_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "stempeg", None)
     (tmp_path / "train").mkdir()
