@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,6 +89,7 @@ class Task:
     explicit: tuple[tuple[str, Any], ...]  # what --set named
     seconds: float | None
     both_masks: bool = False
+    v3: bool | None = None  # as `scoring.score_song` takes it
 
 
 class Job(NamedTuple):
@@ -153,8 +156,8 @@ def add_song_options(parser: argparse.ArgumentParser, split: str) -> None:
         "--workers",
         type=commandline.positive_count,
         metavar="N",
-        help="processes, each with one song and one thread; 1.5 GB each for songs of 4 minutes, "
-        "and more for more systems (default: one a core)",
+        help="processes, each with one song and one thread; 3 GB each for stereo songs of 4 "
+        "minutes (default: one a core)",
     )
 
 
@@ -168,6 +171,12 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="also score the files of another system: <song>/vocals.wav or <song>_vocals.wav, and "
         "the same with accompaniment, which otherwise is mixture − vocals; several times",
+    )
+    parser.add_argument(
+        "--v3",
+        action=argparse.BooleanOptionalAction,
+        help="BSSEval v3 (GNSDR, GSIR, GSAR) on the mean of the channels; by default of mono songs "
+        "only, as it takes three times as long as all else",
     )
     parser.add_argument(
         "--output",
@@ -255,7 +264,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, own: list[str
 
     device = str(commandline.device_of(args, parser)) if args.checkpoint else "cpu"
     explicit = tuple(parse_settings(args.settings).items())
-    task = Task(args.root, args.checkpoint, device, hp, explicit, args.seconds, args.both_masks)
+    task = Task(
+        args.root, args.checkpoint, device, hp, explicit, args.seconds, args.both_masks, args.v3
+    )
     about = describe(task, found.layout, names)
     learnt = learnt_names(args.checkpoint)
     with Journal(output, about, args.overwrite) as journal:
@@ -340,6 +351,7 @@ def describe(task: Task, layout: str, estimates: list[str]) -> dict[str, Any]:
     about: dict[str, Any] = {
         "dataset": {"name": task.root.resolve().name, "layout": layout},
         "seconds": task.seconds,
+        "v3": task.v3,
         "estimates": estimates,
         "checkpoint": None,
         "hparams": dataclasses.asdict(task.hp),
@@ -452,7 +464,7 @@ def score_track(task: Task, job: Job) -> Record:
             for name, files in job.estimates.items()
         },
         "notes": notes,
-        **scoring.score_song(references, estimates, rate),
+        **scoring.score_song(references, estimates, rate, task.v3),
     }
 
 
@@ -634,11 +646,16 @@ def report(records: list[Record], summary: dict[str, Any], n_failed: int) -> Non
     """Print the table, and what it does not show."""
     from scoring import METRICS, STEMS
 
+    metrics = [
+        m
+        for m in METRICS
+        if any(of[s][m.name]["n_songs"] for of in summary.values() for s in STEMS)
+    ]
     widths = max([len(system) for system in summary] + [13]) + 1
     for stem in STEMS if records else ():
-        print(f"\n{stem.ljust(widths)}" + "".join(f"{m.label:>8}     " for m in METRICS))
+        print(f"\n{stem.ljust(widths)}" + "".join(f"{m.label:>8}     " for m in metrics).rstrip())
         for system in ordered(summary):
-            cells = [summary[system][stem][metric.name] for metric in METRICS]
+            cells = [summary[system][stem][metric.name] for metric in metrics]
             shown = [cell_text(cell, system not in NO_SYSTEMS) for cell in cells]
             print((system.ljust(widths) + "".join(shown)).rstrip())
     minutes = sum(record["seconds"] for record in records) / 60
@@ -694,15 +711,18 @@ def plot(path: Path, records: list[Record]) -> None:
 
     systems = ordered(records[0]["scores"]) if records else []
     figures = []
-    for metric in METRICS:
-        name = {"nsdr": "NSDR", "v3_sir": "SIR, v3", "v3_sar": "SAR, v3"}
-        for stem in STEMS:
-            strips = {
-                system: [song_score(r["scores"][system][stem], metric.name) for r in records]
-                for system in systems
-            }
-            title = f"{name.get(metric.name, metric.label)} of the {stem} [dB], one ○ a song"
-            figures.append(Strips(title, strips))
+    for stem, metric in product(STEMS, METRICS):
+        strips = {
+            system: [song_score(r["scores"][system][stem], metric.name) for r in records]
+            for system in systems
+        }
+        label, note = metric.label.removeprefix("G"), ""
+        if metric.name == "sar":  # 80 dB of nothing but rounding would press the others together
+            note = "; the floor has no artifacts"
+            strips.pop(NO_SYSTEMS[0], None)
+        is_there = any(math.isfinite(value) for values in strips.values() for value in values)
+        if is_there and not metric.name.startswith("v3"):
+            figures.append(Strips(f"{label} of the {stem} [dB], one ○ a song{note}", strips))
     text = svg(figures)
     outputs.replace_atomically(path, lambda file: file.write(text.encode()))
 

@@ -53,7 +53,7 @@ PIPE = Path("-")
 FILES_ONLY = ("background", "save_mask", "mask", "report", "format", "subtype", "start", "duration")
 RAW = ("sample_format", "rate", "channels")
 MASK_BYTES = 50_000  # of a saved mask and of a page, a second at most: for the check of the disk
-REPORT_BYTES = 50_000
+REPORT_BYTES = 60_000
 REPORT_SECONDS = 600  # a page shows no more of a song
 STEMS = ("vocals", "accompaniment")
 PACKET = 0.02  # seconds of live sound that are worked on at a time
@@ -118,14 +118,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
     parser.add_argument(
         "audio",
-        type=Path,
+        type=as_path,
         nargs="*",
         help="songs (wav, flac, ogg, mp3, aiff …, m4a with PyAV or ffmpeg), folders of them, or -: "
         "wav or raw PCM from standard input, to standard output",
     )
     files = parser.add_argument_group("what is written")
     files.add_argument(
-        "--output-dir", type=Path, default=Path("generated"), help="made if missing (%(default)s)"
+        "--output-dir",
+        type=as_path,
+        default=Path("generated"),
+        help="made if missing (%(default)s)",
     )
     files.add_argument(
         "--background", action="store_true", help="also write <name>_accompaniment.wav"
@@ -143,12 +146,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     song = parser.add_argument_group("how a song is taken")
     song.add_argument("--start", type=as_seconds, default=0.0, help="seconds into the song (0)")
-    song.add_argument("--duration", type=as_seconds, help="seconds of it (all)")
+    song.add_argument("--duration", type=as_duration, help="seconds of it (all)")
     song.add_argument(
         "--per-channel", action="store_true", help="a mask for every channel, not one for all"
     )
     song.add_argument(
-        "--mask", type=Path, help="a saved mask: render again, without asking the network"
+        "--mask", type=as_path, help="a saved mask: render again, without asking the network"
     )
     song.add_argument(
         "--allow-truncated", action="store_true", help="take files shorter than they promise"
@@ -187,6 +190,20 @@ def as_seconds(text: str) -> float:
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more seconds")
     return float(text)
+
+
+def as_duration(text: str) -> float:
+    """Read a time that is not 0 for argparse."""
+    if not as_seconds(text):
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
+    return float(text)
+
+
+def as_path(text: str) -> Path:
+    """Read a path for argparse: an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(text)
 
 
 def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
@@ -231,10 +248,15 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
     songs, failed = [], []
     for root in args.audio:
         try:
-            songs += songs_of(root, args.output_dir)
+            found, closed = songs_of(root, args.output_dir)
         except InputError as error:
             complain(error)
             failed.append(root)
+            continue
+        songs += found
+        failed += closed
+        for folder in closed:
+            complain(f"{folder}: permission denied (change its permissions)")
     if args.mask and len(songs) > 1:
         raise UsageError(f"--mask: belongs to one song, not to {len(songs)}")
     inputs = identities(path for path, _ in songs)
@@ -264,21 +286,26 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
     return jobs, failed, n_done
 
 
-def songs_of(root: Path, output_dir: Path) -> list[tuple[Path, Path]]:
+def songs_of(root: Path, output_dir: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """List songs, each with the folder that its outputs go to within that of all outputs.
 
-    A folder keeps its tree; what an earlier run wrote into it is no song.
+    A folder keeps its tree; what an earlier run wrote into it is no song. Folders that cannot be
+    read are listed, too.
     """
     import tracks
 
-    if not root.is_dir():
-        return [(root, Path())]
-    outputs, songs = output_dir.resolve(), tracks.find_audio(root)
-    if outputs.is_relative_to(root.resolve()) and outputs != root.resolve():
-        songs = [path for path in songs if not path.resolve().is_relative_to(outputs)]
-    if not songs:
+    if not os.path.isdir(root):
+        return [(root, Path())], []
+    songs, closed = tracks.find_audio(root)
+    outputs = Path(os.path.realpath(output_dir))
+    if outputs == Path(os.path.realpath(root)):
+        stems = {(path.parent, path.stem + f"_{stem}") for path in songs for stem in STEMS}
+        songs = [path for path in songs if (path.parent, path.stem) not in stems]
+    else:
+        songs = [p for p in songs if not Path(os.path.realpath(p)).is_relative_to(outputs)]
+    if not songs and not closed:
         raise InputError(f"{root}: no audio files in this folder (name another one)")
-    return [(path, path.parent.relative_to(root)) for path in songs]
+    return [(path, path.parent.relative_to(root)) for path in songs], closed
 
 
 def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
@@ -303,14 +330,14 @@ def check_job(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespac
         info = reader.info
     fmt = choose_format(info, args.format or "wav", args.subtype)
     is_input = identities(job.outputs.values()).keys() & inputs.keys()
-    if not (args.overwrite or args.mask or is_input) and is_done(job, info, args):
+    if not (args.overwrite or args.mask or is_input) and is_done(job, info, fmt, args):
         return False
     check_outputs(sizes_of(job, info, fmt, args), inputs)
     return True
 
 
-def is_done(job: Job, info: AudioInfo, args: argparse.Namespace) -> bool:
-    """Return whether all outputs are there, as long as the song and younger than what made them."""
+def is_done(job: Job, info: AudioInfo, fmt: OutputFormat, args: argparse.Namespace) -> bool:
+    """Return whether all outputs are there, like the song and younger than what made them."""
     import soundio
     from headers import MP3_FRAME
 
@@ -323,6 +350,7 @@ def is_done(job: Job, info: AudioInfo, args: argparse.Namespace) -> bool:
     return (
         min(written) >= max(made_of)
         and (found.sample_rate, found.n_channels) == (info.sample_rate, info.n_channels)
+        and (found.sample_format == fmt.sample_format or fmt.container in ("ogg", "mp3"))
         and abs(found.n_samples - info.n_samples) <= MP3_FRAME
     )
 
@@ -343,7 +371,7 @@ def sizes_of(
     n_masks = info.n_channels if args.per_channel else 1
     sizes = {
         "mask": 10_000 + int(MASK_BYTES * n_masks * info.seconds),
-        "report": 1_500_000 + int(REPORT_BYTES * min(info.seconds, REPORT_SECONDS)),
+        "report": 400_000 + int(REPORT_BYTES * min(info.seconds, REPORT_SECONDS)),
     }
     return {path: sizes.get(kind, predicted_bytes(info, fmt)) for kind, path in job.outputs.items()}
 
@@ -380,6 +408,8 @@ def attempt(separator: Separator, job: Job, args: argparse.Namespace) -> bool:
 def warn_of(reader: soundio.Reader | PipeReader, n_limited: int) -> None:
     """Tell what was odd about a sound, and what was done about it."""
     warnings = [*reader.info.warnings, *getattr(reader, "warnings", ())]
+    if getattr(reader, "n_clipped", 0):
+        warnings.append(f"{reader.n_clipped} samples beyond full scale clipped (--subtype FLOAT)")
     if reader.n_fixed:
         warnings.append(f"{reader.n_fixed} non-finite samples taken as silence")
     if n_limited:
@@ -527,10 +557,11 @@ def pipe(separator: Separator, args: argparse.Namespace) -> int:
     raw = None
     if args.sample_format:
         raw = RawFormat(args.rate, args.channels, args.sample_format)
-    # Unbuffered: a buffer would wait until it is full.
-    reader = PipeReader(
-        sys.stdin and sys.stdin.buffer.raw, raw, args.allow_truncated, args.fix_nonfinite
-    )
+    # Unbuffered: a buffer would wait until it is full. Blocking: or "nothing yet" is the end.
+    stdin = sys.stdin and sys.stdin.buffer.raw
+    if stdin:
+        os.set_blocking(stdin.fileno(), True)
+    reader = PipeReader(stdin, raw, args.allow_truncated, args.fix_nonfinite)
     info, n_limited, watch = reader.info, 0, Stopwatch()
     stream = separator.stream(
         info.sample_rate, info.n_channels, live=args.live, per_channel=args.per_channel

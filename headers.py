@@ -30,7 +30,7 @@ def check_length(fd: int, sound: soundfile.SoundFile) -> tuple[int, str, str]:
     start, n_bytes = _skip_id3(fd), os.fstat(fd).st_size
     magic = os.pread(fd, 4, start)
     if magic == b"OggS":
-        return sound.frames, "" if _ogg_ends(fd, n_bytes) else "its end is missing", ""
+        return sound.frames, _check_ogg(fd, n_bytes), ""
     if sound.format == "MP3":
         return _check_mp3_length(fd, start, n_bytes, sound.frames)
     if sound.format == "AAC":
@@ -129,15 +129,22 @@ def _skip_id3(fd: int) -> int:
     return 10 + size
 
 
-def _ogg_ends(fd: int, n_bytes: int) -> bool:
-    """Say whether an Ogg file's last page is whole and marked as the last."""
+def _check_ogg(fd: int, n_bytes: int) -> str:
+    """Say what is wrong with the end of an Ogg file, "" for nothing.
+
+    Its last page must be whole, marked as the last, and of the stream that the first page began:
+    of several that follow each other, as in recorded radio, libsndfile reads the first.
+    """
     tail = os.pread(fd, 65536, max(0, n_bytes - 65536))  # a page has at most 65307 bytes
     page = tail[max(0, tail.rfind(b"OggS")) :]
     if len(page) < 27:
-        return False
+        return "its end is missing"
     n_segments = page[26]
     n_page = 27 + n_segments + sum(page[27 : 27 + n_segments])
-    return bool(page[5] & 4) and n_page <= len(page)
+    if not page[5] & 4 or n_page > len(page):
+        return "its end is missing"
+    is_one = os.pread(fd, 4, 14) == page[14:18]  # the stream's serial number
+    return "" if is_one else "several sounds in one file, of which only the first can be read"
 
 
 def _check_mp3_length(fd: int, start: int, n_bytes: int, n_samples: int) -> tuple[int, str, str]:

@@ -22,7 +22,7 @@ FORMAT = "vocal-mask mask 1"
 MAX_ENTRY_BYTES = 2**28  # of a stretch of columns, unpacked: more is no mask of ours
 DAMAGE = (  # what a broken zip and its contents raise
     *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError),
-    *(EOFError, RuntimeError, NotImplementedError, struct.error),
+    *(EOFError, RuntimeError, NotImplementedError, MemoryError, struct.error),
 )
 _NEVER = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: same run, same bytes
 

@@ -161,6 +161,8 @@ class PipeReader:
                 yield convert_codes(codes.T, native, sample_format or native)
             if n_whole < n_samples:
                 break
+        if not self.n_read:
+            raise _empty()
         if len(data) % self.raw.width:
             n_lost = len(data) % self.raw.width
             self.warnings.append(f"{n_lost} bytes at the end are no whole sample, and ignored")
@@ -189,15 +191,16 @@ class PipeReader:
         """Take as `_take`, but nothing that follows the data chunk."""
         if self._n_left is None:
             return self._take(n_bytes)
+        if not self._n_left:
+            return b""
         data = self._take(min(n_bytes, self._n_left))
         self._n_left -= len(data)
         if not self._n_left:
             self._ahead = self._take(9)
-            # The 32 bits of a WAV's length wrap at 4 GiB: whole sound follows, not a chunk.
-            if len(self._ahead) == 9 and not _is_chunk(self._ahead):
-                self.warnings.append("longer than its header says, which cannot hold its length")
-                self._n_left = None
-                return data + self._take(n_bytes - len(data))
+            is_padding = len(self._ahead) <= 1  # an odd number of bytes is made even
+            if not is_padding and not (len(self._ahead) == 9 and _is_chunk(self._ahead)):
+                self.warnings.append("what follows its data chunk is ignored")
+            self._ahead = b""
         return data
 
     def _read_header(self) -> tuple[RawFormat, int | None]:

@@ -167,7 +167,10 @@ def ideals(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, n
 
 
 def score_song(
-    references: np.ndarray, estimates: dict[str, np.ndarray], sample_rate: int
+    references: np.ndarray,
+    estimates: dict[str, np.ndarray],
+    sample_rate: int,
+    v3: bool | None = None,
 ) -> dict[str, Any]:
     """Score all systems on one song, the mixture as ``floor`` among them.
 
@@ -178,6 +181,8 @@ def score_song(
         By system.
     sample_rate : int
         Of which BSSEval's frames take one second.
+    v3 : bool, optional
+        Whether to take BSSEval v3, too; by default of mono songs, of which it has been reported.
 
     Returns
     -------
@@ -187,7 +192,7 @@ def score_song(
         ``sdr``, ``isr``, ``sir``, ``sar`` (BSSEval v4, a number a frame) and, of the whole song,
         ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3 on the mean of the channels), ``nsdr``
         (``v3_sdr`` minus that of the floor) and ``si_sdr``, not below `WORST_DB`. None is a score
-        that does not exist: of a silent frame, or of a silent song.
+        that does not exist: of a silent frame, of a silent song, or one that was not taken.
     """
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
@@ -199,8 +204,11 @@ def score_song(
         name: silent_frames(guess, sample_rate) & ~silent["reference"]
         for name, guess in zip(estimates, guesses, strict=True)
     }
-    mono = torch.stack([_to_16_bits(estimate.mean(1)) for estimate in estimates.values()])
-    whole = bsseval.bss_eval_v3(_to_16_bits(references.mean(1)), mono)
+    missing = torch.full((len(estimates), len(STEMS)), math.nan)
+    whole = bsseval.WholeScores(missing, missing, missing)
+    if v3 or (v3 is None and references.shape[1] == 1):
+        mono = torch.stack([_to_16_bits(estimate.mean(1)) for estimate in estimates.values()])
+        whole = bsseval.bss_eval_v3(_to_16_bits(references.mean(1)), mono)
     scores: SongScores = {}
     for i, (system, estimate) in enumerate(estimates.items()):
         scores[system] = {}
@@ -286,8 +294,10 @@ def summarise(songs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict
             for s in (FLOOR, system, CEILING)
         )
         share = (here - low) / (high - low) if high - low > 0.01 else math.nan
+        summary[system][stem][metric.name]["share"] = share
+    for system, stem, metric in product(systems, STEMS, METRICS):
         cell = summary[system][stem][metric.name]
-        cell["value"], cell["share"] = _numbers([here, share])
+        cell["value"], cell["share"] = _numbers([cell["value"], cell["share"]])
     return summary
 
 

@@ -82,8 +82,11 @@ class Separator:
         Raises
         ------
         InputError
-            If the checkpoint is missing or damaged, or contradicts `explicit`.
+            If the checkpoint is missing or damaged, or contradicts `explicit`, or there is no such
+            device.
         """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {device}: this torch sees no CUDA device (use cpu)")
         checkpoint = networks.load_checkpoint(Path(path))
         model, hp = networks.restore_model(Path(path), checkpoint)
         for name, value in (explicit or {}).items():
@@ -202,6 +205,8 @@ class Stream:
         self.separator, hp, device = separator, separator.hp, separator.device
         self.per_channel, self.saved, self.on_mask = per_channel, saved, on_mask
         self.grid = grid = audio.grid_at(sample_rate, hp)
+        # Many channels go through in shorter blocks, so that memory stays what it is.
+        self.block_frames = max(16, separator.block_frames // -(-n_channels // 4))
         self.n_pushed = self.n_returned = 0  # samples
         self.n_seen = 0  # frames
         self.is_finished = False
@@ -226,7 +231,7 @@ class Stream:
     @property
     def least_frames(self) -> int:
         """Frames that must be there before they are worked off."""
-        return self.separator.block_frames if self.past is None else 1
+        return self.block_frames if self.past is None else 1
 
     @property
     def delay(self) -> int:
@@ -270,7 +275,7 @@ class Stream:
         """Work off `n_frames` more frames; the song has `n_song`, None while it goes on."""
         if n_frames <= 0:
             return torch.zeros(len(self.carry), 0)
-        grid, most = self.grid, self.separator.block_frames
+        grid, most = self.grid, self.block_frames
         samples = torch.cat(self.waiting, -1)
         units = []
         for start in range(0, n_frames, most):

@@ -233,6 +233,7 @@ class Reader:
         self._fix_nonfinite = fix_nonfinite
         self._position = 0  # in the file
         self.n_fixed = 0  # non-finite samples zeroed so far
+        self.n_clipped = 0  # samples beyond full scale, which the codes asked for cannot hold
 
     @property
     def n_read(self) -> int:
@@ -277,6 +278,8 @@ class Reader:
                 yield to_codes(block, wanted)
         elif native.bits is None:
             for block in self._read(n_samples, "float32" if subtype == "FLOAT" else "float64"):
+                if wanted.bits is not None:
+                    self.n_clipped += int((np.abs(block) > 1).sum())
                 yield convert_codes(block, native, wanted)
         else:
             for block in self._read(n_samples, "int32"):  # libsndfile fills the upper bits

@@ -10,6 +10,7 @@ Names are compared as people read them: composed Unicode, upper and lower case a
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import types
 import unicodedata
@@ -346,9 +347,18 @@ def _refuse_twins(folder: Path, files: list[Path]) -> None:
         raise InputError(f"{folder}: the same stem more than once: {_names(twins)}; keep one")
 
 
-def find_audio(root: Path) -> list[Path]:
-    """List the audio files in a folder and in those inside it, by their extension, in order."""
-    return [path for folder in _walk(root) for path in _audio_files(folder)]
+def find_audio(root: Path) -> tuple[list[Path], list[Path]]:
+    """List the audio files in a folder and in those inside it, by their extension, in order.
+
+    Returns
+    -------
+    found, closed : list of Path
+        The files, and the folders that could not be read.
+    """
+    found, closed = [], []
+    for folder in _walk(root, closed):
+        found += _audio_files(folder)
+    return found, closed
 
 
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
@@ -398,21 +408,28 @@ def _split_entries(root: Path, splits: dict[str, str]) -> Iterator[tuple[Path, s
                 yield path, splits[_key(folder.name)]
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield a folder and those inside it, once each: a link that leads back is not followed."""
+def _walk(root: Path, closed: list[Path] | None = None) -> Iterator[Path]:
+    """Yield a folder and those inside it, once each: a link that leads back is not followed.
+
+    What may not be read goes into `closed`, or raises InputError where there is none.
+    """
     seen, waiting = set(), [root]
     while waiting:
         folder = waiting.pop(0)
         status = folder.stat()
-        if (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
-            yield folder
-            waiting += [path for path in _entries(folder) if path.is_dir()]
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if closed is not None and not os.access(folder, os.R_OK | os.X_OK):
+            closed.append(folder)
+            continue
+        yield folder
+        waiting += [path for path in _entries(folder) if os.path.isdir(path)]
 
 
 def _entries(folder: Path) -> list[Path]:
     """List a folder in one order everywhere, without what operating systems leave behind."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     try:
         paths = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
@@ -423,7 +440,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _audio_files(folder: Path) -> list[Path]:
     """List the audio files of a folder; a dangling link is one, to be complained of later."""
-    return [p for p in _entries(folder) if p.suffix.lower() in AUDIO and not p.is_dir()]
+    return [p for p in _entries(folder) if p.suffix.lower() in AUDIO and not os.path.isdir(p)]
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -595,6 +595,50 @@ def test_another_length_or_a_newer_checkpoint_is_separated_again(checkpoint, cap
     assert os.stat(output).st_mtime_ns != stamp
 
 
+def test_stems_beside_their_songs_are_no_songs_of_the_next_run(checkpoint, capsys):
+    Path("in").mkdir()
+    song("in/a.wav", 3000)
+    for already in (False, True):
+        words = [str(checkpoint), "in", "--output-dir", "in", "--background"]
+        assert generate.main(words) == 0
+        assert made("in") == ["a.wav", "a_accompaniment.wav", "a_vocals.wav"]
+        assert ("1 of 1 is already there" in capsys.readouterr().out) == already
+
+
+def test_float_samples_beyond_full_scale_are_counted_where_the_format_clips_them(
+    checkpoint, capsys
+):
+    soundfile.write("loud.wav", np.linspace(-2, 2, 4001), 44100, "FLOAT")
+    assert generate.main([str(checkpoint), "loud.wav"]) == 0
+    assert "clipped" not in capsys.readouterr().err
+    assert generate.main([str(checkpoint), "loud.wav", "--subtype", "PCM_24"]) == 0
+    assert "2000 samples beyond full scale clipped" in capsys.readouterr().err
+
+
+def test_an_ogg_of_several_sounds_is_told(checkpoint, capsys):
+    for name in "ab":
+        soundfile.write(f"{name}.ogg", np.zeros(3000), 44100)
+    Path("chain.ogg").write_bytes(Path("a.ogg").read_bytes() + Path("b.ogg").read_bytes())
+    assert generate.main([str(checkpoint), "a.ogg"]) == 0
+    assert generate.main([str(checkpoint), "chain.ogg"]) == 1
+    assert_one_error(capsys.readouterr().err, "chain.ogg: several sounds in one file")
+
+
+def test_a_closed_folder_does_not_hide_the_others(checkpoint, capsys, monkeypatch):
+    for name in ("in/a.wav", "in/no/b.wav"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        song(name, 3000)
+    access = os.access  # root may read everything: say no in its place
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: "no" not in str(path) and access(path, mode)
+    )
+    assert generate.main([str(checkpoint), "in"]) == 1
+    err = capsys.readouterr().err
+    assert_one_error(err, "in/no: permission denied")
+    assert "1 of 2 files failed: in/no" in err
+    assert made() == ["a_vocals.wav"]
+
+
 def test_an_empty_folder_is_an_error(checkpoint, capsys):
     Path("empty").mkdir()
     assert generate.main([str(checkpoint), "empty"]) == 1

@@ -107,14 +107,19 @@ def test_chunks_around_the_sound_are_not_heard():
     np.testing.assert_array_equal(read_all(content), [np.arange(1001) % 256 - 128])
 
 
-def test_a_length_that_wrapped_at_4_gib_does_not_end_the_sound():
+def test_what_follows_the_sound_is_ignored_as_in_a_file():
     data = np.arange(-1000, 1000, dtype="<i2").tobytes()
-    with PipeReader(io.BytesIO(wav_bytes(data, size=500))) as reader:
-        for n_samples in (250, 100):  # the header's length falls inside a block and between two
-            codes = np.concatenate(list(reader.blocks(n_samples)), axis=1)
-            np.testing.assert_array_equal(codes, [range(-1000, 1000)])
-            assert ["longer than its header" in text for text in reader.warnings] == [True]
-            reader.__init__(io.BytesIO(wav_bytes(data, size=510)))
+    for n_samples in (250, 100):  # the header's length falls between two blocks and inside one
+        reader = PipeReader(io.BytesIO(wav_bytes(data, size=500)))
+        codes = np.concatenate(list(reader.blocks(n_samples)), axis=1)
+        np.testing.assert_array_equal(codes, [range(-1000, -750)])
+        assert reader.warnings == ["what follows its data chunk is ignored"]
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 2])
+def test_a_header_without_a_sound_is_an_error(size):
+    with pytest.raises(InputError, match="standard input"):
+        read_all(wav_bytes(b"", size=size))
 
 
 def test_a_sound_that_ends_early_is_an_error_unless_allowed():
