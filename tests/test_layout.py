@@ -34,7 +34,7 @@ ROWS = (
     ("outputs", "piping"),
     ("tracks", "dataset", "model"),
     ("separation", "sampling", "building", "roofline", "report"),
-    ("validation",),
+    ("validation", "scoring"),
     ("training",),
     ("planning",),
     ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "demo"),
