@@ -935,6 +935,7 @@ def test_a_microphone_is_separated_to_the_loudspeakers_until_ctrl_c(
     module = type(sys)("sounddevice")
     module.Stream, module.PortAudioError = Card, type("PortAudioError", (Exception,), {})
     monkeypatch.setitem(sys.modules, "sounddevice", module)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # other tests may want more
     stems = {}
     for stem in ("vocals", "accompaniment"):
         assert generate.main([str(checkpoint), "--live", "--stem", stem]) == 130

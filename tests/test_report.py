@@ -520,6 +520,7 @@ def page(request, browser, page_file) -> Iterator[Browser]:
     assert browser.problems() == []
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_the_page_fits_its_screen_and_names_what_can_be_operated(page):
     assert page.get("document.documentElement.scrollWidth <= innerWidth")
     assert page.get("[...document.images].every(image => image.naturalHeight > 140)")
@@ -534,6 +535,7 @@ def test_the_page_fits_its_screen_and_names_what_can_be_operated(page):
     assert page.get("byId('time').textContent") == "0:00 / 0:06"
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_playing_moves_clock_and_playhead_at_the_songs_pace_until_it_is_paused(page):
     page.act("#play")
     page.wait_for("position() > 0.2")
@@ -553,6 +555,7 @@ def test_playing_moves_clock_and_playhead_at_the_songs_pace_until_it_is_paused(p
     assert page.get("play.getAttribute('aria-label')") == "Play"
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_tracks_are_switched_while_the_song_goes_on(page):
     page.act("#play")
     page.wait_for("position() > 0.1")
@@ -577,6 +580,7 @@ def test_tracks_are_switched_while_the_song_goes_on(page):
     assert page.get("sources.length") == 2
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_clicks_taps_drags_and_keys_seek_where_they_should(page):
     shown = page.get("SHOWN")
     for x in (0.25, 0.75):
@@ -601,6 +605,7 @@ def test_clicks_taps_drags_and_keys_seek_where_they_should(page):
     assert page.get("sources.length") == 0
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_a_drag_with_the_mouse_seeks_all_along(browser, page_file):
     browser.open(page_file, *VIEWS["desk"])
     places = [browser.place("#pictures", x, 0.02) for x in (0.2, 0.4, 0.6)]
@@ -613,6 +618,7 @@ def test_a_drag_with_the_mouse_seeks_all_along(browser, page_file):
     assert browser.get("position() / SHOWN") == pytest.approx(0.6, abs=0.01)
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_a_finger_that_scrolls_does_not_seek(browser, page_file):
     browser.open(page_file, *VIEWS["phone"])
     start = browser.place("figure[data-track=mixture]")
@@ -626,6 +632,7 @@ def test_a_finger_that_scrolls_does_not_seek(browser, page_file):
     assert browser.get("position()") == 0
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_the_song_stops_at_its_end_and_starts_again_from_its_beginning(page):
     page.get("goTo(SECONDS - 0.3)")
     page.act("#play")
@@ -637,6 +644,7 @@ def test_the_song_stops_at_its_end_and_starts_again_from_its_beginning(page):
 
 
 @pytest.mark.parametrize(("sample_rate", "n_channels"), [(4000, 1), (8000, 2), (192000, 6)])
+@pytest.mark.torture  # seconds each, in a real browser
 def test_songs_of_any_rate_and_channels_play(browser, tmp_path, sample_rate, n_channels):
     (tmp_path / "page.html").write_bytes(page_of(*song(sample_rate, 1.5, n_channels), sample_rate))
     browser.open(tmp_path / "page.html", *VIEWS["desk"])
@@ -647,6 +655,7 @@ def test_songs_of_any_rate_and_channels_play(browser, tmp_path, sample_rate, n_c
     assert browser.problems() == []
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_a_song_of_one_sample_plays_and_ends(browser, tmp_path):
     (tmp_path / "page.html").write_bytes(page_of(np.ones((2, 1)), np.ones((2, 1)), 44100))
     browser.open(tmp_path / "page.html", *VIEWS["phone"])
@@ -655,6 +664,7 @@ def test_a_song_of_one_sample_plays_and_ends(browser, tmp_path):
     assert browser.problems() == []
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_sound_that_cannot_be_decoded_is_told_on_the_page(browser, tmp_path):
     page = page_of(*song(8000, 0.5), 8000)
     page = re.sub(rb'(id="vocals">)[^<]*', rb"\1AAAA", page)
@@ -667,6 +677,7 @@ def test_sound_that_cannot_be_decoded_is_told_on_the_page(browser, tmp_path):
     assert browser.problems() == []
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_what_is_heard_is_the_song_at_the_playheads_place(browser, page_file):
     browser.open(page_file, *VIEWS["desk"])
     mixture, vocals = song(44100, SECONDS)
@@ -692,6 +703,7 @@ def test_what_is_heard_is_the_song_at_the_playheads_place(browser, page_file):
         assert (start + len(wav)) / 44100 == pytest.approx(end, abs=0.02), name
 
 
+@pytest.mark.torture  # seconds each, in a real browser
 def test_the_browser_decodes_the_songs_samples_in_their_places(browser, page_file):
     browser.open(page_file, *VIEWS["desk"])
     mixture, vocals = song(44100, SECONDS)
