@@ -363,7 +363,7 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
                 sounds[1].write(part.accompaniment)
 
     with open(folder / "mask.npz", "wb") as file:
-        kept = masks.MaskWriter(file, {"n_masks": 1, "n_bins": hp.n_bins})
+        kept = masks.MaskWriter(file, {"n_masks": 1, "n_bins": hp.n_bins, "n_samples": 0})
         whole(on_mask=kept.write)
         kept.close()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import functools
 import json
 import math
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import commandline
 import outputs
+import scorebook
 import soundio
 import tracks
 from hparams import MASK_SETTINGS, TRAINED, HParams, InputError, UsageError, parse_settings
@@ -71,9 +71,9 @@ The STFT is that of --set sample_rate, n_fft and hop_length, moved to each song'
 BOUNDS_EPILOG = """examples:
   python evaluate.py bounds data/mir1k --every 20 --set n_fft=2048 --set hop_length=512
   python evaluate.py bounds data/dsd100 --estimates ours=generated --estimates other=theirs"""
-FORMAT = "vocal-mask scores 1"
 BOTH = {"hard": {"mask_at_eval": True}, "soft": {"mask_at_eval": False}}
 NO_SYSTEMS = ("floor", "ideal_binary", "ideal_ratio", "reference")  # names that are taken
+FEWEST = 6  # songs: of fewer, all may differ the same way by chance in more than 1 of 20 cases
 METRIC_NAMES = ("sdr", "isr", "sir", "sar", "nsdr", "v3_sir", "v3_sar", "si_sdr")
 Record = dict[str, Any]  # of a song, as it is stored
 
@@ -260,6 +260,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, own: list[str
     output = args.output or default_output(args, hp)
     for path in [output, args.plot] if args.plot else [output]:
         outputs.check_writable(path)
+
+    import scoring  # here: a wrong path is told before torch is loaded
+
     print(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}", flush=True)
 
     device = str(commandline.device_of(args, parser)) if args.checkpoint else "cpu"
@@ -269,8 +272,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, own: list[str
     )
     about = describe(task, found.layout, names)
     learnt = learnt_names(args.checkpoint)
-    with Journal(output, about, args.overwrite) as journal:
-        waiting = [job for job in jobs if not journal.holds(task, job)]
+    with scorebook.Scorebook(output, about, args.overwrite) as book:
+        book.refuse_loss([song.name for song in chosen])
+        waiting = [job for job in jobs if not book.holds(job.track.name, sources_of(task, job))]
         if len(waiting) < len(jobs):
             print(f"{len(jobs) - len(waiting)} of {len(jobs)} songs are scored already")
         function = functools.partial(score_track, task)
@@ -282,14 +286,16 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser, own: list[str
                     n_failed += 1
                     continue
                 result["learnt"] = result["name"] in learnt
-                journal.add(result)
+                book.add(result)
         records = [
-            journal.records[name]
+            book.records[name]
             for name in sorted(j.track.name for j in jobs)
-            if name in journal.records
+            if name in book.records
         ]
         selection = {"split": split, "every": args.every, "subset": args.subset}
-        summary = journal.finish(records, selection, n_failed)
+        summary = scoring.summarise(records)
+        counts = {"n_songs": len(records), "n_failed": n_failed}
+        book.finish(records, summary, {**selection, **counts})
     for record in records:
         for note in record["notes"]:
             commandline.warn(f"{record['name']}: {note}")
@@ -332,7 +338,9 @@ def pair(songs: list[Track], estimates: list[tuple[str, Path]]) -> tuple[list[Jo
         else:
             jobs.append(Job(song, own))
     # A long song at the end would keep all waiting.
-    return sorted(jobs, key=lambda j: (-sum(map(size_of, j.track.paths)), j.track.name)), n_failed
+    return sorted(
+        jobs, key=lambda j: (-sum(map(scorebook.size_of, j.track.paths)), j.track.name)
+    ), n_failed
 
 
 def default_output(args: argparse.Namespace, hp: HParams) -> Path:
@@ -385,10 +393,14 @@ def describe(task: Task, layout: str, estimates: list[str]) -> dict[str, Any]:
 
 def project_commit() -> str | None:
     """Return the commit of this code, with -dirty where it was changed; None without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         ran = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            [*command, "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -458,11 +470,7 @@ def score_track(task: Task, job: Job) -> Record:
         "sample_rate": rate,
         "n_channels": n_channels,
         "seconds": n_samples / rate,
-        "files": [identity(path, task.root, with_hash=True) for path in track.paths],
-        "estimates": {
-            name: [identity(path, path.parent, with_hash=True) for path in files.values()]
-            for name, files in job.estimates.items()
-        },
+        **sources_of(task, job, with_hash=True),
         "notes": notes,
         **scoring.score_song(references, estimates, rate, task.v3),
     }
@@ -503,140 +511,15 @@ def read_estimate(
     return np.stack([vocals, wavs.get("accompaniment", mixture - vocals)])
 
 
-def identity(path: Path, root: Path, with_hash: bool = False) -> dict[str, Any]:
-    """Say which file this is; its size alone tells at once whether it is the same one."""
-    about = {"path": os.path.relpath(path, root), "size": size_of(path)}
-    return about | ({"sha256": soundio.sha256(path)} if with_hash else {})
-
-
-def size_of(path: Path) -> int:
-    """Return a file's size; 0 if it is not there, which is told when it is read."""
-    return path.stat().st_size if path.is_file() else 0
-
-
-class Journal:
-    """The scores so far: a line for every song in a file beside the output, until all are there.
-
-    Parameters
-    ----------
-    output : Path
-    about : dict
-        What decides the scores. Those of an earlier run are kept if it was the same then.
-    overwrite : bool
-        Drop them.
-
-    Raises
-    ------
-    InputError
-        If there are scores of something else, or another run is writing the same file.
-    """
-
-    def __init__(self, output: Path, about: dict[str, Any], overwrite: bool) -> None:
-        self.output, self.about = output, about
-        self.path = output.with_name(f"{output.name}.partial")
-        self.records: dict[str, Record] = {}
-        self._file = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not overwrite:
-                self._recall()
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(
-                f"{output}: another run is writing it; wait until it is done"
-            ) from None
-        except InputError:
-            self.__exit__()
-            raise
-        self._file.truncate(0)
-        for line in [about, *self.records.values()]:
-            self._append(line)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._file.closed:
-            self._file.close()
-        if self.path.is_file() and not self.path.stat().st_size:
-            self.path.unlink()
-
-    def _recall(self) -> None:
-        """Read the scores of a run that ended, then those of one that did not."""
-        if self.output.is_file():
-            stored = read_scores(self.output)
-            self._refuse_others(stored["about"])
-            self.records |= {record["name"]: record for record in stored["songs"]}
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n")[:-1]  # a line without its end was not finished
-        try:
-            about, *records = [json.loads(line) for line in lines] or [self.about]
-            self.records |= {record["name"]: record for record in records}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path}: damaged (remove it)") from error
-        self._refuse_others(about)
-
-    def _refuse_others(self, about: dict[str, Any]) -> None:
-        different = [name for name in self.about if about.get(name) != self.about[name]]
-        if different:
-            raise InputError(
-                f"{self.output}: holds scores of a run with other {', '.join(different)} "
-                "(choose another --output, or --overwrite)"
-            )
-
-    def holds(self, task: Task, job: Job) -> bool:
-        """Return whether a song is scored already, from files of the same names and sizes."""
-        record = self.records.get(job.track.name, {"files": None, "estimates": {}})
-        files = {"": job.track.paths} | {n: f.values() for n, f in job.estimates.items()}
-        stored = {"": record["files"]} | record["estimates"]
-        return all(
-            [identity(path, path.parent if name else task.root) for path in paths]
-            == [{k: v for k, v in f.items() if k != "sha256"} for f in stored.get(name) or ()]
-            for name, paths in files.items()
-        )
-
-    def add(self, record: Record) -> None:
-        """Keep a song's scores, come what may."""
-        self.records[record["name"]] = record
-        self._append(record)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def finish(
-        self, records: list[Record], selection: dict[str, Any], n_failed: int
-    ) -> dict[str, Any]:
-        """Write the output, drop the lines, and return the scores of all songs together."""
-        import scoring
-
-        summary = scoring.summarise(records)
-        contents = {
-            "format": FORMAT,
-            "about": self.about,
-            "selection": {**selection, "n_songs": len(records), "n_failed": n_failed},
-            "summary": summary,
-            "songs": records,
-        }
-        data = json.dumps(contents, indent=None, separators=(",", ":")).encode()
-        outputs.replace_atomically(self.output, lambda file: file.write(data))
-        self._file.close()
-        self.path.unlink()
-        return summary
-
-
-def read_scores(path: Path) -> dict[str, Any]:
-    """Read what `Journal.finish` wrote; InputError if it is something else."""
-    try:
-        stored = json.loads(path.read_text())
-        if stored["format"] != FORMAT:
-            raise InputError(f"{path}: scores of another version (score again)")
-        return stored
-    except OSError as error:
-        raise InputError(f"{path}: {soundio.reason(error)}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no scores of evaluate.py, or damaged (score again)") from error
+def sources_of(task: Task, job: Job, with_hash: bool = False) -> dict[str, Any]:
+    """Say which files a song's scores come from."""
+    return {
+        "files": [scorebook.identity(path, task.root, with_hash) for path in job.track.paths],
+        "estimates": {
+            name: [scorebook.identity(path, path.parent, with_hash) for path in files.values()]
+            for name, files in job.estimates.items()
+        },
+    }
 
 
 # --- Results --------------------------------------------------------------------------------------
@@ -653,7 +536,7 @@ def report(records: list[Record], summary: dict[str, Any], n_failed: int) -> Non
     ]
     widths = max([len(system) for system in summary] + [13]) + 1
     for stem in STEMS if records else ():
-        print(f"\n{stem.ljust(widths)}" + "".join(f"{m.label:>8}     " for m in metrics).rstrip())
+        print(f"\n{stem.ljust(widths)}" + "".join(f"{m.label:>8}       " for m in metrics).rstrip())
         for system in ordered(summary):
             cells = [summary[system][stem][metric.name] for metric in metrics]
             shown = [cell_text(cell, system not in NO_SYSTEMS) for cell in cells]
@@ -669,10 +552,11 @@ def report(records: list[Record], summary: dict[str, Any], n_failed: int) -> Non
         n_silent = sum(record["silent"][system] for record in records)
         if n_silent:
             print(f"{n_silent} of {n_frames} frames left out of {system}'s: it is silent there")
-        for stem in STEMS:
-            n_without = len(records) - summary[system][stem]["sdr"]["n_songs"]
-            if n_without and stem == STEMS[0]:
-                print(f"{n_without} songs without a score of {system}: n/a (silent in all frames)")
+        n_without = len(records) - summary[system]["vocals"]["sdr"]["n_songs"]
+        if n_without:
+            print(
+                f"{n_without} of {len(records)} songs: SDR of {system} n/a (silent in every frame)"
+            )
     n_learnt = sum(record["learnt"] for record in records)
     if n_learnt:
         commandline.warn(f"{n_learnt} songs are called like songs that the checkpoint learnt from")
@@ -689,7 +573,7 @@ def cell_text(cell: dict[str, Any], with_share: bool) -> str:
     """Write a score and, for a system, its share of the way."""
     value = "n/a" if cell["value"] is None else f"{cell['value']:.2f}"
     share = cell["share"] if with_share else None
-    return f"{value:>8}" + ("     " if share is None else f"{f'{100 * share:.0f}%':>5}")
+    return f"{value:>8}" + ("       " if share is None else f"{f'{100 * share:.0f} %':>7}")
 
 
 def print_row(root: Path, hp: HParams, records: list[Record], summary: dict[str, Any]) -> None:
@@ -753,7 +637,7 @@ def compare(argv: list[str]) -> int:
     if len(names) > 2:
         raise UsageError("--systems: one name for both files, or one for each")
     paths = [args.before, args.after]
-    stored = [read_scores(path) for path in paths]
+    stored = [scorebook.read(path) for path in paths]
     systems = [names[0], names[-1]]
     songs = [
         {record["name"]: record for record in check_system(path, scores, system)["songs"]}
@@ -828,12 +712,12 @@ def compare_metric(
         print(f"{text}; one song tells nothing about others")
         return
     low, high = bootstrap(np.array(differences), groups)
-    better = "better" if mean > 0 else "worse"
-    verdict = (
-        f"the interval excludes 0: {better}"
-        if low > 0 or high < 0
-        else "the interval holds 0: it may be chance"
-    )
+    if n_groups < FEWEST:
+        verdict = f"{n_groups} songs are too few to tell"
+    elif low > 0 or high < 0:
+        verdict = f"the interval excludes 0: {'better' if mean > 0 else 'worse'}"
+    else:
+        verdict = "the interval holds 0: it may be chance"
     n_better = sum(difference > 0 for difference in differences)
     print(
         f"{text}, 95 % interval {low:+.2f} to {high:+.2f}; {verdict} "

@@ -383,16 +383,19 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    files, closed = find_audio(folder)
+    if closed:
+        raise InputError(f"{closed[0]}: permission denied")
     songs: dict[str, list[tuple[str, Path]]] = {"vocals": [], "accompaniment": []}
-    for path in find_audio(folder):
+    for path in files:
         place = folder.resolve().name / path.relative_to(folder).parent
         name, _, signal = path.stem.rpartition("_")
         if _key(signal) in songs:
             song = place / name if name and _words(name) not in MIXTURE_NAMES else place
             songs[_key(signal)].append((f"/{_key(song.as_posix())}", path))
     estimates: dict[str, dict[str, Path]] = {track.name: {} for track in found}
-    for track, (signal, files) in itertools.product(found, songs.items()):
-        paths = [path for song, path in files if song.endswith(f"/{_key(track.name)}")]
+    for track, (signal, named) in itertools.product(found, songs.items()):
+        paths = [path for song, path in named if song.endswith(f"/{_key(track.name)}")]
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1]} is {signal} of {track.name!r}, too; keep one")
         if paths:

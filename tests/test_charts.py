@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -287,3 +288,60 @@ def test_every_pixel_is_coloured_in_its_place():
     assert pixels.shape == (3, 4, 3)
     np.testing.assert_array_equal(pixels[1, 2], charts.colours(values[1, 2]))
     np.testing.assert_array_equal(charts.colours(np.array(0.25)), charts.HEAT[1])
+
+
+# --- Strips -------------------------------------------------------------------------------------
+
+
+def circles(group: ET.Element) -> np.ndarray:
+    """The centre of each circle, shape (n, 2)."""
+    found = group.findall(f"{NS}circle")
+    return np.array([(c.get("cx"), c.get("cy")) for c in found], float).reshape(-1, 2)
+
+
+def bars(group: ET.Element) -> list[tuple[float, float]]:
+    """Middle and height of each median [px]."""
+    found = [line for line in group.findall(f"{NS}line") if line.get("stroke") == "#000"]
+    return [((float(b.get("x1")) + float(b.get("x2"))) / 2, float(b.get("y1"))) for b in found]
+
+
+def test_every_value_has_its_circle_at_its_height_above_the_name_of_its_strip():
+    strips = {"one": [0.0, 10.0, 20.0], "another": [5.0, NAN, 15.0, -INF]}
+    (group,) = parse(charts.Strips("Title", strips))
+    up = y_ticks(group)
+    expected = [0, 10, 20, 5, 15]
+    np.testing.assert_allclose(circles(group)[:, 1], [up[y] for y in expected], atol=0.11)
+    for i, name in enumerate(["one"] * 3 + ["another"] * 2):
+        assert circles(group)[i, 0] == pytest.approx(position(group, name)[0], abs=0.11)
+
+
+def test_the_median_is_a_black_bar_with_its_number():
+    (group,) = parse(charts.Strips("Title", {"odd": [0.0, 5.0, 20.0], "even": [0.0, 10, 15, 20]}))
+    up = y_ticks(group)
+    (x1, y1), (x2, y2) = bars(group)
+    assert (x1, x2) == pytest.approx(
+        [position(group, name)[0] for name in ("odd", "even")], abs=0.1
+    )
+    assert y1 == pytest.approx(up[5], abs=0.11)
+    assert y2 == pytest.approx((up[10] + up[15]) / 2, abs=0.11)
+    assert {"5.00", "12.50"} <= set(texts(group))
+
+
+def test_equal_values_lie_side_by_side_within_their_strip():
+    (group,) = parse(charts.Strips("Title", {"a": [1.0] * 400 + [2.0], "b": [1.0, 1.0, 2.0]}))
+    xs = circles(group)[:, 0]
+    assert len(set(xs[:400])) > 300
+    assert xs[:401].max() < xs[401:].min()
+
+
+def test_a_strip_without_values_says_so():
+    (group,) = parse(charts.Strips("Title", {"a": [1.0], "b": [NAN]}))
+    assert "no scores" in texts(group)
+    (group,) = parse(charts.Strips("Title", {}))
+    assert texts(group)[0] == "Title"
+
+
+def test_strips_need_no_colour():
+    text = svg([charts.Strips("Title", {"a": [1.0, 2.0], "b": [3.0]})])
+    for colour in re.findall("#[0-9a-f]{3,6}", text):
+        assert len(set(colour[1:])) == 1  # a grey

@@ -32,7 +32,7 @@ ROWS = (
         "masks",
     ),
     ("outputs", "piping"),
-    ("tracks", "dataset", "model"),
+    ("tracks", "dataset", "model", "scorebook"),
     ("separation", "sampling", "building", "roofline", "report"),
     ("validation", "scoring"),
     ("training",),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("build_dataset", "train", "generate", "benchmark", "draw", "demo")
+SCRIPTS = ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "demo")
 
 
 class Parsed(BaseException):

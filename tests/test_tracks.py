@@ -304,6 +304,32 @@ def test_stems_of_three_and_two_channels_do_not_go_together(tmp_path):
         tracks.read_channels(track)
 
 
+def test_estimates_are_found_by_folder_by_name_and_as_generate_writes_them(tmp_path):
+    for name in ("A", "B - c", "D.e", "deep/F"):
+        write_all(tmp_path / "songs", f"{name}/vocals.wav", f"{name}/bass.wav")
+    found = tracks.find_tracks(tmp_path / "songs").tracks
+    root = write_all(
+        tmp_path / "est",
+        *("test/A/vocals.wav", "test/A/accompaniment.flac", "test/A/bass.wav"),
+        *("B - c_Vocals.wav", "x/D.e_accompaniment.wav", "deep/F/mixture_vocals.wav"),
+        *("not A_vocals.wav", "F_vocals.wav", "vocals of A.wav"),
+    )
+    assert tracks.find_estimates(root, found) == {
+        "A": {
+            "vocals": root / "test/A/vocals.wav",
+            "accompaniment": root / "test/A/accompaniment.flac",
+        },
+        "B - c": {"vocals": root / "B - c_Vocals.wav"},
+        "D.e": {"accompaniment": root / "x/D.e_accompaniment.wav"},
+        "deep/F": {"vocals": root / "deep/F/mixture_vocals.wav"},
+    }
+    write_all(root, "A_vocals.wav")
+    with pytest.raises(InputError, match=r"is vocals of 'A', too; keep one"):
+        tracks.find_estimates(root, found)
+    with pytest.raises(InputError, match="no such folder"):
+        tracks.find_estimates(tmp_path / "gone", found)
+
+
 def test_stem_mp4_without_its_package_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "stempeg", None)
     (tmp_path / "train").mkdir()

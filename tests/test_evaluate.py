@@ -1,0 +1,406 @@
+"""evaluate.py: scores of songs on disk, kept as they come; comparing; tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import evaluate
+import generate
+import model
+import scoring
+import tracks
+from hparams import UNTUNED_MASK, HParams, InputError
+
+HP = HParams(width=2, stft_frames=3, model_type="convnet")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained network that claims to have learnt one of the toy songs."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "best.pth"
+    extra = {"mask_settings": {"mask_at_eval": False, "noise_gate": 0.1}, "step": 7}
+    extra |= {"data": ["other abc"], "optimizer": {"moments": [torch.randn(3)]}}
+    extra |= {"curve_db": torch.zeros(HP.n_bins)}
+    model.save_checkpoint(path, model.build_model(HP), HP, **extra)
+    return path
+
+
+def run(*words: object) -> int:
+    return evaluate.main([str(word) for word in words])
+
+
+def scored(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def results(checkpoint, toy_tree, tmp_path_factory) -> Path:
+    """All four toy songs, 2 s each, with both masks, scored in this process."""
+    path = tmp_path_factory.mktemp("results") / "all.json"
+    words = ("--split", "all", "--seconds", 2, "--both-masks", "--workers", 1)
+    assert run(checkpoint, toy_tree, *words, "--output", path) == 0
+    return path
+
+
+# --- Scores -------------------------------------------------------------------------------------
+
+
+def test_a_table_a_figure_and_every_frame_of_the_test_songs(checkpoint, toy_tree, tmp_path, capsys):
+    out = tmp_path / "new" / "a.json"
+    words = ("--workers", 1, "--output", out, "--plot", tmp_path / "a.svg")
+    assert run(checkpoint, toy_tree, *words) == 0
+    stored = scored(out)
+    (song,) = stored["songs"]
+    assert (song["split"], song["n_channels"], song["sample_rate"]) == ("test", 2, 22050)
+    assert list(song["scores"]) == ["floor", "model", "ideal_binary", "ideal_ratio"]
+    assert len(song["scores"]["model"]["vocals"]["sir"]) == song["n_frames"] == 4
+    assert stored["about"]["mask_settings"] == {**UNTUNED_MASK, "noise_gate": 0.1}
+    assert len(stored["about"]["checkpoint"]["sha256"]) == 64
+    assert stored["about"]["hparams"]["width"] == 2
+    assert {len(file["sha256"]) for file in song["files"]} == {64}
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if line.startswith("model ")]
+    assert len(lines) == 2
+    value = stored["summary"]["model"]["vocals"]["sdr"]["value"]
+    assert f" {value:.2f}" in lines[0]
+    assert (tmp_path / "a.svg").read_text().count("ideal_ratio") == 10
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.json"]
+
+
+def test_the_model_scores_what_its_own_separation_of_the_song_scores(results, checkpoint, toy_tree):
+    from separation import Separator
+
+    record = scored(results)["songs"][0]
+    (track,) = [t for t in tracks.find_tracks(toy_tree).tracks if t.name == record["name"]]
+    references = tracks.read_channels(track)[..., 22050 : 3 * 22050]
+    separator = Separator.load(checkpoint)
+    for name, is_hard in (("hard", True), ("soft", False)):
+        separator.mask_settings["mask_at_eval"] = is_hard
+        estimate = np.stack(separator.separate(references.sum(0), 22050))
+        expected = scoring.score_song(references, {"it": estimate}, 22050)["scores"]["it"]
+        for stem in scoring.STEMS:
+            for metric in ("sdr", "si_sdr"):
+                found = np.array(record["scores"][name][stem][metric], float)
+                np.testing.assert_allclose(
+                    found, np.array(expected[stem][metric], float), atol=2e-3
+                )
+
+
+def test_two_processes_give_the_same_file(results, checkpoint, toy_tree, tmp_path):
+    words = ("--split", "all", "--seconds", 2, "--both-masks", "--workers", 2)
+    assert run(checkpoint, toy_tree, *words, "--output", tmp_path / "b.json") == 0
+    assert (tmp_path / "b.json").read_bytes() == results.read_bytes()
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
+    results, checkpoint, toy_tree, tmp_path, monkeypatch
+):
+    real, scored_now, out = evaluate.score_track, [], tmp_path / "b.json"
+
+    def score_track(task, job):
+        if len(scored_now) == 2:
+            raise KeyboardInterrupt
+        scored_now.append(job.track.name)
+        return real(task, job)
+
+    monkeypatch.setattr(evaluate, "score_track", score_track)
+    words = (checkpoint, toy_tree, "--split", "all", "--seconds", 2, "--both-masks")
+    words = (*words, "--workers", 1, "--output", out)
+    assert run(*words) == 130
+    assert not out.exists()
+    with open(f"{out}.partial", "ab") as file:
+        file.write(b'{"name": "cut in the mid')  # as a kill leaves it
+    first = list(scored_now)
+    scored_now.clear()
+    assert run(*words) == 0
+    assert len(set(first + scored_now)) == 4
+    assert out.read_bytes() == results.read_bytes()
+    assert not Path(f"{out}.partial").exists()
+    scored_now[:] = "ab"  # now any further song would interrupt
+    assert run(*words) == 0
+    assert out.read_bytes() == results.read_bytes()
+
+
+def test_scores_of_something_else_are_not_mixed_in(results, checkpoint, toy_tree, tmp_path, capsys):
+    out = tmp_path / "b.json"
+    shutil.copy(results, out)
+    words = ("--split", "all", "--both-masks", "--workers", 1, "--output", out)
+    assert run(checkpoint, toy_tree, *words, "--seconds", 1) == 1
+    assert "b.json: holds scores of a run with other seconds" in capsys.readouterr().err
+    assert out.read_bytes() == results.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+    assert run(checkpoint, toy_tree, *words, "--seconds", 1, "--overwrite") == 0
+    assert scored(out)["about"]["seconds"] == 1
+    assert run(checkpoint, toy_tree, *words, "--seconds", 1, "--subset", 2) == 1
+    assert "holds 2 songs that are not asked for now, such as" in capsys.readouterr().err
+    assert len(scored(out)["songs"]) == 4
+
+
+def write_estimates(root: Path, folder: Path, change=lambda wav: wav) -> list[tracks.Track]:
+    """Write true vocals, changed, as <song>_vocals.wav."""
+    found = tracks.find_tracks(root).tracks
+    folder.mkdir()
+    for track in found:
+        wav, rate = soundfile.read(track.vocals[0].path, dtype="int16")
+        soundfile.write(folder / f"{track.name}_vocals.wav", change(wav), rate)
+    return found
+
+
+def test_other_systems_files_are_scored_on_the_same_songs(toy_tree, tmp_path, capsys):
+    write_estimates(toy_tree, tmp_path / "truth")
+    write_estimates(toy_tree, tmp_path / "short", lambda wav: wav[:-300])
+    write_estimates(toy_tree, tmp_path / "mono", lambda wav: wav[:, 0])
+    words = [
+        w
+        for name in ("truth", "short", "mono")
+        for w in ("--estimates", f"{name}={tmp_path / name}")
+    ]
+    assert run("bounds", toy_tree, *words, "--workers", 1, "--output", tmp_path / "a.json") == 0
+    stored = scored(tmp_path / "a.json")
+    of = stored["summary"]
+    assert of["truth"]["vocals"]["sdr"]["value"] > 100
+    assert of["truth"]["accompaniment"]["sdr"]["value"] > 100
+    assert of["ideal_ratio"]["vocals"]["sdr"]["value"] < of["short"]["vocals"]["sdr"]["value"]
+    notes = " ".join(stored["songs"][0]["notes"])
+    assert "vocals of short: 87900 samples, the song has 88200; padded with silence" in notes
+    assert "vocals of mono: 1 channels copied to 2" in notes
+    shown = capsys.readouterr()
+    assert "padded with silence" in shown.err
+    assert "| dsd100 | 1 | 1024, 256 | " in shown.out
+
+
+def test_estimates_that_do_not_fit_are_told_and_the_other_songs_go_on(toy_tree, tmp_path, capsys):
+    found = write_estimates(toy_tree, tmp_path / "est")
+    files = [tmp_path / "est" / f"{track.name}_vocals.wav" for track in found]
+    soundfile.write(files[0], soundfile.read(files[0])[0][:-2000], 22050)
+    soundfile.write(files[1], soundfile.read(files[1])[0], 16000)
+    files[2].unlink()
+    words = ("--split", "all", "--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
+    assert run("bounds", toy_tree, "--estimates", f"x={tmp_path / 'est'}", *words) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(told) == 3
+    assert f"{found[2].name}: no estimate in" in told[0]
+    assert {"86200 samples, the song has 88200" in line for line in told[1:]} == {True, False}
+    assert {"16000 Hz, the song has 22050 Hz" in line for line in told[1:]} == {True, False}
+    stored = scored(tmp_path / "a.json")
+    assert [song["name"] for song in stored["songs"]] == [found[3].name]
+    assert stored["selection"]["n_failed"] == 3
+
+
+def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_path):
+    mixtures = toy_tree / "Mixtures" / "Test"
+    words = ["--background", "--output-dir", str(tmp_path / "gen")]
+    assert generate.main([str(checkpoint), str(mixtures), *words]) == 0
+    words = ("--estimates", f"files={tmp_path / 'gen'}", "--workers", 1)
+    assert run(checkpoint, toy_tree, *words, "--output", tmp_path / "a.json") == 0
+    of = scored(tmp_path / "a.json")["summary"]
+    for stem in scoring.STEMS:
+        ours, files = (of[name][stem]["sdr"]["value"] for name in ("model", "files"))
+        assert ours == pytest.approx(files, abs=0.02)
+
+
+def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
+    values = []
+    for n_fft in (256, 1024):
+        words = ("--set", f"n_fft={n_fft}", "--set", f"hop_length={n_fft // 4}", "--seconds", 2)
+        out = tmp_path / f"{n_fft}.json"
+        assert run("bounds", toy_tree, *words, "--workers", 1, "--output", out) == 0
+        values.append(scored(out)["summary"])
+    floors, ceilings = (
+        [of[name]["vocals"]["si_sdr"]["value"] for of in values]
+        for name in ("floor", "ideal_ratio")
+    )
+    assert floors[0] == floors[1]
+    assert ceilings[1] > ceilings[0] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("gone.pth", "TREE"), 1, "gone.pth: no such checkpoint"),
+        (("bounds", "gone"), 1, "gone: no such folder"),
+        (("bounds", "TREE", "--estimates", "x"), 2, "write it as name=folder"),
+        (("bounds", "TREE", "--estimates", "floor=a"), 2, "the name is taken"),
+        (("bounds", "TREE", "--estimates", "x=gone"), 1, "gone: no such folder"),
+        (("bounds", "TREE", "--seconds", "0"), 2, "0 is not more than 0"),
+        (("bounds", "TREE", "--every", "0"), 2, "0 is not 1 or more"),
+        (("compare", "gone.json", "gone.json"), 1, "gone.json: no such file"),
+        (("tune", "gone.pth", "TREE"), 1, "gone.pth: no such checkpoint"),
+        (("tune", "gone.pth", "TREE", "--set", "noise_gate=0.1"), 2, "is what is being chosen"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    words, code, told, toy_tree, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = [str(toy_tree) if word == "TREE" else word for word in words]
+    with contextlib.suppress(SystemExit):  # of argparse, which says 2
+        code -= run(*words)
+    assert code in (0, 2)
+    assert told in capsys.readouterr().err
+
+
+# --- Comparing ----------------------------------------------------------------------------------
+
+
+def shifted(path: Path, source: Path, by: float, n_songs: int = 12) -> Path:
+    """Repeat scores as songs of their own, SI-SDR changed by `by` ± 0.3 dB in turn."""
+    stored = scored(source)
+    songs = []
+    for i in range(n_songs):
+        record = json.loads(json.dumps(stored["songs"][i % len(stored["songs"])]))
+        record["name"] = record["group"] = f"song {i}"
+        record["scores"]["soft"]["vocals"]["si_sdr"] = by + i % 3 + 0.3 * (-1) ** i * (by != 0)
+        songs.append(record)
+    path.write_text(json.dumps({**stored, "songs": songs}))
+    return path
+
+
+def test_a_difference_is_called_one_only_if_the_interval_excludes_zero(results, tmp_path, capsys):
+    base = shifted(tmp_path / "a.json", results, 0)
+    for by, verdict in (
+        (0.5, "excludes 0: better"),
+        (-0.5, "excludes 0: worse"),
+        (0.01, "holds 0"),
+    ):
+        other = shifted(tmp_path / "b.json", results, by)
+        assert run("compare", base, other, "--systems", "soft", "--metric", "si_sdr") == 0
+        *songs, last = capsys.readouterr().out.splitlines()[1:]
+        assert len(songs) == 12
+        assert f"{by:+.2f} dB on average" in last
+        assert verdict in last
+
+
+def test_comparing_needs_the_same_music_a_known_system_and_enough_songs(results, tmp_path, capsys):
+    assert run("compare", results, results, "--systems", "hard", "soft") == 0
+    assert "4 songs are too few to tell" in capsys.readouterr().out
+    assert run("compare", results, results) == 1
+    assert "no system 'model' (--systems takes of: floor, hard" in capsys.readouterr().err
+    stored = scored(results)
+    stored["songs"][0]["files"][0]["sha256"] = "0"
+    (tmp_path / "b.json").write_text(json.dumps(stored))
+    assert run("compare", results, tmp_path / "b.json", "--systems", "soft") == 1
+    assert "is not the same music" in capsys.readouterr().err
+    (tmp_path / "b.json").write_text("[1]")
+    assert run("compare", results, tmp_path / "b.json") == 1
+    assert "no scores of evaluate.py" in capsys.readouterr().err
+
+
+# --- Tuning -------------------------------------------------------------------------------------
+
+
+GRID = scoring.mask_grid()
+
+
+def test_tuning_stores_the_best_settings_and_leaves_all_else(
+    checkpoint, toy_tree, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "net.pth"
+    shutil.copy(checkpoint, path)
+    before, seen = model.load_checkpoint(path), []
+
+    def tune_song(separator, references, rate):
+        seen.append(references.shape)
+        settings = [s.get("eval_mask_threshold", 0) for s in GRID]
+        soft = [s.get("noise_gate") == 0.2 and s.get("mask_sharpness") == 0.7 for s in GRID]
+        return [-abs(t - 0.65) + 2 * best for t, best in zip(settings, soft, strict=True)]
+
+    monkeypatch.setattr(scoring, "tune_song", tune_song)
+    words = (path, toy_tree, "--seconds", 1, "--workers", 1)
+    assert run("tune", *words, "--dry-run") == 0
+    assert path.read_bytes() == checkpoint.read_bytes()
+    assert run("tune", *words) == 0
+    assert seen == [(2, 2, 22050)] * 6  # the three train songs, twice
+    after = model.load_checkpoint(path)
+    assert after["mask_settings"] == {
+        "mask_at_eval": False,
+        "eval_mask_threshold": 0.65,
+        "noise_gate": 0.2,
+        "mask_sharpness": 0.7,
+    }
+    assert model._digest({**after, "mask_settings": 0}) == model._digest(
+        {**before, "mask_settings": 0}
+    )
+    assert list(after) == list(before)
+    assert "tuned on 3 songs" in capsys.readouterr().out
+
+
+def test_tuning_leaves_out_what_was_learnt_and_what_is_for_testing(
+    checkpoint, toy_tree, toy_dataset, tmp_path, capsys, monkeypatch
+):
+    import dataset
+
+    manifest = dataset.load_manifest(toy_dataset)
+    train = [song for song in manifest.songs if song.split == "train"]
+    contents = model.load_checkpoint(checkpoint)
+    contents["data"] = [f"{song.id} {song.sha256}" for song in train[:2]]
+    path = tmp_path / "net.pth"
+    model.save_checkpoint(path, model.build_model(HP), HP, **contents)
+    tuned = []
+
+    def tune_song(separator, references, rate):
+        tuned.append((references.shape, rate))
+        return [0.0] * len(GRID)
+
+    monkeypatch.setattr(scoring, "tune_song", tune_song)
+    for data in (toy_tree, toy_dataset):
+        assert run("tune", path, data, "--seconds", 2, "--workers", 1, "--dry-run") == 0
+        shown = capsys.readouterr().out
+        assert f"tuned on 1 songs: {train[2].id}" in shown
+        assert "left out: 2 that were learnt from and 1 of another split" in shown
+    assert tuned[0] == ((2, 2, 44100), 22050)
+    assert tuned[1][0] == (2, 1, 171 * 256)  # of 172 frames
+    contents["data"] = [f"{song.id} {song.sha256}" for song in train]
+    model.save_checkpoint(path, model.build_model(HP), HP, **contents)
+    assert run("tune", path, toy_dataset) == 1
+    assert "no validation songs" in capsys.readouterr().err
+
+
+def test_tuned_scores_are_those_of_separating_with_these_settings(
+    checkpoint, toy_tree, monkeypatch
+):
+    from separation import Separator
+
+    monkeypatch.setattr(scoring, "mask_grid", lambda: GRID[9:13] + GRID[40:44])
+    track = tracks.find_tracks(toy_tree).tracks[0]
+    references = np.ascontiguousarray(tracks.read_channels(track)[..., :22050])
+    separator = Separator.load(checkpoint)
+    found = scoring.tune_song(separator, references, 22050)
+    for settings, score in zip(scoring.mask_grid(), found, strict=True):
+        separator.mask_settings = {**UNTUNED_MASK, "noise_gate": 0.1, **settings}
+        vocals, _ = separator.separate(references.sum(0), 22050)
+        assert score == pytest.approx(scoring.si_sdr(vocals, references[0]), abs=1e-6)
+    assert len(set(found)) > 3
+
+
+def test_a_built_song_sounds_as_it_was_recorded(toy_tree, toy_dataset):
+    import dataset
+
+    song = dataset.load_manifest(toy_dataset).songs[0]
+    (track,) = [t for t in tracks.find_tracks(toy_tree).tracks if t.name == song.id]
+    wav = scoring.read_built(toy_dataset, song, HP, None)
+    truth = tracks.read_channels(track).mean(1)[:, : wav.shape[-1]]
+    assert wav.shape == (2, 1, (song.n_frames - 1) * 256)
+    assert np.abs(wav[:, 0] - truth).max() < 1e-3
+
+
+def test_a_checkpoint_that_changed_meanwhile_is_not_overwritten(checkpoint, tmp_path):
+    path = tmp_path / "net.pth"
+    shutil.copy(checkpoint, path)
+    with pytest.raises(InputError, match="has changed since tuning began"):
+        evaluate.store(path, dict(UNTUNED_MASK), "0" * 64)
+    assert path.read_bytes() == checkpoint.read_bytes()
+
+
+def test_a_worker_that_dies_is_told(checkpoint):
+    with pytest.raises(InputError, match="a process that scored a song died"):
+        list(evaluate.in_parallel(evaluate.os._exit, [3, 3], 2))

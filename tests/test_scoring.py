@@ -1,0 +1,284 @@
+"""Scores: museval's and mir_eval's own numbers, invariances, silence, medians, intervals, masks."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import audio
+import scoring
+from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams
+from scoring import FLOOR, IDEALS, STEMS, score_song
+
+RATE = 8000
+HP = HParams(sample_rate=8000, n_fft=256, hop_length=64)
+
+
+def song(seconds: float = 3.4, n_channels: int = 2, seed: int = 0) -> np.ndarray:
+    """A gliding tone over noise, of 16 bits."""
+    n = round(seconds * RATE)
+    rng, t = np.random.default_rng(seed), np.arange(n) / RATE
+    voice = 0.3 * np.sin(2 * np.pi * (300 + 100 * np.sin(3 * t)) * t) * (1 + np.sin(5 * t)) / 2
+    pan = np.linspace(1, 0.5, n_channels)[:, None]
+    both = np.stack([voice * pan, 0.1 * rng.normal(size=(n_channels, n))])
+    return (np.rint(both * 2**15) / 2**15).astype(np.float32)
+
+
+def leaky(references: np.ndarray, amount: float = 0.3) -> np.ndarray:
+    """Sources with some of the other in each, and a little noise."""
+    noise = 0.01 * np.random.default_rng(9).normal(size=references.shape)
+    return (references + amount * references[::-1] + noise).astype(np.float32)
+
+
+def floats(values: list[float | None]) -> np.ndarray:
+    return np.array(values, dtype=float)
+
+
+# --- Songs --------------------------------------------------------------------------------------
+
+
+def test_every_frame_scores_what_museval_gives():
+    bss_eval = pytest.importorskip("museval.metrics").bss_eval
+    references = song()
+    references[0, :, RATE : 2 * RATE] = 0
+    estimate = np.rint(leaky(references) * 2**15).astype(np.float32) / 2**15
+    found = score_song(references, {"it": estimate}, RATE)
+    frames_first = (x.transpose(0, 2, 1) for x in (references, estimate))
+    expected = bss_eval(*frames_first, window=RATE, hop=RATE)[:4]
+    assert found["n_frames"] == 3
+    assert found["silent"] == {"reference": 1, FLOOR: 0, "it": 0}
+    for name, of_stems in zip(("sdr", "isr", "sir", "sar"), expected, strict=True):
+        for stem, values in zip(STEMS, of_stems, strict=True):
+            ours = floats(found["scores"]["it"][stem][name])
+            np.testing.assert_allclose(ours, values, atol=1e-4, err_msg=name)
+            assert math.isclose(
+                scoring.song_score(found["scores"]["it"][stem], name),
+                np.nanmedian(values),
+                abs_tol=1e-4,
+            )
+
+
+def test_whole_mono_clips_score_what_mir_eval_gives_and_n_is_the_gain_over_the_mixture():
+    separation = pytest.importorskip("mir_eval.separation")
+    references = song(n_channels=1)
+    estimate = np.rint(leaky(references) * 2**15).astype(np.float32) / 2**15
+    found = score_song(references, {"it": estimate}, RATE)["scores"]["it"]
+    mixture = np.repeat(references.sum(0), 2, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mir_eval is about to drop this function
+        expected = separation.bss_eval_sources(references[:, 0], estimate[:, 0], False)
+        floor = separation.bss_eval_sources(references[:, 0], mixture, False)
+    for j, stem in enumerate(STEMS):
+        ours = [found[stem][name] for name in ("v3_sdr", "v3_sir", "v3_sar", "nsdr")]
+        theirs = [score[j] for score in expected[:3]] + [expected[0][j] - floor[0][j]]
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_version_3_is_taken_of_mono_songs_unless_asked_for():
+    for n_channels, v3, is_there in ((1, None, True), (2, None, False), (2, True, True)):
+        found = score_song(song(1.1, n_channels), {}, RATE, v3)["scores"][FLOOR]["vocals"]
+        assert (found["v3_sdr"] is not None) == is_there
+    assert score_song(song(1.1, 1), {}, RATE, False)["scores"][FLOOR]["vocals"]["nsdr"] is None
+
+
+def test_scaling_an_estimate_leaves_si_sdr_and_moves_sdr():
+    references = song()
+    quiet = 0.25 * leaky(references)
+    found = score_song(references, {"loud": leaky(references), "quiet": quiet}, RATE)["scores"]
+    loud, quiet = found["loud"]["vocals"], found["quiet"]["vocals"]
+    assert loud["si_sdr"] == pytest.approx(quiet["si_sdr"], abs=2e-4)
+    assert scoring.song_score(loud, "sdr") > scoring.song_score(quiet, "sdr") + 1
+
+
+def test_the_mixture_of_equally_loud_parts_is_at_zero_db():
+    n = 2 * RATE
+    t = np.arange(n) / RATE
+    both = np.stack([np.sin(2 * np.pi * f * t) for f in (440, 1000)])[:, None].astype(np.float32)
+    found = score_song(0.5 * both, {}, RATE)["scores"][FLOOR]
+    assert found["vocals"]["si_sdr"] == pytest.approx(0, abs=0.01)
+    assert scoring.song_score(found["vocals"], "sdr") == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2])
+@pytest.mark.parametrize("silent", ["vocals", "accompaniment", "estimate", "all"])
+def test_silence_is_counted_and_neither_crashes_nor_becomes_infinite(n_channels, silent):
+    references = song(2.5, n_channels)
+    estimate = leaky(references)
+    if silent in STEMS:
+        references[STEMS.index(silent)] = 0
+    else:
+        estimate[:] = 0
+        references *= silent == "estimate"
+    found = score_song(references, {"it": estimate}, RATE)
+    assert found["silent"]["reference"] == (0 if silent == "estimate" else 2)
+    assert found["silent"]["it"] == (2 if silent == "estimate" else 0)
+    assert found["scores"]["it"]["vocals"]["sdr"] == [None, None]
+    expected = scoring.WORST_DB if silent == "estimate" else None
+    if silent != "accompaniment":
+        assert found["scores"]["it"]["vocals"]["si_sdr"] == expected
+    assert math.isnan(scoring.song_score(found["scores"]["it"]["vocals"], "sdr"))
+    json.dumps(found, allow_nan=False)
+    summary = scoring.summarise([{**found, "seconds": 2.5}])
+    assert summary["it"]["vocals"]["sdr"] == {"value": None, "n_songs": 0, "share": None}
+    json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize("n_samples", [1, 100, 600, RATE - 1])
+def test_songs_shorter_than_a_frame_are_one_frame(n_samples):
+    references = song()[..., 1000 : 1000 + n_samples]
+    found = score_song(np.ascontiguousarray(references), {}, RATE)
+    assert found["n_frames"] == len(found["scores"][FLOOR]["vocals"]["sdr"]) == 1
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_frame_is_silent_where_the_channels_sum_to_nothing():
+    references = song(3)
+    references[0, 0, :RATE] = 0  # the other channel goes on
+    references[0, 1, RATE:] = -references[0, 0, RATE:]
+    found = score_song(references, {}, RATE)
+    assert found["silent"]["reference"] == 2
+    assert [x is None for x in found["scores"][FLOOR]["vocals"]["sdr"]] == [False, True, True]
+
+
+def test_bsseval_hears_16_bits_and_si_sdr_all():
+    references = song(1.5)
+    fine = references + np.float32(1e-6) * np.random.default_rng(5).normal(size=references.shape)
+    found = score_song(references, {"it": fine.astype(np.float32)}, RATE)["scores"]["it"]["vocals"]
+    assert found["sdr"][0] > 200
+    assert 80 < found["si_sdr"] < 120
+
+
+def test_inputs_are_not_modified():
+    references = song(1.2)
+    estimates = {"it": leaky(references)}
+    before = references.copy(), estimates["it"].copy()
+    score_song(references, estimates, RATE)
+    np.testing.assert_array_equal(references, before[0])
+    np.testing.assert_array_equal(estimates["it"], before[1])
+    assert list(estimates) == ["it"]
+
+
+# --- Ceilings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [8000, 11025])
+def test_ideal_masks_are_those_of_the_whole_songs_stft(rate):
+    references = song()
+    found = scoring.ideals(references, rate, HP)
+    grid = audio.grid_at(rate, HP)
+    mixture = torch.from_numpy(references.sum(0))
+    specs = audio.stft(torch.from_numpy(references.mean(1)), grid)
+    for name in IDEALS:
+        ideal = getattr(audio, f"{name}_mask")(*audio.to_network_bins(specs, HP))
+        spec = audio.apply_mask(audio.stft(mixture, grid), audio.quantize_mask(ideal)[None])
+        vocals = audio.istft(spec, grid, mixture.shape[-1])
+        np.testing.assert_allclose(found[name][0], vocals, atol=2e-6)
+        np.testing.assert_allclose(found[name].sum(0), mixture, atol=1e-7)
+
+
+def test_ceilings_lie_far_above_the_floor():
+    references = song()
+    found = score_song(references, scoring.ideals(references, RATE, HP), RATE)
+    summary = scoring.summarise([{**found, "seconds": 3.4}])
+    for stem in STEMS:
+        of = {system: summary[system][stem]["si_sdr"]["value"] for system in summary}
+        assert min(of[name] for name in IDEALS) > of[FLOOR] + 5
+        assert summary["ideal_ratio"][stem]["si_sdr"]["share"] == 1
+        assert summary[FLOOR][stem]["si_sdr"]["share"] == 0
+
+
+# --- Many songs ---------------------------------------------------------------------------------
+
+
+def record(seconds: float, **scores: dict) -> dict:
+    of = {m.name: None for m in scoring.METRICS}
+    full = {s: {stem: {**of, **values} for stem in STEMS} for s, values in scores.items()}
+    return {"seconds": seconds, "scores": full}
+
+
+def test_songs_come_together_as_each_metric_wants():
+    songs = [
+        record(1, it={"sdr": [1.0, None, 2.0, 9.0], "si_sdr": 1.0, "nsdr": 1.0}),
+        record(3, it={"sdr": [4.0], "si_sdr": 3.0, "nsdr": 3.0}),
+        record(9, it={"sdr": [None], "si_sdr": None, "nsdr": None}),
+        record(1, it={"sdr": [30.0], "si_sdr": 8.0, "nsdr": 8.0}),
+    ]
+    found = scoring.summarise(songs)["it"]["vocals"]
+    assert found["sdr"]["value"] == 4  # the median of 2, 4 and 30
+    assert found["si_sdr"]["value"] == 4
+    assert found["nsdr"]["value"] == pytest.approx((1 + 9 + 8) / 5)
+    assert [found[name]["n_songs"] for name in ("sdr", "si_sdr", "isr")] == [3, 3, 0]
+    assert found["sdr"]["share"] is None  # no floor, no ceiling
+
+
+def test_the_share_of_the_way_is_none_where_the_ceiling_is_not_above_the_floor():
+    scores = {"floor": 2.0, "it": 5.0, "ideal_ratio": 8.0}
+    songs = [record(1, **{s: {"si_sdr": v, "sar": [-v]} for s, v in scores.items()})]
+    found = scoring.summarise(songs)["it"]["vocals"]
+    assert found["si_sdr"]["share"] == 0.5
+    assert found["sar"]["share"] is None
+
+
+def test_the_interval_is_that_of_a_mean_and_the_same_every_time():
+    differences = np.random.default_rng(3).normal(0.5, 1, 100)
+    low, high = scoring.bootstrap(differences, [str(i) for i in range(100)])
+    half = 1.96 * differences.std() / 10
+    np.testing.assert_allclose([low, high], differences.mean() + np.array([-half, half]), atol=0.03)
+    assert (low, high) == scoring.bootstrap(differences, [str(i) for i in range(100)])
+
+
+def test_clips_of_one_song_are_one_witness():
+    differences = np.repeat(np.random.default_rng(3).normal(0.5, 1, 20), 5)
+    alone = scoring.bootstrap(differences, [str(i) for i in range(100)])
+    together = scoring.bootstrap(differences, [str(i // 5) for i in range(100)])
+    assert 1.8 < (together[1] - together[0]) / (alone[1] - alone[0]) < 2.6  # √5
+    assert np.mean(together) == pytest.approx(differences.mean(), abs=0.05)
+
+
+# --- Tuning -------------------------------------------------------------------------------------
+
+
+def test_the_best_of_each_kind_is_chosen_and_the_better_kind_preferred():
+    grid = scoring.mask_grid()
+    scores = np.zeros(len(grid))
+    hard = grid.index({"mask_at_eval": True, "eval_mask_threshold": 0.65})
+    soft = grid.index({"mask_at_eval": False, "noise_gate": 0.15, "mask_sharpness": 1.4})
+    scores[hard], scores[soft] = 2, 1
+    found = scoring.best_settings(scores)
+    assert found == {
+        "mask_at_eval": True,
+        "eval_mask_threshold": 0.65,
+        "noise_gate": 0.15,
+        "mask_sharpness": 1.4,
+    }
+    assert list(found) == list(MASK_SETTINGS)
+    scores[soft] = 3
+    assert scoring.best_settings(scores) == {**found, "mask_at_eval": False}
+
+
+def test_a_replayed_mask_renders_bit_for_bit_and_settings_stay_the_separators():
+    references = song()
+    separator, columns = scoring.without_network(HP), []
+    mask = scoring.ideal_mask(references, RATE, HP, "ideal_ratio")
+    mixture = references.sum(0)
+    first = scoring.render(separator, mixture, RATE, saved=mask, on_mask=columns.append)
+    levels = np.concatenate(columns, -1)
+    again = scoring.render(separator, mixture, RATE, saved=scoring.replay(levels))
+    np.testing.assert_array_equal(first, again)
+    hard = scoring.render(
+        separator, mixture, RATE, {"mask_at_eval": True}, saved=scoring.replay(levels)
+    )
+    assert np.abs(hard - first).max() > 0.01
+    assert separator.mask_settings == UNTUNED_MASK
+
+
+def test_the_middle_is_what_an_excerpt_takes():
+    assert scoring.middle(10, None) == slice(0, 10)
+    assert scoring.middle(10, 4) == slice(3, 7)
+    assert scoring.middle(10, 99) == slice(0, 10)
+    assert scoring.middle(10, 0.1) == slice(4, 5)
