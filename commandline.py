@@ -95,7 +95,8 @@ def device_of(
         raise InputError(f"process {local_rank} of this machine has no GPU: there are {n_gpus}")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
-    print(f"device: {torch.cuda.get_device_name(device)}")
+    reason = "as asked" if args.device == "cuda" else "there is one; --device cpu for the CPU"
+    print(f"device: {torch.cuda.get_device_name(device)} ({reason})")
     return device
 
 

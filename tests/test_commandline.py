@@ -357,8 +357,8 @@ def test_the_device_is_told_with_the_reason(capsys, monkeypatch):
         (0, [], "cpu", "device: CPU, 3 threads (no CUDA device)\n"),
         (0, ["--device=cpu"], "cpu", "device: CPU, 3 threads (as asked)\n"),
         (1, ["--device=cpu"], "cpu", "device: CPU, 3 threads (as asked)\n"),
-        (1, [], "cuda:0", "device: GPU 0\n"),
-        (2, ["--device=cuda"], "cuda:0", "device: GPU 0\n"),
+        (1, [], "cuda:0", "device: GPU 0 (there is one; --device cpu for the CPU)\n"),
+        (2, ["--device=cuda"], "cuda:0", "device: GPU 0 (as asked)\n"),
     ):
         pretend_gpus(monkeypatch, n_gpus)
         assert choose_device(choice) == torch.device(device)
