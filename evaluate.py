@@ -150,7 +150,10 @@ def add_song_options(parser: argparse.ArgumentParser, split: str) -> None:
         help="take only N songs, evenly spread over the others",
     )
     songs.add_argument(
-        "--seconds", type=positive, metavar="S", help="take only the middle S seconds of a song"
+        "--seconds",
+        type=commandline.positive_number,
+        metavar="S",
+        help="take only the middle S seconds of a song",
     )
     parser.add_argument(
         "--workers",
@@ -189,13 +192,6 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="drop what the output holds and score again"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw every song's scores (.svg)")
-
-
-def positive(text: str) -> float:
-    """Read a duration for argparse."""
-    if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return float(text)
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -317,9 +313,14 @@ def choose(args: argparse.Namespace, found: list[Track]) -> tuple[list[Track], s
     songs = [song for song in songs if split in (song.split, "all")]
     if not songs:
         raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
+    return thin(songs, args), split
+
+
+def thin(songs: list[Any], args: argparse.Namespace) -> list[Any]:
+    """Leave of the songs what --every and --subset ask for."""
     songs = songs[:: args.every]
     n = min(args.subset or len(songs), len(songs))
-    return [songs[i * len(songs) // n] for i in range(n)], split
+    return [songs[i * len(songs) // n] for i in range(n)]
 
 
 def pair(songs: list[Track], estimates: list[tuple[str, Path]]) -> tuple[list[Job], int]:
@@ -834,10 +835,8 @@ def validation_songs(args: argparse.Namespace, hp: HParams) -> tuple[list[tuple[
             f"{args.data[0]}: no validation songs: {left_out} are left out (give other songs, or "
             "name a --split)"
         )
-    songs = songs[:: args.every]
-    n = min(args.subset or len(songs), len(songs))
     print(f"left out: {left_out}")
-    return [songs[i * len(songs) // n] for i in range(n)], n_failed
+    return thin(songs, args), n_failed
 
 
 def tune_source(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import commandline
 import distributed
-from commandline import positive_count
+from commandline import positive_count, positive_number
 from hparams import InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     song = parser.add_argument_group("how a song is taken")
     song.add_argument("--start", type=as_seconds, default=0.0, help="seconds into the song (0)")
-    song.add_argument("--duration", type=as_duration, help="seconds of it (all)")
+    song.add_argument("--duration", type=positive_number, help="seconds of it (all)")
     song.add_argument(
         "--per-channel", action="store_true", help="a mask for every channel, not one for all"
     )
@@ -189,13 +189,6 @@ def as_seconds(text: str) -> float:
     """Read a time for argparse."""
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more seconds")
-    return float(text)
-
-
-def as_duration(text: str) -> float:
-    """Read a time that is not 0 for argparse."""
-    if not as_seconds(text):
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
     return float(text)
 
 

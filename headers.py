@@ -45,13 +45,20 @@ def check_length(fd: int, sound: soundfile.SoundFile) -> tuple[int, str, str]:
         return sound.frames, "", f"{n_lost} bytes after the data chunk ignored" if n_lost else ""
     width = SAMPLE_BYTES.get(sound.subtype, 0) * sound.channels
     n_held = min(sound.frames, held // width) if width else sound.frames
-    # Whoever writes into a pipe cannot return to the header and leaves the largest number there.
-    # Any other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
-    if promised >= 0xFFFF0000 or 0x7FFF0000 <= promised <= 0x80000000:
+    if is_unknown_length(promised):
         return n_held, "", "its header does not tell its length (written by a pipe?)"
     if width:
         return n_held, f"header promises {promised // width} frames, file holds {n_held}", ""
     return n_held, f"header promises {promised} bytes, file holds {held}", ""
+
+
+def is_unknown_length(size: int) -> bool:
+    """Say whether a WAV's data chunk was begun by somebody who did not know its size.
+
+    Whoever writes into a pipe cannot return to the header and leaves the largest number there. Any
+    other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
+    """
+    return size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
+
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     """Scale-invariant signal-to-distortion ratio.

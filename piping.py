@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from headers import is_unknown_length
 from hparams import RANGES, InputError
 from soundio import MAX_CHANNELS, AudioInfo, SampleFormat, check_floats, convert_codes, reason
 
@@ -220,9 +221,7 @@ class PipeReader:
                     break
                 if start[:4] == b"RF64" and size == _UNKNOWN_BYTES:
                     return raw, size64 if 0 < size64 < 2**62 else None
-                # Whoever writes into a pipe does not know the length.
-                unknown = not size or size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
-                return raw, None if unknown else size
+                return raw, None if not size or is_unknown_length(size) else size
             if size > _MAX_SKIPPED:
                 break
             content = self._take(size + size % 2)

@@ -26,12 +26,12 @@ import bsseval
 import dataset
 import metrics
 from hparams import UNTUNED_MASK, HParams
+from metrics import WORST_DB
 from separation import Separator
 
-STEMS = ("vocals", "accompaniment")
+STEMS = dataset.PARTS
 FLOOR, IDEALS = "floor", ("ideal_binary", "ideal_ratio")
 CEILING = "ideal_ratio"  # what the share of the way is counted to
-WORST_DB = -30.0  # SI-SDR of what holds nothing of the source; means are taken from here up
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 GATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SHARPNESSES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)

@@ -19,8 +19,7 @@ import sampling
 from dataset import OpenSong
 from distributed import World
 from hparams import HParams
-
-WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
+from metrics import WORST_DB
 
 
 @dataclass(frozen=True)
