@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from hparams import InputError
 
 N_TAPS = 512
+REACH = N_TAPS - 1  # samples that a filter looks back
+BLOCK_FFT = 2**15  # version 3 transforms blocks of this size: large against a filter, yet in cache
 LIMIT_DB = 300.0  # two sums of 53-bit numbers differ by no more, unless one is 0
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -92,35 +94,18 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, 
        separation", IEEE TASLP 14(4), 2006.
     """
     _check(references, estimates, 3, window, hop)
-    # The ridge is museval's; it decides on signals of no more than rounding errors.
     each = [
         Scores(
             _decibels(energies.true, energies.error),
             _decibels(energies.true, energies.spatial),
-            _sir(energies),
+            _sir(energies.filtered, energies.interference, len(references)),
             _decibels(energies.explained, energies.artifacts),
         )
-        for energies in _energies(references, estimates, window, hop, ridge=EPSILON)
+        for energies in _frame_energies(references, estimates, window, hop)
     ]
-    return _stack(each, estimates.shape[:-3])
-
-
-def bss_eval_v3_images(
-    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int
-) -> Scores:
-    """Score estimates frame by frame, with filters of each frame's own, as SiSEC 2016 did.
-
-    That campaign took windows of 30 s, 15 s apart. Parameters, result and errors are those of
-    `bss_eval_v4`.
-    """
-    _check(references, estimates, 3, window, hop)
-    n_frames = _n_frames(references.shape[-1], window, hop)
-    excerpts = [slice(t * hop, t * hop + window) for t in range(n_frames)]
-    each = [
-        bss_eval_v4(references[..., excerpt], estimates[..., excerpt], window, hop)
-        for excerpt in excerpts
-    ]
-    return Scores(*(torch.cat(frames, -1) for frames in zip(*each, strict=True)))
+    systems = (torch.stack(score) for score in zip(*each, strict=True))
+    batch = estimates.shape[:-3]
+    return Scores(*(score.reshape(*batch, *score.shape[1:]) for score in systems))
 
 
 def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScores:
@@ -151,17 +136,17 @@ def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScore
        separation", IEEE TASLP 14(4), 2006.
     """
     _check(references, estimates, 2)
-    n_samples = references.shape[-1]
-    mono = references[:, None], estimates[..., None, :]
-    each = [
-        WholeScores(
-            _decibels(energies.filtered, energies.unfiltered)[:, 0],
-            _sir(energies)[:, 0],
-            _decibels(energies.explained, energies.artifacts)[:, 0],
-        )
-        for energies in _energies(*mono, n_samples, 1, ridge=0)
-    ]
-    return _stack(each, estimates.shape[:-2])
+    systems = estimates.reshape(math.prod(estimates.shape[:-2]), *references.shape)
+    filtered, unfiltered, explained, interference, artifacts = _whole_energies(references, systems)
+    scores = WholeScores(
+        _decibels(filtered, unfiltered),
+        _sir(filtered, interference, len(references)),
+        _decibels(explained, artifacts),
+    )
+    is_silent = torch.tensor([_silent(references[:, None]) or _silent(s[:, None]) for s in systems])
+    for score in scores:
+        score[is_silent] = math.nan
+    return WholeScores(*(score.reshape(estimates.shape[:-1]) for score in scores))
 
 
 def _check(
@@ -178,27 +163,104 @@ def _check(
         raise InputError(f"a window of {window} and a hop of {hop} samples; both must be positive")
 
 
-def _stack(each: list[NamedTuple], batch: torch.Size) -> NamedTuple:
-    """Give the scores of systems, one after the other, the batch axes of the estimates."""
-    stacked = (torch.stack(scores) for scores in zip(*each, strict=True))
-    return type(each[0])(*(scores.reshape(*batch, *scores.shape[1:]) for scores in stacked))
-
-
 def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (10 * torch.log10(signal / noise)).clamp(-LIMIT_DB, LIMIT_DB)
 
 
-def _sir(energies: _Energies) -> torch.Tensor:
-    ratio = _decibels(energies.filtered, energies.interference)
-    return ratio if len(ratio) > 1 else torch.full_like(ratio, math.nan)
+def _sir(filtered: torch.Tensor, interference: torch.Tensor, n_sources: int) -> torch.Tensor:
+    ratio = _decibels(filtered, interference)
+    return ratio if n_sources > 1 else torch.full_like(ratio, math.nan)
 
 
-def _n_frames(n_samples: int, window: int, hop: int) -> int:
-    return 1 + max(0, n_samples - window) // hop
+# --- Version 3: one energy for the whole signal ---------------------------------------------------
 
 
-def _energies(
-    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int, ridge: float
+def _whole_energies(references: torch.Tensor, systems: torch.Tensor) -> torch.Tensor:
+    """Take the energies of whole signals, in memory that does not grow with their length.
+
+    ::
+
+        sources  ───┤past│   block   ├──────   a block and the samples before it: one FFT gives its
+        estimate ────────┤   block   ├──────   correlations and, with the filters, its projections
+
+    Parameters
+    ----------
+    references : torch.Tensor, shape=(n_sources, n_samples)
+    systems : torch.Tensor, shape=(n_systems, n_sources, n_samples)
+
+    Returns
+    -------
+    torch.Tensor, shape=(5, n_systems, n_sources), float64
+        Those of `_Energies` that a free filter leaves: ``filtered``, ``unfiltered``,
+        ``explained``, ``interference``, ``artifacts``.
+    """
+    n_samples = references.shape[-1]
+    n_fft = min(BLOCK_FFT, _fast_size(n_samples + 2 * REACH))
+    block = n_fft - REACH
+    filters, own_filters = _whole_filters(references, systems, n_fft)
+    energies = torch.zeros(5, *systems.shape[:2], dtype=torch.float64, device=systems.device)
+    for start in range(0, n_samples + REACH, block):  # filters echo behind the end
+        sources = _spectrum(_excerpt(references, start - REACH, start + block), n_fft)
+        for k, system in enumerate(systems):
+            estimate = _excerpt(system, start, start + block)
+            spectra = own_filters[k] * sources, (filters[:, k] * sources[:, None]).sum(0)
+            filtered, explained = (torch.fft.irfft(s, n=n_fft)[:, REACH:] for s in spectra)
+            differences = estimate - filtered, explained - filtered, estimate - explained
+            unfiltered, interference, artifacts = differences
+            wavs = filtered, unfiltered, explained, interference, artifacts
+            for energy, wav in zip(energies[:, k], wavs, strict=True):
+                energy += torch.linalg.vector_norm(wav, dim=-1).square()
+    return energies
+
+
+def _whole_filters(
+    references: torch.Tensor, systems: torch.Tensor, n_fft: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solve for the filters of whole signals, as spectra.
+
+    Returns
+    -------
+    filters : torch.Tensor, shape=(n_sources, n_systems, n_sources, n_bins)
+        From all sources to each system's estimates.
+    own_filters : torch.Tensor, shape=(n_systems, n_sources, n_bins)
+        From each source to its own estimates.
+    """
+    signals, block = systems.flatten(0, 1), n_fft - REACH
+    gram, cross = (
+        references.new_zeros((len(references), n, n_fft // 2 + 1), dtype=torch.complex128)
+        for n in (len(references), len(signals))
+    )
+    for start in range(0, references.shape[-1], block):
+        sources = _spectrum(_excerpt(references, start - REACH, start + block), n_fft)
+        for products, wavs in ((gram, references), (cross, signals)):
+            here = F.pad(_excerpt(wavs, start, start + block), (REACH, 0))
+            _add_products(products, sources, _spectrum(here, n_fft))
+    gram, cross = _lags(gram, n_fft), _lags(cross, n_fft)
+    each = cross.unflatten(1, systems.shape[:2]).unbind(1)  # (n_sources, n_sources, N_TAPS)
+    # System by system: beside others the solver would round one's filters differently.
+    project = _projector(references, gram)
+    filters = torch.stack([project(cross) for cross in each], 1)
+    own_filters = torch.empty_like(filters[0])
+    for j in range(len(references)):
+        own = slice(j, j + 1)
+        project = _projector(references[own], gram[own, own])
+        for k, cross in enumerate(each):
+            own_filters[k, j] = project(cross[own, own])
+    return torch.fft.rfft(filters, n=n_fft), torch.fft.rfft(own_filters, n=n_fft)
+
+
+def _excerpt(wav: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Cut out samples in double precision; before the first and after the last there are zeros."""
+    inside = wav[..., max(0, start) : stop].double()
+    before = max(0, -start)
+    return F.pad(inside, (before, stop - start - before - inside.shape[-1]))
+
+
+# --- Version 4: energies of frames ----------------------------------------------------------------
+
+
+def _frame_energies(
+    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int
 ) -> Iterator[_Energies]:
     """Take the energies of every frame, one system after the other.
 
@@ -206,7 +268,7 @@ def _energies(
     frames where frames neither overlap nor leave gaps: then one FFT serves both.
     """
     n_sources, n_channels, n_samples = references.shape
-    n_frames = _n_frames(n_samples, window, hop)
+    n_frames = 1 + max(0, n_samples - window) // hop
     window = max(1, min(window, n_samples))
     tile = window if window >= N_TAPS or window == n_samples else 64 * N_TAPS
     shared = tile == window and (hop == window or n_frames == 1)
@@ -215,8 +277,9 @@ def _energies(
     sources = [slice(j * n_channels, (j + 1) * n_channels) for j in range(n_sources)]
     tiles = _tiles(wavs, tile)
     gram = _correlate(wavs, wavs, tiles, tiles, tile)
-    project = _projector(wavs, gram, ridge)
-    project_own = [_projector(wavs[own], gram[own, own], ridge) for own in sources]
+    # The ridge is museval's; it decides on signals of no more than rounding errors.
+    project = _projector(wavs, gram, ridge=EPSILON)
+    project_own = [_projector(wavs[own], gram[own, own], ridge=EPSILON) for own in sources]
 
     n_systems = math.prod(estimates.shape[: -references.ndim])
     for system in estimates.reshape(n_systems, *references.shape):
@@ -243,7 +306,7 @@ class _FrameEnergies:
     """Filter spectra of frames and sum their squares, in memory that is used again."""
 
     def __init__(self, filters: torch.Tensor, own_filters: torch.Tensor, window: int) -> None:
-        self.n_fft = _fast_size(window + N_TAPS - 1)  # room for a frame's echo in the filter
+        self.n_fft = _fast_size(window + REACH)  # room for a frame's echo in the filter
         self.filters = torch.fft.rfft(filters, n=self.n_fft)
         self.own_filters = torch.fft.rfft(own_filters, n=self.n_fft).movedim(1, 0)
         self.explained, self.filtered, self.difference = (
@@ -293,7 +356,7 @@ def _silent(frame: torch.Tensor) -> bool:
 
 def _tiles(wav: torch.Tensor, tile: int) -> list[torch.Tensor]:
     """Transform a song in tiles that cover it: each (n_channels, n_bins)."""
-    n_fft = _fast_size(tile + N_TAPS - 1)
+    n_fft = _fast_size(tile + REACH)
     return [_spectrum(part, n_fft) for part in wav.split(tile, -1)]
 
 
@@ -325,30 +388,40 @@ def _correlate(
     -------
     torch.Tensor, shape=(n, m, N_TAPS)
     """
-    reach = N_TAPS - 1
-    total = _cross(x_tiles, y_tiles, _fast_size(tile + reach))
+    total = _cross(x_tiles, y_tiles, _fast_size(tile + REACH))
     if len(x_tiles) > 1:
         n_fft = 2 * N_TAPS
         starts = range(tile, x.shape[-1], tile)
-        tails = [_spectrum(x[:, start - reach : start], n_fft) for start in starts]
-        heads = [_spectrum(F.pad(y[:, i : i + reach], (reach, 0)), n_fft) for i in starts]
+        tails = [_spectrum(x[:, start - REACH : start], n_fft) for start in starts]
+        heads = [_spectrum(F.pad(y[:, i : i + REACH], (REACH, 0)), n_fft) for i in starts]
         total += _cross(tails, heads, n_fft)
-    if not total.isfinite().all():
-        raise InputError("samples that are not finite numbers cannot be scored")
     return total
 
 
 def _cross(left: list[torch.Tensor], right: list[torch.Tensor], n_fft: int) -> torch.Tensor:
     """Correlate pairs of segments, given by their spectra, and sum over pairs."""
-    total = left[0].new_zeros(len(left[0]), *right[0].shape)
+    products = left[0].new_zeros(len(left[0]), *right[0].shape)
     for x, y in zip(left, right, strict=True):
-        # Each product as soon as both factors are at hand: a batched product would move more.
-        for row, channel in zip(total, x.conj().resolve_conj(), strict=True):
-            row.addcmul_(y, channel)
-    return torch.fft.irfft(total, n=n_fft)[..., :N_TAPS]
+        _add_products(products, x, y)
+    return _lags(products, n_fft)
 
 
-def _projector(wav: torch.Tensor, gram: torch.Tensor, ridge: float) -> Callable:
+def _add_products(products: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Add to the cross spectra (n, m, n_bins) those of segments of n and of m signals."""
+    # Row by row: a batched product would be written to memory and read again.
+    for row, channel in zip(products, x.conj().resolve_conj(), strict=True):
+        row.addcmul_(y, channel)
+
+
+def _lags(products: torch.Tensor, n_fft: int) -> torch.Tensor:
+    """Turn sums of cross spectra into correlations at lags from 0 to `N_TAPS` - 1."""
+    correlations = torch.fft.irfft(products, n=n_fft)[..., :N_TAPS]
+    if not correlations.isfinite().all():
+        raise InputError("samples that are not finite numbers cannot be scored")
+    return correlations
+
+
+def _projector(wav: torch.Tensor, gram: torch.Tensor, ridge: float = 0) -> Callable:
     """Factorise the normal equations of filters for `wav`, whose autocorrelations are `gram`.
 
     Returns
