@@ -1,4 +1,4 @@
-"""What separated songs are worth: beside the floor, the ceilings, and each other.
+"""What a separated song is worth: beside the floor and the ceilings.
 
     true vocals, accompaniment ──▶ mixture ──▶ systems' vocals, accompaniment ──▶ scores
 
@@ -13,9 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,39 +21,13 @@ import torch.nn.functional as F
 
 import audio
 import bsseval
-import dataset
 import metrics
 from hparams import UNTUNED_MASK, HParams
 from metrics import WORST_DB
 from separation import Separator
+from summary import FLOOR, IDEALS, STEMS, numbers
 
-STEMS = dataset.PARTS
-FLOOR, IDEALS = "floor", ("ideal_binary", "ideal_ratio")
-CEILING = "ideal_ratio"  # what the share of the way is counted to
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-GATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-SHARPNESSES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 SongScores = dict[str, dict[str, dict[str, Any]]]  # of a song: system, stem, metric
-
-
-class Metric(NamedTuple):
-    """A score, and how those of songs become one."""
-
-    name: str
-    label: str
-    across: str  # songs: "median", "mean", or "length" for the mean weighted by length
-
-
-METRICS = (
-    Metric("sdr", "SDR", "median"),
-    Metric("isr", "ISR", "median"),
-    Metric("sir", "SIR", "median"),
-    Metric("sar", "SAR", "median"),
-    Metric("nsdr", "GNSDR", "length"),
-    Metric("v3_sir", "GSIR", "length"),
-    Metric("v3_sar", "GSAR", "length"),
-    Metric("si_sdr", "SI-SDR", "mean"),
-)
 
 
 # --- What is scored -------------------------------------------------------------------------------
@@ -65,24 +37,6 @@ def middle(n: int, n_wanted: float | None) -> slice:
     """Return the middle `n_wanted` of n samples or frames; None wants all."""
     n_kept = n if n_wanted is None else max(1, min(n, round(n_wanted)))
     return slice((n - n_kept) // 2, (n - n_kept) // 2 + n_kept)
-
-
-def read_built(folder: Path, song: dataset.Song, hp: HParams, seconds: float | None) -> np.ndarray:
-    """Bring the middle `seconds` of a built song back to sound, mono at ``hp.sample_rate``.
-
-    Raises
-    ------
-    InputError
-        If its array is missing or damaged.
-    """
-    array = dataset.open_spectrogram(folder, song, hp.n_bins)
-    n_wanted = None if seconds is None else seconds * hp.sample_rate / hp.hop_length
-    kept = torch.from_numpy(array[middle(len(array), n_wanted)].astype(np.float32))
-    spec = torch.view_as_complex(kept).permute(1, 2, 0)  # (n_parts, n_bins, n_frames)
-    spec = spec[[song.parts.index(stem) for stem in STEMS]]
-    grid = audio.grid_at(hp.sample_rate, hp)
-    wav = audio.istft(spec, grid, max(1, (spec.shape[-1] - 1) * grid.hop_length))
-    return wav[:, None].numpy()
 
 
 def without_network(hp: HParams, device: torch.device | str = "cpu") -> Separator:
@@ -96,22 +50,38 @@ def render(
     mixture: np.ndarray,
     sample_rate: int,
     settings: dict[str, Any] | None = None,
-    **options: Any,
+    saved: Callable[[int], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Separate a mixture of (n_channels, n_samples); accompaniment is mixture − vocals.
 
     Parameters
     ----------
+    separator : Separator
+    mixture : np.ndarray, shape=(n_channels, n_samples), float32
+    sample_rate : int
     settings : dict, optional
         Mask settings that replace those of `separator`, which is not changed.
-    **options
-        As for `Stream`: ``saved`` renders a given mask, ``on_mask`` hears of the network's.
+    saved : callable, optional
+        Gives the columns of a mask that is rendered instead of the network's, such as `replay`.
+
+    Returns
+    -------
+    np.ndarray, shape=(2, n_channels, n_samples), float32
     """
     separator = copy.copy(separator)
     separator.mask_settings = {**separator.mask_settings, **(settings or {})}
-    stream = separator.stream(sample_rate, len(mixture), **options)
+    stream = separator.stream(sample_rate, len(mixture), saved=saved)
     vocals = torch.cat([stream.push(mixture), stream.finish()], -1).numpy()
     return np.stack([vocals, mixture - vocals])
+
+
+def listen(separator: Separator, mixture: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the network's whole mask of a mixture, (n_masks, n_bins, n_frames), in 8 bits."""
+    columns: list[np.ndarray] = []
+    stream = separator.stream(sample_rate, len(mixture), on_mask=columns.append)
+    stream.push(mixture)
+    stream.finish()
+    return np.concatenate(columns, -1)
 
 
 def replay(levels: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -213,14 +183,14 @@ def score_song(
     for i, (system, estimate) in enumerate(estimates.items()):
         scores[system] = {}
         for j, stem in enumerate(STEMS):
-            of_frames = {name: _numbers(x[i, j]) for name, x in frames._asdict().items()}
+            of_frames = {name: numbers(x[i, j]) for name, x in frames._asdict().items()}
             of_song = {
                 **{f"v3_{name}": x[i, j] for name, x in whole._asdict().items()},
                 "nsdr": whole.sdr[i, j] - whole.sdr[0, j],
                 "si_sdr": si_sdr(estimate[j], references[j]),
             }
             names, values = zip(*of_song.items(), strict=True)
-            scores[system][stem] = of_frames | dict(zip(names, _numbers(values), strict=True))
+            scores[system][stem] = of_frames | dict(zip(names, numbers(values), strict=True))
     n_silent = {name: int(where.sum()) for name, where in silent.items()}
     return {"n_frames": len(silent["reference"]), "silent": n_silent, "scores": scores}
 
@@ -241,137 +211,3 @@ def silent_frames(wavs: torch.Tensor, window: int) -> torch.Tensor:
 
 def _to_16_bits(wav: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(wav).mul(2**15).round().div(2**15)
-
-
-def _numbers(values: Any) -> list[float | None]:
-    """Round to what a file keeps, 0.0001 dB; None for NaN, which JSON does not know."""
-    return [None if math.isnan(value) else round(float(value), 4) for value in values]
-
-
-# --- The scores of many songs ---------------------------------------------------------------------
-
-
-def song_score(scores: dict[str, Any], metric: str) -> float:
-    """Return one stem's score of a song: of frames their median; NaN if there is none."""
-    value = scores[metric]
-    return median(value) if isinstance(value, list) else math.nan if value is None else value
-
-
-def median(values: list[float | None]) -> float:
-    """Return the median of what is there; NaN if nothing is."""
-    there = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.median(there)) if there else math.nan
-
-
-def summarise(songs: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Bring songs together.
-
-    Parameters
-    ----------
-    songs : list of dict
-        Each with ``scores`` as `score_song` gives them and ``seconds``.
-
-    Returns
-    -------
-    dict
-        By system, stem and metric: ``value`` [dB], ``n_songs`` that have it, and ``share``, the
-        part of the way from the floor to the ideal ratio mask; None where no way leads up.
-    """
-    systems = list(songs[0]["scores"]) if songs else []
-    summary = {s: {stem: {} for stem in STEMS} for s in systems}
-    for system, stem, metric in product(systems, STEMS, METRICS):
-        values = np.array([song_score(s["scores"][system][stem], metric.name) for s in songs])
-        there = ~np.isnan(values)
-        weights = np.array([s["seconds"] if metric.across == "length" else 1.0 for s in songs])
-        if metric.across == "median" or not there.any():
-            value = median(list(values))
-        else:
-            value = float(np.average(values[there], weights=weights[there]))
-        summary[system][stem][metric.name] = {"value": value, "n_songs": int(there.sum())}
-    for system, stem, metric in product(systems, STEMS, METRICS):
-        low, here, high = (
-            summary[s][stem][metric.name]["value"] if s in summary else math.nan
-            for s in (FLOOR, system, CEILING)
-        )
-        share = (here - low) / (high - low) if high - low > 0.01 else math.nan
-        summary[system][stem][metric.name]["share"] = share
-    for system, stem, metric in product(systems, STEMS, METRICS):
-        cell = summary[system][stem][metric.name]
-        cell["value"], cell["share"] = _numbers([cell["value"], cell["share"]])
-    return summary
-
-
-def bootstrap(
-    differences: np.ndarray, groups: list[str], n_resamples: int = 10_000
-) -> tuple[float, float]:
-    """Return the 95 % interval of a mean of paired differences.
-
-    Parameters
-    ----------
-    differences : np.ndarray, shape=(n,)
-    groups : list of str
-        The song that each belongs to. Clips of one song are drawn together, as they are no
-        independent witnesses.
-
-    References
-    ----------
-    .. [1] Efron and Tibshirani, "An Introduction to the Bootstrap", 1993 (percentile intervals).
-    """
-    names, index = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(index, differences), np.bincount(index)
-    rng = np.random.default_rng(0)
-    means = np.empty(n_resamples)
-    for i in range(n_resamples):
-        drawn = rng.integers(len(names), size=len(names))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-# --- Tuning ---------------------------------------------------------------------------------------
-
-
-def mask_grid() -> list[dict[str, Any]]:
-    """List the mask settings that tuning tries: all binary ones, then all soft ones."""
-    hard = [{"mask_at_eval": True, "eval_mask_threshold": t} for t in THRESHOLDS]
-    soft = [
-        {"mask_at_eval": False, "noise_gate": gate, "mask_sharpness": sharpness}
-        for gate, sharpness in product(GATES, SHARPNESSES)
-    ]
-    return hard + soft
-
-
-def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) -> list[float]:
-    """Return the SI-SDR of the vocals for every entry of `mask_grid`; NaN if they are silent.
-
-    The network listens once; all else renders the mask that it gave.
-    """
-    mixture, columns = references.sum(0), []
-    render(separator, mixture, sample_rate, on_mask=columns.append)
-    levels = np.concatenate(columns, -1)
-
-    def score(settings: dict[str, Any]) -> float:
-        estimate = render(separator, mixture, sample_rate, settings, saved=replay(levels))
-        return si_sdr(estimate[0], references[0])
-
-    return [score(settings) for settings in mask_grid()]
-
-
-def best_settings(scores: np.ndarray) -> dict[str, Any]:
-    """Choose the mask settings with the best scores.
-
-    Parameters
-    ----------
-    scores : np.ndarray, shape=(len(mask_grid()),)
-
-    Returns
-    -------
-    dict
-        All of ``MASK_SETTINGS``: the best threshold, the best gate with its sharpness, and in
-        ``mask_at_eval`` which of the two sounds better.
-    """
-    grid = mask_grid()
-    hard = int(np.argmax(scores[: len(THRESHOLDS)]))
-    soft = len(THRESHOLDS) + int(np.argmax(scores[len(THRESHOLDS) :]))
-    is_hard = bool(scores[hard] > scores[soft])
-    return {**UNTUNED_MASK, **grid[soft], **grid[hard], "mask_at_eval": is_hard}

@@ -13,11 +13,14 @@ import soundfile
 import torch
 
 import evaluate
+import evaluation
 import generate
 import model
 import scoring
 import tracks
-from hparams import UNTUNED_MASK, HParams, InputError
+import tuning
+from hparams import UNTUNED_MASK, HParams
+from summary import STEMS
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 
@@ -87,7 +90,7 @@ def test_the_model_scores_what_its_own_separation_of_the_song_scores(results, ch
         separator.mask_settings["mask_at_eval"] = is_hard
         estimate = np.stack(separator.separate(references.sum(0), 22050))
         expected = scoring.score_song(references, {"it": estimate}, 22050)["scores"]["it"]
-        for stem in scoring.STEMS:
+        for stem in STEMS:
             for metric in ("sdr", "si_sdr"):
                 found = np.array(record["scores"][name][stem][metric], float)
                 np.testing.assert_allclose(
@@ -104,7 +107,7 @@ def test_two_processes_give_the_same_file(results, checkpoint, toy_tree, tmp_pat
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
     results, checkpoint, toy_tree, tmp_path, monkeypatch
 ):
-    real, scored_now, out = evaluate.score_track, [], tmp_path / "b.json"
+    real, scored_now, out = evaluation.score_track, [], tmp_path / "b.json"
 
     def score_track(task, job):
         if len(scored_now) == 2:
@@ -112,7 +115,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
         scored_now.append(job.track.name)
         return real(task, job)
 
-    monkeypatch.setattr(evaluate, "score_track", score_track)
+    monkeypatch.setattr(evaluation, "score_track", score_track)
     words = (checkpoint, toy_tree, "--split", "all", "--seconds", 2, "--both-masks")
     words = (*words, "--workers", 1, "--output", out)
     assert run(*words) == 130
@@ -203,7 +206,7 @@ def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_
     words = ("--estimates", f"files={tmp_path / 'gen'}", "--workers", 1)
     assert run(checkpoint, toy_tree, *words, "--output", tmp_path / "a.json") == 0
     of = scored(tmp_path / "a.json")["summary"]
-    for stem in scoring.STEMS:
+    for stem in STEMS:
         ours, files = (of[name][stem]["sdr"]["value"] for name in ("model", "files"))
         assert ours == pytest.approx(files, abs=0.02)
 
@@ -298,7 +301,7 @@ def test_comparing_needs_the_same_music_a_known_system_and_enough_songs(results,
 # --- Tuning -------------------------------------------------------------------------------------
 
 
-GRID = scoring.mask_grid()
+GRID = tuning.mask_grid()
 
 
 def test_tuning_stores_the_best_settings_and_leaves_all_else(
@@ -314,7 +317,7 @@ def test_tuning_stores_the_best_settings_and_leaves_all_else(
         soft = [s.get("noise_gate") == 0.2 and s.get("mask_sharpness") == 0.7 for s in GRID]
         return [-abs(t - 0.65) + 2 * best for t, best in zip(settings, soft, strict=True)]
 
-    monkeypatch.setattr(scoring, "tune_song", tune_song)
+    monkeypatch.setattr(tuning, "tune_song", tune_song)
     words = (path, toy_tree, "--seconds", 1, "--workers", 1)
     assert run("tune", *words, "--dry-run") == 0
     assert path.read_bytes() == checkpoint.read_bytes()
@@ -351,7 +354,7 @@ def test_tuning_leaves_out_what_was_learnt_and_what_is_for_testing(
         tuned.append((references.shape, rate))
         return [0.0] * len(GRID)
 
-    monkeypatch.setattr(scoring, "tune_song", tune_song)
+    monkeypatch.setattr(tuning, "tune_song", tune_song)
     for data in (toy_tree, toy_dataset):
         assert run("tune", path, data, "--seconds", 2, "--workers", 1, "--dry-run") == 0
         shown = capsys.readouterr().out
@@ -363,44 +366,3 @@ def test_tuning_leaves_out_what_was_learnt_and_what_is_for_testing(
     model.save_checkpoint(path, model.build_model(HP), HP, **contents)
     assert run("tune", path, toy_dataset) == 1
     assert "no validation songs" in capsys.readouterr().err
-
-
-def test_tuned_scores_are_those_of_separating_with_these_settings(
-    checkpoint, toy_tree, monkeypatch
-):
-    from separation import Separator
-
-    monkeypatch.setattr(scoring, "mask_grid", lambda: GRID[9:13] + GRID[40:44])
-    track = tracks.find_tracks(toy_tree).tracks[0]
-    references = np.ascontiguousarray(tracks.read_channels(track)[..., :22050])
-    separator = Separator.load(checkpoint)
-    found = scoring.tune_song(separator, references, 22050)
-    for settings, score in zip(scoring.mask_grid(), found, strict=True):
-        separator.mask_settings = {**UNTUNED_MASK, "noise_gate": 0.1, **settings}
-        vocals, _ = separator.separate(references.sum(0), 22050)
-        assert score == pytest.approx(scoring.si_sdr(vocals, references[0]), abs=1e-6)
-    assert len(set(found)) > 3
-
-
-def test_a_built_song_sounds_as_it_was_recorded(toy_tree, toy_dataset):
-    import dataset
-
-    song = dataset.load_manifest(toy_dataset).songs[0]
-    (track,) = [t for t in tracks.find_tracks(toy_tree).tracks if t.name == song.id]
-    wav = scoring.read_built(toy_dataset, song, HP, None)
-    truth = tracks.read_channels(track).mean(1)[:, : wav.shape[-1]]
-    assert wav.shape == (2, 1, (song.n_frames - 1) * 256)
-    assert np.abs(wav[:, 0] - truth).max() < 1e-3
-
-
-def test_a_checkpoint_that_changed_meanwhile_is_not_overwritten(checkpoint, tmp_path):
-    path = tmp_path / "net.pth"
-    shutil.copy(checkpoint, path)
-    with pytest.raises(InputError, match="has changed since tuning began"):
-        evaluate.store(path, dict(UNTUNED_MASK), "0" * 64)
-    assert path.read_bytes() == checkpoint.read_bytes()
-
-
-def test_a_worker_that_dies_is_told(checkpoint):
-    with pytest.raises(InputError, match="a process that scored a song died"):
-        list(evaluate.in_parallel(evaluate.os._exit, [3, 3], 2))

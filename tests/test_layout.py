@@ -30,13 +30,14 @@ ROWS = (
         "convolution",
         "bsseval",
         "masks",
+        "workers",
     ),
     ("outputs", "piping"),
     ("tracks", "dataset", "model", "scorebook"),
-    ("separation", "sampling", "building", "roofline", "report"),
-    ("validation", "scoring"),
-    ("training",),
-    ("planning",),
+    ("separation", "sampling", "building", "roofline", "report", "estimates", "summary"),
+    ("validation", "scoring", "comparison"),
+    ("training", "evaluation"),
+    ("planning", "tuning"),
     ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "demo"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
@@ -53,6 +54,10 @@ WITHOUT_TORCH = (
     "synthesis",
     "metrics",
     "hparams",
+    "scorebook",
+    "estimates",
+    "summary",
+    "comparison",
 )
 
 

@@ -1,4 +1,4 @@
-"""Scores: museval's and mir_eval's own numbers, invariances, silence, medians, intervals, masks."""
+"""Scores of a song: museval's and mir_eval's own numbers, invariances, silence, ideal masks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 
 import audio
 import scoring
-from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams
-from scoring import FLOOR, IDEALS, STEMS, score_song
+from hparams import UNTUNED_MASK, HParams
+from scoring import score_song
+from summary import FLOOR, IDEALS, STEMS, song_score, summarise
 
 RATE = 8000
 HP = HParams(sample_rate=8000, n_fft=256, hop_length=64)
@@ -57,7 +58,7 @@ def test_every_frame_scores_what_museval_gives():
             ours = floats(found["scores"]["it"][stem][name])
             np.testing.assert_allclose(ours, values, atol=1e-4, err_msg=name)
             assert math.isclose(
-                scoring.song_score(found["scores"]["it"][stem], name),
+                song_score(found["scores"]["it"][stem], name),
                 np.nanmedian(values),
                 abs_tol=1e-4,
             )
@@ -96,7 +97,7 @@ def test_scaling_an_estimate_leaves_si_sdr_and_moves_sdr():
     found = score_song(references, {"loud": leaky(references), "quiet": quiet}, RATE)["scores"]
     loud, quiet = found["loud"]["vocals"], found["quiet"]["vocals"]
     assert loud["si_sdr"] == pytest.approx(quiet["si_sdr"], abs=2e-4)
-    assert scoring.song_score(loud, "sdr") > scoring.song_score(quiet, "sdr") + 1
+    assert song_score(loud, "sdr") > song_score(quiet, "sdr") + 1
 
 
 def test_the_mixture_of_equally_loud_parts_is_at_zero_db():
@@ -105,7 +106,7 @@ def test_the_mixture_of_equally_loud_parts_is_at_zero_db():
     both = np.stack([np.sin(2 * np.pi * f * t) for f in (440, 1000)])[:, None].astype(np.float32)
     found = score_song(0.5 * both, {}, RATE)["scores"][FLOOR]
     assert found["vocals"]["si_sdr"] == pytest.approx(0, abs=0.01)
-    assert scoring.song_score(found["vocals"], "sdr") == pytest.approx(0, abs=0.01)
+    assert song_score(found["vocals"], "sdr") == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("n_channels", [1, 2])
@@ -125,9 +126,9 @@ def test_silence_is_counted_and_neither_crashes_nor_becomes_infinite(n_channels,
     expected = scoring.WORST_DB if silent == "estimate" else None
     if silent != "accompaniment":
         assert found["scores"]["it"]["vocals"]["si_sdr"] == expected
-    assert math.isnan(scoring.song_score(found["scores"]["it"]["vocals"], "sdr"))
+    assert math.isnan(song_score(found["scores"]["it"]["vocals"], "sdr"))
     json.dumps(found, allow_nan=False)
-    summary = scoring.summarise([{**found, "seconds": 2.5}])
+    summary = summarise([{**found, "seconds": 2.5}])
     assert summary["it"]["vocals"]["sdr"] == {"value": None, "n_songs": 0, "share": None}
     json.dumps(summary, allow_nan=False)
 
@@ -188,7 +189,7 @@ def test_ideal_masks_are_those_of_the_whole_songs_stft(rate):
 def test_ceilings_lie_far_above_the_floor():
     references = song()
     found = score_song(references, scoring.ideals(references, RATE, HP), RATE)
-    summary = scoring.summarise([{**found, "seconds": 3.4}])
+    summary = summarise([{**found, "seconds": 3.4}])
     for stem in STEMS:
         of = {system: summary[system][stem]["si_sdr"]["value"] for system in summary}
         assert min(of[name] for name in IDEALS) > of[FLOOR] + 5
@@ -196,81 +197,17 @@ def test_ceilings_lie_far_above_the_floor():
         assert summary[FLOOR][stem]["si_sdr"]["share"] == 0
 
 
-# --- Many songs ---------------------------------------------------------------------------------
-
-
-def record(seconds: float, **scores: dict) -> dict:
-    of = {m.name: None for m in scoring.METRICS}
-    full = {s: {stem: {**of, **values} for stem in STEMS} for s, values in scores.items()}
-    return {"seconds": seconds, "scores": full}
-
-
-def test_songs_come_together_as_each_metric_wants():
-    songs = [
-        record(1, it={"sdr": [1.0, None, 2.0, 9.0], "si_sdr": 1.0, "nsdr": 1.0}),
-        record(3, it={"sdr": [4.0], "si_sdr": 3.0, "nsdr": 3.0}),
-        record(9, it={"sdr": [None], "si_sdr": None, "nsdr": None}),
-        record(1, it={"sdr": [30.0], "si_sdr": 8.0, "nsdr": 8.0}),
-    ]
-    found = scoring.summarise(songs)["it"]["vocals"]
-    assert found["sdr"]["value"] == 4  # the median of 2, 4 and 30
-    assert found["si_sdr"]["value"] == 4
-    assert found["nsdr"]["value"] == pytest.approx((1 + 9 + 8) / 5)
-    assert [found[name]["n_songs"] for name in ("sdr", "si_sdr", "isr")] == [3, 3, 0]
-    assert found["sdr"]["share"] is None  # no floor, no ceiling
-
-
-def test_the_share_of_the_way_is_none_where_the_ceiling_is_not_above_the_floor():
-    scores = {"floor": 2.0, "it": 5.0, "ideal_ratio": 8.0}
-    songs = [record(1, **{s: {"si_sdr": v, "sar": [-v]} for s, v in scores.items()})]
-    found = scoring.summarise(songs)["it"]["vocals"]
-    assert found["si_sdr"]["share"] == 0.5
-    assert found["sar"]["share"] is None
-
-
-def test_the_interval_is_that_of_a_mean_and_the_same_every_time():
-    differences = np.random.default_rng(3).normal(0.5, 1, 100)
-    low, high = scoring.bootstrap(differences, [str(i) for i in range(100)])
-    half = 1.96 * differences.std() / 10
-    np.testing.assert_allclose([low, high], differences.mean() + np.array([-half, half]), atol=0.03)
-    assert (low, high) == scoring.bootstrap(differences, [str(i) for i in range(100)])
-
-
-def test_clips_of_one_song_are_one_witness():
-    differences = np.repeat(np.random.default_rng(3).normal(0.5, 1, 20), 5)
-    alone = scoring.bootstrap(differences, [str(i) for i in range(100)])
-    together = scoring.bootstrap(differences, [str(i // 5) for i in range(100)])
-    assert 1.8 < (together[1] - together[0]) / (alone[1] - alone[0]) < 2.6  # √5
-    assert np.mean(together) == pytest.approx(differences.mean(), abs=0.05)
-
-
-# --- Tuning -------------------------------------------------------------------------------------
-
-
-def test_the_best_of_each_kind_is_chosen_and_the_better_kind_preferred():
-    grid = scoring.mask_grid()
-    scores = np.zeros(len(grid))
-    hard = grid.index({"mask_at_eval": True, "eval_mask_threshold": 0.65})
-    soft = grid.index({"mask_at_eval": False, "noise_gate": 0.15, "mask_sharpness": 1.4})
-    scores[hard], scores[soft] = 2, 1
-    found = scoring.best_settings(scores)
-    assert found == {
-        "mask_at_eval": True,
-        "eval_mask_threshold": 0.65,
-        "noise_gate": 0.15,
-        "mask_sharpness": 1.4,
-    }
-    assert list(found) == list(MASK_SETTINGS)
-    scores[soft] = 3
-    assert scoring.best_settings(scores) == {**found, "mask_at_eval": False}
-
-
 def test_a_replayed_mask_renders_bit_for_bit_and_settings_stay_the_separators():
     references = song()
     separator, columns = scoring.without_network(HP), []
     mask = scoring.ideal_mask(references, RATE, HP, "ideal_ratio")
     mixture = references.sum(0)
-    first = scoring.render(separator, mixture, RATE, saved=mask, on_mask=columns.append)
+
+    def heard(n: int) -> np.ndarray:
+        columns.append(mask(n))
+        return columns[-1]
+
+    first = scoring.render(separator, mixture, RATE, saved=heard)
     levels = np.concatenate(columns, -1)
     again = scoring.render(separator, mixture, RATE, saved=scoring.replay(levels))
     np.testing.assert_array_equal(first, again)

@@ -1,0 +1,207 @@
+"""An evaluation: what decides its scores, and one song's record, from its files to its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import estimates
+import model as networks
+import scoring
+import soundio
+import tracks
+from estimates import Job
+from hparams import HParams
+from metrics import WORST_DB
+from scorebook import Record
+from separation import Separator
+
+BOTH = {"hard": {"mask_at_eval": True}, "soft": {"mask_at_eval": False}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A checkpoint, and how it is to run; small enough to be sent to other processes."""
+
+    checkpoint: Path
+    device: str
+    hp: HParams  # with --set
+    explicit: tuple[tuple[str, Any], ...]  # what --set named
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an evaluation is of, for every process to know."""
+
+    root: Path
+    hp: HParams  # of the ideal masks, where there is no network
+    seconds: float | None
+    v3: bool | None  # as `scoring.score_song` takes it
+    network: Network | None  # None: bounds
+    both_masks: bool = False  # the network's binary mask and its soft one, not what it prefers
+
+
+@functools.lru_cache(maxsize=1)
+def load(network: Network) -> Separator:
+    """Load a network, once in each process."""
+    return Separator.load(network.checkpoint, network.device, network.hp, dict(network.explicit))
+
+
+def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
+    """Collect what decides the scores: two runs of which this is equal give the same.
+
+    Parameters
+    ----------
+    task : Task
+    layout : str
+        As `tracks.find_tracks` names it.
+    systems : list of str
+        Whose files are scored, too.
+
+    Returns
+    -------
+    dict
+        As JSON keeps it.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint cannot be loaded.
+    """
+    about: dict[str, Any] = {
+        "dataset": {"name": task.root.resolve().name, "layout": layout},
+        "seconds": task.seconds,
+        "v3": task.v3,
+        "estimates": systems,
+        "checkpoint": None,
+        "hparams": dataclasses.asdict(task.hp),
+        "conventions": {
+            "bsseval_v4": "frames of 1 s, 512 taps, NaN where a source or estimate is silent",
+            "bsseval_v3": "whole song, mean of the channels, 512 taps",
+            "rounding": "references and estimates to 16 bits before BSSEval, not before SI-SDR",
+            "ceilings": "one mask of 8 bits for all channels on the network's bins",
+            "worst_si_sdr_db": WORST_DB,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "project": _project_commit(),
+        },
+    }
+    if task.network is not None:
+        separator, checkpoint = load(task.network), task.network.checkpoint
+        about["checkpoint"] = {
+            "file": checkpoint.name,
+            "sha256": soundio.sha256(checkpoint),
+            "dtype": str(separator.dtype).removeprefix("torch."),
+            "device": task.network.device.split(":")[0],
+        }
+        about["hparams"] = dataclasses.asdict(separator.hp)
+        about["mask_settings"] = separator.mask_settings
+        about["both_masks"] = task.both_masks
+    return json.loads(json.dumps(about))  # as it is when it is read again
+
+
+def _project_commit() -> str | None:
+    """Return the commit of this code, with -dirty where it was changed; None without git."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        ran = subprocess.run(
+            [*command, "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return ran.stdout.strip()
+
+
+def learnt_songs(checkpoint: Path) -> dict[str, str] | None:
+    """Return what a checkpoint has learnt from; None if it does not say.
+
+    Returns
+    -------
+    dict, optional
+        The names of songs by what identifies them, as `dataset.identity` writes it.
+    """
+    learnt = networks.load_checkpoint(checkpoint).get("data")
+    return None if learnt is None else {song: song.rpartition(" ")[0] for song in learnt}
+
+
+def score_track(task: Task, job: Job) -> Record:
+    """Separate one song in every way, and score it.
+
+    Parameters
+    ----------
+    task : Task
+    job : Job
+
+    Returns
+    -------
+    dict
+        What `scoring.score_song` gives, with what the song is, which files it was read from (their
+        hashes, too) and ``notes`` on what was odd about them.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, or does not fit the song.
+    """
+    track, extent = job.track, tracks.measure(job.track)
+    rate, notes = extent.sample_rate, list(extent.notes)
+    references = tracks.read_channels(track)
+    kept = scoring.middle(references.shape[-1], task.seconds and task.seconds * rate)
+    theirs = {}
+    for name, files in job.estimates.items():
+        wav, done = estimates.read(name, files, references.sum(0), rate)
+        theirs[name] = np.ascontiguousarray(wav[..., kept])
+        notes += done
+    references = np.ascontiguousarray(references[..., kept])
+    hp = task.hp if task.network is None else load(task.network).hp
+    systems = separate(task, references.sum(0), rate) | theirs
+    systems |= scoring.ideals(references, rate, hp)
+    n_channels, n_samples = references.shape[1:]
+    if n_samples < rate:
+        notes.append(f"shorter than a frame of 1 s: one frame of {n_samples} samples")
+    return {
+        "name": track.name,
+        "group": track.group,
+        "split": track.split,
+        "sample_rate": rate,
+        "n_channels": n_channels,
+        "seconds": n_samples / rate,
+        **estimates.sources(job, task.root, with_hash=True),
+        "notes": notes,
+        **scoring.score_song(references, systems, rate, task.v3),
+    }
+
+
+def separate(task: Task, mixture: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
+    """Separate a mixture (n_channels, n_samples) by the network, which listens once.
+
+    Returns
+    -------
+    dict of np.ndarray, shape=(2, n_channels, n_samples)
+        Vocals and accompaniment, by system: ``model``, or ``hard`` and ``soft``.
+    """
+    if task.network is None:
+        return {}
+    separator = load(task.network)
+    if not task.both_masks:
+        return {"model": scoring.render(separator, mixture, sample_rate)}
+    levels = scoring.listen(separator, mixture, sample_rate)
+    return {
+        name: scoring.render(separator, mixture, sample_rate, settings, scoring.replay(levels))
+        for name, settings in BOTH.items()
+    }

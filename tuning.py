@@ -1,0 +1,211 @@
+"""Choosing the mask settings that sound best, on songs that a network has not learnt from.
+
+The network listens to each song once; every setting renders the mask that it gave.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import audio
+import dataset
+import evaluation
+import model as networks
+import scoring
+import soundio
+import tracks
+from evaluation import Network
+from hparams import GRID, UNTUNED_MASK, HParams, InputError, differences, from_dict
+from separation import Separator
+from tracks import Track
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+GATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+SHARPNESSES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+
+
+class Candidate(NamedTuple):
+    """A song that could be tuned on."""
+
+    name: str
+    split: str
+    is_learnt: bool
+    source: Track | tuple[Path, dataset.Song]  # music, or a built dataset's folder and its entry
+
+
+def candidates(
+    folder: Path,
+    learnt: dict[str, str],
+    hp: HParams,
+    kind: str | None = None,
+    voice_pattern: str = tracks.VOICE_PATTERN,
+) -> tuple[list[Candidate], list[str]]:
+    """List the songs of a built dataset, or of a folder of music, that have both signals.
+
+    Parameters
+    ----------
+    folder : Path
+    learnt : dict of str
+        As `evaluation.learnt_songs`; a built song is known by its hash, other music by its name.
+    hp : HParams
+        On whose grid a dataset must have been built.
+    kind, voice_pattern
+        As for `tracks.find_tracks`.
+
+    Returns
+    -------
+    list of Candidate
+    list of str
+        A message for every song that cannot be used.
+
+    Raises
+    ------
+    InputError
+        If the folder is neither, or was built on another grid.
+    """
+    if not (folder / dataset.MANIFEST).is_file():
+        names = set(learnt.values())
+        found = tracks.find_tracks(folder, kind, voice_pattern)
+        both = [track for track in found.tracks if len(track.signals) == 2]
+        return [Candidate(t.name, t.split, t.name in names, t) for t in both], found.bad
+    manifest = dataset.load_manifest(folder)
+    for name, (ours, theirs) in differences(hp, from_dict(manifest.hparams), GRID).items():
+        raise InputError(f"{folder}: built with {name}={theirs}, not {ours}")
+    return [
+        Candidate(song.id, song.split, f"{song.id} {song.sha256}" in learnt, (folder, song))
+        for song in manifest.songs
+        if set(song.parts) == set(dataset.PARTS)
+    ], []
+
+
+def mask_grid() -> list[dict[str, Any]]:
+    """List the mask settings that tuning tries: all binary ones, then all soft ones."""
+    hard = [{"mask_at_eval": True, "eval_mask_threshold": t} for t in THRESHOLDS]
+    soft = [
+        {"mask_at_eval": False, "noise_gate": gate, "mask_sharpness": sharpness}
+        for gate, sharpness in product(GATES, SHARPNESSES)
+    ]
+    return hard + soft
+
+
+def tune_candidate(network: Network, seconds: float, song: Candidate) -> tuple[str, list[float]]:
+    """Score all mask settings on the middle `seconds` of one song; returns its name, too."""
+    separator = evaluation.load(network)
+    if isinstance(song.source, Track):
+        rate = tracks.measure(song.source).sample_rate
+        references = tracks.read_channels(song.source)
+        kept = scoring.middle(references.shape[-1], seconds * rate)
+        references = np.ascontiguousarray(references[..., kept])
+    else:
+        rate = separator.hp.sample_rate
+        references = read_built(*song.source, separator.hp, seconds)
+    return song.name, tune_song(separator, references, rate)
+
+
+def read_built(folder: Path, song: dataset.Song, hp: HParams, seconds: float | None) -> np.ndarray:
+    """Bring the middle `seconds` of a built song back to sound, mono at ``hp.sample_rate``.
+
+    Raises
+    ------
+    InputError
+        If its array is missing or damaged.
+    """
+    array = dataset.open_spectrogram(folder, song, hp.n_bins)
+    n_wanted = None if seconds is None else seconds * hp.sample_rate / hp.hop_length
+    kept = torch.from_numpy(array[scoring.middle(len(array), n_wanted)].astype(np.float32))
+    spec = torch.view_as_complex(kept).permute(1, 2, 0)  # (n_parts, n_bins, n_frames)
+    spec = spec[[song.parts.index(stem) for stem in scoring.STEMS]]
+    grid = audio.grid_at(hp.sample_rate, hp)
+    wav = audio.istft(spec, grid, max(1, (spec.shape[-1] - 1) * grid.hop_length))
+    return wav[:, None].numpy()
+
+
+def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) -> list[float]:
+    """Return the SI-SDR of the vocals for every entry of `mask_grid`; NaN if they are silent.
+
+    Parameters
+    ----------
+    separator : Separator
+    references : np.ndarray, shape=(2, n_channels, n_samples), float32
+    sample_rate : int
+    """
+    mixture = references.sum(0)
+    levels = scoring.listen(separator, mixture, sample_rate)
+
+    def score(settings: dict[str, Any]) -> float:
+        saved = scoring.replay(levels)
+        estimate = scoring.render(separator, mixture, sample_rate, settings, saved)
+        return scoring.si_sdr(estimate[0], references[0])
+
+    return [score(settings) for settings in mask_grid()]
+
+
+def best_settings(scores: np.ndarray) -> dict[str, Any]:
+    """Choose the mask settings with the best scores.
+
+    Parameters
+    ----------
+    scores : np.ndarray, shape=(len(mask_grid()),)
+
+    Returns
+    -------
+    dict
+        All of ``MASK_SETTINGS``: the best threshold, the best gate with its sharpness, and in
+        ``mask_at_eval`` which of the two sounds better.
+    """
+    grid = mask_grid()
+    hard = int(np.argmax(scores[: len(THRESHOLDS)]))
+    soft = len(THRESHOLDS) + int(np.argmax(scores[len(THRESHOLDS) :]))
+    is_hard = bool(scores[hard] > scores[soft])
+    return {**UNTUNED_MASK, **grid[soft], **grid[hard], "mask_at_eval": is_hard}
+
+
+def curves(scores: np.ndarray, settings: dict[str, Any]) -> list[str]:
+    """Write the mean scores of all settings as lines, with an arrow at the best of each kind."""
+    lines = ["", "binary mask: SI-SDR of the vocals [dB] by eval_mask_threshold"]
+    for threshold, score in zip(THRESHOLDS, scores, strict=False):
+        mark = "  ←" if threshold == settings["eval_mask_threshold"] else ""
+        lines.append(f"{threshold:6.2f} {score:8.2f}{mark}")
+    soft = scores[len(THRESHOLDS) :].reshape(len(GATES), len(SHARPNESSES))
+    lines += ["", "soft mask: by noise_gate (down) and mask_sharpness (across)"]
+    lines.append(" " * 6 + "".join(f"{sharpness:9.2f}" for sharpness in SHARPNESSES))
+    best = settings["noise_gate"], settings["mask_sharpness"]
+    for gate, row in zip(GATES, soft, strict=True):
+        cells = [
+            f"{score:8.2f}{'←' if (gate, sharpness) == best else ' '}"
+            for score, sharpness in zip(row, SHARPNESSES, strict=True)
+        ]
+        lines.append(f"{gate:6.2f}" + "".join(cells).rstrip())
+    lines += ["", "best: " + ", ".join(f"{name}={value}" for name, value in settings.items())]
+    return lines
+
+
+def store(path: Path, settings: dict[str, Any], before: str) -> None:
+    """Put mask settings into a checkpoint, and leave all else in it as it is.
+
+    Parameters
+    ----------
+    path : Path
+    settings : dict
+        All of ``MASK_SETTINGS``.
+    before : str
+        The file's hash when tuning began.
+
+    Raises
+    ------
+    InputError
+        If the file is not the one any more that was tuned.
+    """
+    if soundio.sha256(path) != before:
+        raise InputError(f"{path}: has changed since tuning began (tune it again)")
+    contents = networks.load_checkpoint(path)
+    model, hp = networks.restore_model(path, contents)
+    contents["mask_settings"] = settings
+    # Weights and hparams are among the contents and replace those of `model` and `hp`: hparams that
+    # an earlier version did not know stay out.
+    networks.save_checkpoint(path, model, hp, **contents)
