@@ -183,13 +183,10 @@ def figure(songs: list[Record]) -> str:
             for system in systems
         }
         note = ""
-        if metric.name == "sar":  # 80 dB of nothing but rounding would press the others together
+        if metric.name.endswith("sar"):  # 80 dB of rounding would press the others together
             note = "; the floor has no artifacts"
             strips.pop(FLOOR, None)
-        is_there = any(math.isfinite(value) for values in strips.values() for value in values)
-        if is_there and not metric.name.startswith("v3"):
-            label = metric.label.removeprefix("G")
-            strips_of.append(
-                charts.Strips(f"{label} of the {stem} [dB], one ○ a song{note}", strips)
-            )
+        if any(math.isfinite(value) for values in strips.values() for value in values):
+            title = f"{metric.song_label} of the {stem} [dB], one ○ a song{note}"
+            strips_of.append(charts.Strips(title, strips))
     return charts.svg(strips_of)

@@ -76,11 +76,15 @@ def test_a_row_in_markdown_holds_floor_and_ceilings():
 
 def test_a_figure_has_a_circle_for_every_song_and_a_chart_for_every_metric_that_is_there():
     songs = [
-        record(1, floor={"sdr": [0.0], "sar": [80.0]}, it={"sdr": [i, None], "sar": [i], "nsdr": i})
+        record(
+            1,
+            floor={"sdr": [0.0], "sar": [80.0], "v3_sar": 80.0},
+            it={"sdr": [i, None], "sar": [i], "nsdr": i, "v3_sar": i},
+        )
         for i in range(5)
     ]
     svg = summary.figure([*songs, record(1, floor={}, it={"sdr": [math.nan]})])
     titles = re.findall(r">([^<]*) of the vocals \[dB\]", svg)
-    assert titles == ["SDR", "SAR", "NSDR"]
-    assert svg.count("<circle") == len(STEMS) * (10 + 5 + 5)  # SAR has no strip of the floor
+    assert titles == ["SDR", "SAR", "NSDR (v3)", "SAR (v3)"]
+    assert svg.count("<circle") == len(STEMS) * (10 + 5 + 5 + 5)  # SAR has no strip of the floor
     assert "<circle" not in summary.figure([])
