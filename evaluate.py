@@ -92,7 +92,9 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def add_song_options(parser: argparse.ArgumentParser, split: str) -> None:
+def add_song_options(
+    parser: argparse.ArgumentParser, split: str, seconds: float | None = None
+) -> None:
     """Add which songs are taken, how much of them, and by how many processes."""
     songs = parser.add_argument_group("songs")
     songs.add_argument("--split", choices=["test", "train", "all"], help=split)
@@ -118,11 +120,13 @@ def add_song_options(parser: argparse.ArgumentParser, split: str) -> None:
         metavar="N",
         help="take only N songs, evenly spread over the others",
     )
+    by_default = f"{seconds:g}" if seconds else "all"
     songs.add_argument(
         "--seconds",
         type=commandline.positive_number,
+        default=seconds,
         metavar="S",
-        help="take only the middle S seconds of a song",
+        help=f"take only the middle S seconds of a song (default: {by_default})",
     )
     parser.add_argument(
         "--workers",
@@ -406,12 +410,11 @@ def tune(argv: list[str]) -> int:
     parser.add_argument(
         "data", type=Path, nargs="+", help="built datasets, or folders of music: validation songs"
     )
-    add_song_options(parser, "which songs: by default train, those not learnt from")
+    add_song_options(parser, "which songs: by default train, those not learnt from", seconds=60.0)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the curves; leave the checkpoint as it is"
     )
     commandline.add_device_option(parser)
-    parser.set_defaults(seconds=60.0)
     args = parser.parse_args(argv)
     hp = commandline.settings_of(args)
     named = parse_settings(args.settings).keys() & set(MASK_SETTINGS)

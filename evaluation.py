@@ -162,14 +162,14 @@ def score_track(task: Task, job: Job) -> Record:
     rate, notes = extent.sample_rate, list(extent.notes)
     references = tracks.read_channels(track)
     kept = scoring.middle(references.shape[-1], task.seconds and task.seconds * rate)
-    theirs = {}
+    theirs, mixture = {}, references.sum(0)
     for name, files in job.estimates.items():
-        wav, done = estimates.read(name, files, references.sum(0), rate)
+        wav, done = estimates.read(name, files, mixture, rate)
         theirs[name] = np.ascontiguousarray(wav[..., kept])
         notes += done
     references = np.ascontiguousarray(references[..., kept])
     hp = task.hp if task.network is None else load(task.network).hp
-    systems = separate(task, references.sum(0), rate) | theirs
+    systems = separate(task, np.ascontiguousarray(mixture[..., kept]), rate) | theirs
     systems |= scoring.ideals(references, rate, hp)
     n_channels, n_samples = references.shape[1:]
     if n_samples < rate:

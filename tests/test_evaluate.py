@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import shutil
@@ -250,6 +251,27 @@ def test_what_is_wrong_is_said_in_one_line(
         code -= run(*words)
     assert code in (0, 2)
     assert told in capsys.readouterr().err
+
+
+def test_every_and_subset_spread_over_the_songs():
+    def thinned(**wanted: int) -> list[int]:
+        return evaluate.thin(list(range(10)), argparse.Namespace(**wanted))
+
+    assert thinned(every=1, subset=None) == list(range(10))
+    assert thinned(every=4, subset=None) == [0, 4, 8]
+    assert thinned(every=1, subset=3) == [0, 3, 6]
+    assert thinned(every=2, subset=2) == [0, 4]
+    assert thinned(every=5, subset=99) == [0, 5]
+
+
+def test_layouts_without_a_split_for_testing_give_all_their_songs(toy_tree, tmp_path, capsys):
+    for i, track in enumerate(tracks.find_tracks(toy_tree).tracks[:2]):
+        shutil.copytree(track.vocals[0].path.parent, tmp_path / "music" / f"song {i}")
+    words = ("--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
+    assert run("bounds", tmp_path / "music", *words) == 0
+    assert "2 songs of the split 'all'" in capsys.readouterr().out
+    assert run("bounds", tmp_path / "music", *words, "--split", "test") == 1
+    assert "no songs of the split 'test' (try --split all)" in capsys.readouterr().err
 
 
 # --- Comparing ----------------------------------------------------------------------------------

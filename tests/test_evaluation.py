@@ -1,0 +1,39 @@
+"""What an evaluation is of: what a checkpoint says about itself, what decides the scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluation
+import model
+from hparams import HParams
+
+HP = HParams(width=2, stft_frames=3, model_type="convnet")
+
+
+@pytest.mark.parametrize(
+    ("stored", "learnt"),
+    [
+        ({}, None),
+        ({"data": []}, {}),
+        ({"data": ["a song 0f", "b 1e"]}, {"a song 0f": "a song", "b 1e": "b"}),
+    ],
+)
+def test_a_checkpoint_says_what_it_has_learnt_or_that_it_does_not_know(stored, learnt, tmp_path):
+    path = tmp_path / "net.pth"
+    model.save_checkpoint(
+        path, model.build_model(HP), HP, curve_db=torch.zeros(HP.n_bins), **stored
+    )
+    assert evaluation.learnt_songs(path) == learnt
+
+
+def test_what_decides_the_scores_is_the_same_when_read_again():
+    tasks = [evaluation.Task(Path("music"), HP, s, None, None) for s in (None, 5.0)]
+    whole, excerpt = (evaluation.describe(task, "stems", ["other"]) for task in tasks)
+    assert json.loads(json.dumps(whole)) == whole
+    assert whole["checkpoint"] is None
+    assert {name for name in whole if whole[name] != excerpt[name]} == {"seconds"}
