@@ -58,10 +58,11 @@ class HParams:
 
     # --- Training: free for every run ------------------------------------------------------------
     stft_stride: int = 1  # frames between training slices; inference always has step 1
-    mask_target: str = "activity"  # what the mask learns: "activity", "dominance" or "ratio"
+    mask_target: str = "ratio"  # what the mask learns: "activity", "dominance" or "ratio"
     vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
-    loss_weight: float = 0.5  # a bin's error counts by its amplitude to this power; 0: all alike
+    loss: str = "sdr"  # "sdr": energy of what is wrong with the voice; or "cross-entropy"
+    loss_weight: float = 0.5  # "cross-entropy": amplitude to this power weights a bin; 0: all alike
     chunk_slices: int = 64  # neighbouring slices trained in one dense pass; 1 = separate slices
     batch_size: int = 8  # chunks per step, on all GPUs together
     epochs: int = 10  # passes over every slice position of the training songs
@@ -74,6 +75,7 @@ class HParams:
     precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
     compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
+    instrumental: float = 0.1  # share of chunks that are left without their voice, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     valid_fraction: float = 0.1  # share of the songs' length held out for validation
     valid_seconds: float = 20.0  # seconds of each held-out song that are separated and scored
@@ -126,6 +128,7 @@ CHOICES = {
     "weighting": ("linear", "mel"),
     "model_type": ("resnet18", "convnet"),
     "mask_target": ("activity", "dominance", "ratio"),
+    "loss": ("sdr", "cross-entropy"),
     "schedule": ("one-cycle", "cyclic", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
     "compile": ("off", "default", "reduce-overhead"),
@@ -151,6 +154,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_grad_norm": (1e-6, 1e6),
     "ema_decay": (0, 0.999_999),
     "remix": (0, 1),
+    "instrumental": (0, 1),
     "gain_db": (0, 60),
     "valid_fraction": (0, 0.9),
     "valid_seconds": (1, 3600),

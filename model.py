@@ -68,6 +68,12 @@ def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Modul
     return x
 
 
+def cropped(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
+    """Drop what the convolutions beside `x` consume on each side, counting the calls before."""
+    x = with_past(x, 2 * n_frames, past, layer)
+    return x[..., n_frames : x.shape[-1] - n_frames]
+
+
 class ConvNorm(nn.Module):
     """A convolution, same along frequency and valid along time, and its batch norm."""
 
@@ -103,16 +109,16 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 crop)."""
-        seen = with_past(x, 2 * self.crop, past, self)
-        cropped = seen[..., self.crop : seen.shape[-1] - self.crop]
-        return self.second(self.first(x, past).relu_(), past).add_(self.skip(cropped)).relu_()
+        same = cropped(x, self.crop, past, self)
+        return self.second(self.first(x, past).relu_(), past).add_(self.skip(same)).relu_()
 
 
 class ResNet18(nn.Module):
     """ResNet18 whose 17 convolutions share the view in time; frequency shrinks from 513 to 33.
 
     As time is never strided, channels that double per stage would leave most operations to the
-    last one; 1, 1.5, 2 and 3 times the width spread them evenly over the four.
+    last one; 1, 1.5, 2 and 3 times the width spread them evenly over the four. The last layer sees
+    the whole frequency axis: what the blocks found at 33 bins, and the detail of the stem's 257.
 
     References
     ----------
@@ -129,16 +135,26 @@ class ResNet18(nn.Module):
             BasicBlock(widths[i], widths[i + 1], reach[1 + 2 * i : 3 + 2 * i], strides[i])
             for i in range(8)
         )
+        quarter = max(1, w // 4)
+        self.consumed = hp.context - reach[0]  # by the blocks, on each side
+        self.detail = ConvNorm(w, quarter, 1, 0)
         self.reduce = ConvNorm(3 * w, w, 1, 0)
-        self.head = nn.Linear(w * math.ceil(hp.n_bins / 16), hp.n_bins)
+        n_seen = w * math.ceil(hp.n_bins / 16) + quarter * math.ceil(hp.n_bins / 2)
+        self.head = nn.Linear(n_seen, hp.n_bins)
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map features to logits, see the module's docstring."""
         x = self.stem(x, past).relu_()
+        detail = self.detail(cropped(x, self.consumed, past, self)).relu_()
         for block in self.blocks:
             x = block(x, past)
         x = self.reduce(x).relu_()  # (n, width, n_bins / 16, n_columns)
-        return self.head(x.permute(0, 3, 2, 1).flatten(2)).mT
+        return self.head(torch.cat([_rows(x), _rows(detail)], -1)).mT
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Turn (n, channels, bins, n_columns) into a row for each column: (n, n_columns, …)."""
+    return x.permute(0, 3, 2, 1).flatten(2)
 
 
 class ConvNet(nn.Module):

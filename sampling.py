@@ -56,6 +56,7 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
 
     A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
     its vocals over the accompaniment of a random place in another song, scaled to their level.
+    Some are left without their voice, as songs have their instrumental stretches.
 
     Returns
     -------
@@ -85,6 +86,7 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
         kept_db, mates_db = level_db[own, 1 - part], level_db[mates, part]
         audible = np.minimum(kept_db, mates_db) > SILENT_DB
         gains[rows, part] *= 10 ** (np.where(audible, kept_db - mates_db, 0) / 20)
+    gains[rng.random(len(order)) < hp.instrumental, 0] = 0
     return Chunks(which, where, gains.astype(np.float32))
 
 
@@ -143,6 +145,9 @@ class Feed:
         self._n_parts = torch.from_numpy(n_parts).to(device)
         self._n_frames = torch.from_numpy(n_frames).to(device)
         self._offsets = torch.arange(chunk_frames(hp), device=device)[:, None] - hp.context
+        n_bins = np.array([recorded_bins(song, hp) for song in songs])
+        self._n_bins = torch.from_numpy(n_bins).to(device)
+        self._bins = torch.arange(hp.n_bins, device=device)
 
     def batches(self, batches: list[Chunks]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Give one batch after the other.
@@ -151,7 +156,8 @@ class Feed:
         ------
         spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
             Vocals and accompaniment on the device; ``n_frames`` is ``chunk_frames(hp)``. Zero
-            outside the songs.
+            outside the songs, and above the band that both recordings have: a voice recorded at
+            16 kHz over a backing of 44.1 kHz would teach that voices end at 8 kHz.
         gains : torch.Tensor, shape=(n, 2)
         """
         return self._gather(batches) if self.resident else self._read_ahead(batches)
@@ -169,7 +175,9 @@ class Feed:
             outside = (frame < 0) | (frame >= self._n_frames[songs][:, None])
             row.masked_fill_(outside, 0)
             frames = self._frames.index_select(0, row.flatten())
-            yield frames.view(*row.shape, *frames.shape[1:]), gains
+            frames = frames.view(*row.shape, *frames.shape[1:])
+            lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
+            yield frames.masked_fill_(lost[:, None, None, :, None], 0), gains
 
     def _read_ahead(self, batches: list[Chunks]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Read from the disk, some batches ahead of the one that is given."""
@@ -209,7 +217,14 @@ def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> torch.Tenso
         low, high = max(0, first), min(song.song.n_frames, first + n_frames)
         if low < high:
             out[i, low - first : high - first, j] = song.spectrogram[low:high, part]
+    for chunk, ours in zip(out, batch.songs, strict=True):
+        chunk[..., min(recorded_bins(songs[k], hp) for k in ours) :, :] = 0
     return torch.from_numpy(out)
+
+
+def recorded_bins(song: OpenSong, hp: HParams) -> int:
+    """Return how many of the network's bins a song's recording has: those up to half its rate."""
+    return min(hp.n_bins, 1 + song.song.sample_rate * hp.n_fft // (2 * hp.sample_rate))
 
 
 def excerpt(song: OpenSong, hp: HParams) -> torch.Tensor:
@@ -270,25 +285,49 @@ def mask_loss(
     logits: torch.Tensor,
     target: torch.Tensor,
     features: torch.Tensor,
+    curve_db: torch.Tensor,
     hp: HParams,
     world: World | None = None,
 ) -> torch.Tensor:
-    """Return the binary cross entropy of a mask, in which loud bins count for more.
+    """Return how wrong a mask is, as ``loss`` defines it.
 
     Parameters
     ----------
     logits, target : torch.Tensor, shape=(n, n_bins, n_columns)
     features : torch.Tensor, shape=(n, n_bins, n_columns)
-        Of the mixture: a bin's weight is its amplitude, as the ear weights it, to the power
-        ``loss_weight``; the weights are then scaled to a mean of 1.
+        Of the mixture: they tell the amplitude |X| of every bin.
+    curve_db : torch.Tensor, shape=(n_bins,)
     hp : HParams
     world : World, optional
-        The mean of the weights is taken over the shares of all ranks.
+        The mean of the cross entropy's weights is taken over the shares of all ranks.
+
+    Returns
+    -------
+    torch.Tensor, scalar
+        "sdr": the mean over chunks of ``log10(sum((mask - target)² |X|²) / sum((target |X|)²))``,
+        both sums plus a thousandth of the mixture's energy: minus a tenth of the
+        signal-to-distortion ratio of the masked spectrogram [dB], which no chunk can make
+        better than 30 dB below the mixture, a chunk without voice included. "cross-entropy":
+        binary, a bin's weight being its amplitude, as the ear weights it, to the power
+        ``loss_weight``; the weights are then scaled to a mean of 1.
     """
     level_db = (1 - features) * hp.min_level_db
-    weights = 10 ** (level_db * (hp.loss_weight / (10 * hp.mixture_power)))
+    if hp.loss == "sdr":
+        amplitude = _amplitude(level_db - curve_db[:, None], hp)
+        wrong, true, mixture = (
+            (share * amplitude).square().sum((1, 2))
+            for share in (logits.sigmoid() - target, target, torch.ones_like(target))
+        )
+        least = mixture / 1000 + 1e-7
+        return ((wrong + least) / (true + least)).log10().mean()
+    weights = _amplitude(level_db * hp.loss_weight, hp)
     mean = (world or World()).mean(weights.mean())
     return F.binary_cross_entropy_with_logits(logits, target, weights / mean)
+
+
+def _amplitude(level_db: torch.Tensor, hp: HParams) -> torch.Tensor:
+    """Undo the decibels of the network's input."""
+    return 10 ** (level_db / (10 * hp.mixture_power))
 
 
 def _offsets(

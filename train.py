@@ -95,6 +95,8 @@ def set_up(
             f"(--set batch_size={-(-hp.batch_size // world.size) * world.size})"
         )
     songs = dataset.open_songs(args.data, hp)
+    if args.all_songs:
+        songs = [replace(s, song=replace(s.song, split="train")) for s in songs]
     if args.validate_on:
         others = dataset.open_songs(args.validate_on, hp)
         learn, valid = dataset.validate_elsewhere(songs, others)
@@ -213,6 +215,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="DATA",
         help="score on the songs of these datasets (not those learnt from), and hold out none",
+    )
+    parser.add_argument(
+        "--all-songs",
+        action="store_true",
+        help="learn from the songs of test splits, too: for a network that ships, not for scores",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
     commandline.add_device_option(parser)

@@ -410,7 +410,7 @@ def forward(run: Run, features: torch.Tensor, target: torch.Tensor) -> torch.Ten
     with run.autocast():
         logits = run.network(features)[..., :: run.hp.stft_stride]
     heard = features[:, 0, :, _centres(features, run.hp)]
-    return sampling.mask_loss(logits.float(), target, heard, run.hp, run.world)
+    return sampling.mask_loss(logits.float(), target, heard, run.curve_db, run.hp, run.world)
 
 
 def update(run: Run) -> torch.Tensor:

@@ -70,7 +70,7 @@ def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
         logits = listener.answer(features)
         target = listener.target(vocals, accompaniment)
         mask = audio.quantize_mask(logits.sigmoid())
-        loss = float(sampling.mask_loss(logits, target, features, listener.hp))
+        loss = float(sampling.mask_loss(logits, target, features, listener.curve_db, listener.hp))
         return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], listener.hp)
 
     losses, soft, binary = zip(*_for_each(listener, songs, score), strict=True)

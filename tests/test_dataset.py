@@ -19,7 +19,14 @@ from dataset import PARTS, Manifest, OpenSong, Song
 from hparams import GRID, HParams, InputError
 
 HP = HParams(
-    sample_rate=4000, n_fft=64, hop_length=16, stft_frames=5, chunk_slices=8, batch_size=4, width=4
+    sample_rate=4000,
+    n_fft=64,
+    hop_length=16,
+    stft_frames=5,
+    chunk_slices=8,
+    batch_size=4,
+    width=4,
+    instrumental=0,
 )
 GRID_OF_HP = {name: getattr(HP, name) for name in GRID}
 

@@ -35,7 +35,9 @@ from hparams import InputError
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-WIDE = replace(HP, max_grad_norm=1e6, loss_weight=1.0)  # no clipping; loud bins count for more
+WIDE = replace(
+    HP, max_grad_norm=1e6, loss="cross-entropy", loss_weight=1.0
+)  # no clipping; loud bins count for more
 LONG = replace(HP, steps=50, epochs=1000)
 
 

@@ -186,6 +186,17 @@ def test_the_stated_share_is_remixed_and_pairs_different_songs():
         assert same_start[~differ].all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_stated_share_of_chunks_is_left_without_its_voice_and_nothing_else_changes(share):
+    songs = [song("a", 4000), song("b", 4000)]
+    plan = sampling.plan_epoch(songs, replace(HP, instrumental=share), 0)
+    whole = sampling.plan_epoch(songs, HP, 0)
+    silent = plan.gains[:, VOICE] == 0
+    assert silent.mean() == pytest.approx(share, abs=0.05)
+    np.testing.assert_array_equal(plan.gains[~silent], whole.gains[~silent])
+    np.testing.assert_array_equal(plan.gains[:, BAND], whole.gains[:, BAND])
+
+
 def test_songs_to_remix_with_are_drawn_by_their_length():
     songs = [song("a", 800), song("none", 900, ("vocals",)), song("b", 3000), song("c", 1000)]
     plan = epochs(songs, replace(HP, remix=1), 6)
@@ -432,6 +443,20 @@ def test_a_feed_gives_silence_outside_the_songs(all_kinds, resident):
 
 
 @both_feeds
+def test_a_mixture_has_the_band_of_its_narrower_recording(resident):
+    ones = np.ones((40, 2, HP.n_bins, 2), np.float16)
+    narrow, wide = song("a", array=ones), song("b", array=ones)
+    narrow = replace(narrow, song=replace(narrow.song, sample_rate=2000))
+    wide = replace(wide, song=replace(wide.song, sample_rate=44100))
+    expected = {(1, 1): HP.n_bins, (0, 1): 17, (1, 0): 17, (0, 0): 17}  # 62.5 Hz each, to 1000 Hz
+    batches = [one_chunk(songs, (10, 10)) for songs in expected]
+    found = Feed([narrow, wide], HP, CPU, resident).batches(batches)
+    for (spectrograms, _), n_bins in zip(found, expected.values(), strict=True):
+        assert spectrograms[..., :n_bins, :].all()
+        assert not spectrograms[..., n_bins:, :].any()
+
+
+@both_feeds
 @pytest.mark.parametrize("n_batches", [0, 1, 2, 3, 4, 5, 9])
 def test_a_feed_gives_any_number_of_batches(all_kinds, n_batches, resident):
     hp = replace(HP, batch_size=1)
@@ -582,15 +607,17 @@ def losses_of(
     found = []
     for logits, target, features in shares:
         logits = logits.clone().requires_grad_()
-        loss = sampling.mask_loss(logits, target, features, hp, world)
+        loss = sampling.mask_loss(logits, target, features, torch.zeros(6), hp, world)
         (gradient,) = torch.autograd.grad(loss, logits)
         found.append((loss.detach(), gradient))
     losses, gradients = zip(*found, strict=True)
     return torch.stack(losses).mean(), torch.stack(gradients, 1).flatten(0, 1) / len(shares)
 
 
+@pytest.mark.parametrize("kind", ["sdr", "cross-entropy"])
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
-def test_the_loss_of_all_ranks_is_that_of_the_whole_batch(n_ranks):
+def test_the_loss_of_all_ranks_is_that_of_the_whole_batch(n_ranks, kind):
+    hp = replace(HP, loss=kind)
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 6, 5, generator=rng)
     target = torch.rand(4, 6, 5, generator=rng)
@@ -609,10 +636,41 @@ def test_the_loss_of_all_ranks_is_that_of_the_whole_batch(n_ranks):
             return torch.stack(means).mean()
 
     means: list[torch.Tensor] = []
-    apart, _ = losses_of(shares, HP, Listening())
-    together, gradient = losses_of(shares, HP, Sharing())
-    expected, expected_gradient = losses_of([(logits, target, features)], HP, World())
+    apart, _ = losses_of(shares, hp, Listening())
+    together, gradient = losses_of(shares, hp, Sharing())
+    expected, expected_gradient = losses_of([(logits, target, features)], hp, World())
     torch.testing.assert_close(together, expected)
     torch.testing.assert_close(gradient, expected_gradient)
-    assert (abs(apart - expected) > 1e-3) == (n_ranks > 1), "each by itself is something else"
-    torch.testing.assert_close(sampling.mask_loss(logits, target, features, HP), expected)
+    if kind == "cross-entropy":
+        assert (abs(apart - expected) > 1e-3) == (n_ranks > 1), "each by itself is something else"
+    found = sampling.mask_loss(logits, target, features, torch.zeros(6), hp)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_sdr_loss_is_the_sdr_of_the_masked_spectrogram():
+    rng = torch.Generator().manual_seed(1)
+    curve_db = torch.linspace(-6, 3, 6)
+    level_db = -10 - 50 * torch.rand(3, 6, 5, generator=rng)
+    mixture = 10 ** (level_db / 20) + 0j
+    features = audio.features(mixture, curve_db, 2.0, replace(HP, min_level_db=-190.0))
+    logits = 3 * torch.randn(3, 6, 5, generator=rng)
+    target = torch.rand(3, 6, 5, generator=rng)
+    hp = replace(HP, loss="sdr", min_level_db=-190.0)
+    found = sampling.mask_loss(logits, target, features, curve_db, hp)
+    voice, estimate = target * mixture.abs(), logits.sigmoid() * mixture.abs()
+    sdr_db = 10 * (voice.square().sum((1, 2)) / (voice - estimate).square().sum((1, 2))).log10()
+    assert float(found) == pytest.approx(-float(sdr_db.mean()) / 10, abs=0.01)
+
+
+@pytest.mark.parametrize("loudness", [1.0, 0.2])
+def test_without_a_voice_the_sdr_loss_wants_silence(loudness):
+    features = loudness * torch.ones(1, 4, 6)
+    target, curve_db = torch.zeros(1, 4, 6), torch.zeros(4)
+    hp = replace(HP, loss="sdr")
+    losses = [
+        float(sampling.mask_loss(torch.full((1, 4, 6), logit), target, features, curve_db, hp))
+        for logit in (-20.0, -2.0, 0.0, 5.0)
+    ]
+    assert losses == sorted(losses)
+    assert losses[0] == pytest.approx(0, abs=1e-3)
+    assert losses[-1] > 0.5
