@@ -228,14 +228,14 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
     run = _endless_run(hp, feed, world)
     plan = sampling.plan_epoch(songs, hp, 0)
     batch = world.share(sampling.batches_of(plan, hp)[0])
-    spectrograms, gains = next(feed.batches([batch]))
-    example = training.make_example(run, spectrograms, gains)
+    fed = next(feed.batches([batch]))
+    example = training.make_example(run, *fed)
     started = time.perf_counter()
-    training.train_step(run, spectrograms, gains)
+    training.train_step(run, *fed)
     roofline.wait_for(device)
     first_step = time.perf_counter() - started
     for _ in range(2):
-        training.train_step(run, spectrograms, gains)
+        training.train_step(run, *fed)
     roofline.wait_for(device)
     step_peak = _peak_bytes(device) - held
 
@@ -254,7 +254,7 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
     work = {
         "step": step,
         "gather": lambda: next(feed.batches([batch])),
-        "mix": lambda: training.make_example(run, spectrograms, gains),
+        "mix": lambda: training.make_example(run, *fed),
         "forward and backward": backward,
         "forward": lambda: training.forward(run, *example),
         "update": lambda: training.update(run),
@@ -548,7 +548,8 @@ def read(hp: HParams, bench: Bench) -> Benchmark:
     opened = dataset.OpenSong(song, dataset.open_spectrogram(bench.folder, song, hp.n_bins), levels)
     starts = rng.integers(0, n_frames - 500, n_chunks)
     pairs = np.stack([starts, starts], 1)
-    chunks = sampling.Chunks(0 * pairs, pairs, np.ones(pairs.shape, np.float32))
+    no_effects = np.zeros((n_chunks, 0), np.float32)
+    chunks = sampling.Chunks(0 * pairs, pairs, np.ones(pairs.shape, np.float32), no_effects)
 
     def reopening() -> None:
         for start in starts.tolist():

@@ -77,6 +77,9 @@ class HParams:
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.1  # share of chunks that are left without their voice, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
+    equalizer_db: float = 0.0  # voice and backing: standard deviation of each octave's gain
+    reverb: float = 0.0  # share of chunks whose voice is put into a room, 0..1
+    compression: float = 0.0  # the voice's level is evened out by up to this share, 0..1
     valid_fraction: float = 0.1  # share of the songs' length held out for validation
     valid_seconds: float = 20.0  # seconds of each held-out song that are separated and scored
     seed: int = 0  # same seed, same data, same CPU: same weights
@@ -156,6 +159,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "remix": (0, 1),
     "instrumental": (0, 1),
     "gain_db": (0, 60),
+    "equalizer_db": (0, 20),
+    "reverb": (0, 1),
+    "compression": (0, 1),
     "valid_fraction": (0, 0.9),
     "valid_seconds": (1, 3600),
     "seed": (0, 2**31 - 1),

@@ -17,24 +17,28 @@ import torch
 import torch.nn.functional as F
 
 import audio
+import augmentation
 from dataset import PARTS, OpenSong
 from distributed import World
 from hparams import HParams
 
 SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
 N_AHEAD = 3  # batches being read while the device works on one
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # spectrograms, gains, effects
 
 
 @dataclass(frozen=True)
 class Chunks:
     """Training examples: where the two signals of each come from, and how loud they become.
 
-    Every array has a row for each chunk and a column each for vocals and accompaniment.
+    Every array has a row for each chunk; but for the last, a column each for vocals and
+    accompaniment.
     """
 
     songs: np.ndarray  # int64, index of the song
     starts: np.ndarray  # int64, frame of the first slice's centre; may lie before the song
     gains: np.ndarray  # float32, linear; the sign is the polarity
+    effects: np.ndarray  # float32, as `augmentation.draw` gives them
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -42,7 +46,7 @@ class Chunks:
 
     def __getitem__(self, rows: slice) -> Chunks:
         """Select some of the chunks."""
-        return Chunks(self.songs[rows], self.starts[rows], self.gains[rows])
+        return Chunks(self.songs[rows], self.starts[rows], self.gains[rows], self.effects[rows])
 
 
 def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
@@ -87,7 +91,8 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
         audible = np.minimum(kept_db, mates_db) > SILENT_DB
         gains[rows, part] *= 10 ** (np.where(audible, kept_db - mates_db, 0) / 20)
     gains[rng.random(len(order)) < hp.instrumental, 0] = 0
-    return Chunks(which, where, gains.astype(np.float32))
+    effects = augmentation.draw(rng, len(order), hp)
+    return Chunks(which, where, gains.astype(np.float32), effects)
 
 
 def batches_of(plan: Chunks, hp: HParams) -> list[Chunks]:
@@ -149,7 +154,7 @@ class Feed:
         self._n_bins = torch.from_numpy(n_bins).to(device)
         self._bins = torch.arange(hp.n_bins, device=device)
 
-    def batches(self, batches: list[Chunks]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Give one batch after the other.
 
         Yields
@@ -159,17 +164,18 @@ class Feed:
             outside the songs, and above the band that both recordings have: a voice recorded at
             16 kHz over a backing of 44.1 kHz would teach that voices end at 8 kHz.
         gains : torch.Tensor, shape=(n, 2)
+        effects : torch.Tensor, shape=(n, n_draws)
         """
         return self._gather(batches) if self.resident else self._read_ahead(batches)
 
-    def _gather(self, batches: list[Chunks]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _gather(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Gather on the device; the numbers of songs and frames travel there once for all."""
         if not batches:
             return
-        columns = zip(*((batch.songs, batch.starts, batch.gains) for batch in batches), strict=True)
+        columns = zip(*(vars(batch).values() for batch in batches), strict=True)
         sent = (torch.from_numpy(np.concatenate(column)).to(self.device) for column in columns)
         sizes = [len(batch) for batch in batches]
-        for songs, starts, gains in zip(*(column.split(sizes) for column in sent), strict=True):
+        for songs, starts, *rest in zip(*(column.split(sizes) for column in sent), strict=True):
             frame = starts[:, None] + self._offsets  # (n, n_frames, 2)
             row = self._first_rows.gather(0, songs)[:, None] + frame * self._n_parts[songs][:, None]
             outside = (frame < 0) | (frame >= self._n_frames[songs][:, None])
@@ -177,24 +183,25 @@ class Feed:
             frames = self._frames.index_select(0, row.flatten())
             frames = frames.view(*row.shape, *frames.shape[1:])
             lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
-            yield frames.masked_fill_(lost[:, None, None, :, None], 0), gains
+            yield frames.masked_fill_(lost[:, None, None, :, None], 0), *rest
 
-    def _read_ahead(self, batches: list[Chunks]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _read_ahead(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Read from the disk, some batches ahead of the one that is given."""
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self._read, batch) for batch in batches[:N_AHEAD]]
             for i in range(len(batches)):
                 if i + N_AHEAD < len(batches):
                     ahead.append(reader.submit(self._read, batches[i + N_AHEAD]))
-                spectrograms, gains = ahead.pop(0).result()
-                yield self._send(spectrograms), self._send(gains)
+                spectrograms, gains, effects = ahead.pop(0).result()
+                yield self._send(spectrograms), self._send(gains), self._send(effects)
 
-    def _read(self, batch: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, batch: Chunks) -> Batch:
         """Read a batch; to pinned memory where a GPU will fetch it without our waiting."""
-        spectrograms, gains = read_batch(self.songs, batch, self.hp), torch.from_numpy(batch.gains)
+        spectrograms = read_batch(self.songs, batch, self.hp)
+        gains, effects = torch.from_numpy(batch.gains), torch.from_numpy(batch.effects)
         if self.device.type == "cuda":
-            return spectrograms.pin_memory(), gains.pin_memory()
-        return spectrograms, gains
+            return spectrograms.pin_memory(), gains.pin_memory(), effects.pin_memory()
+        return spectrograms, gains, effects
 
     def _send(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.device, non_blocking=True)

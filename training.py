@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import audio
+import augmentation
 import dataset
 import model as networks
 import sampling
@@ -321,8 +322,8 @@ def train_epoch(
     batches = batches[: run.batch + run.n_steps - run.step]
     ours = [world.share(batch) for batch in batches[run.batch :]]
     fresh, saved, checked = [], time.monotonic(), time.perf_counter()
-    for spectrograms, gains in run.feed.batches(ours):
-        fresh.append((*train_step(run, spectrograms, gains), batches[run.batch]))
+    for batch in run.feed.batches(ours):
+        fresh.append((*train_step(run, *batch), batches[run.batch]))
         run.batch, run.step = run.batch + 1, run.step + 1
         report(hp.batch_size * hp.chunk_slices)
         stopping = world.any(stopped())  # asked once: what is saved after a stop has been checked
@@ -351,7 +352,10 @@ def train_epoch(
 
 
 def train_step(
-    run: Run, spectrograms: torch.Tensor, gains: torch.Tensor
+    run: Run,
+    spectrograms: torch.Tensor,
+    gains: torch.Tensor,
+    effects: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Take one optimizer step.
 
@@ -361,6 +365,7 @@ def train_step(
     spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
         This rank's share of the batch, on the device.
     gains : torch.Tensor, shape=(n, 2)
+    effects : torch.Tensor, shape=(n, n_draws), optional
 
     Returns
     -------
@@ -374,7 +379,7 @@ def train_step(
     """
     try:
         run.optimizer.zero_grad(set_to_none=True)
-        loss = forward(run, *make_example(run, spectrograms, gains))
+        loss = forward(run, *make_example(run, spectrograms, gains, effects))
         loss.backward()
         return loss.detach(), update(run)
     except torch.OutOfMemoryError as error:
@@ -386,7 +391,10 @@ def train_step(
 
 @torch.no_grad()
 def make_example(
-    run: Run, spectrograms: torch.Tensor, gains: torch.Tensor
+    run: Run,
+    spectrograms: torch.Tensor,
+    gains: torch.Tensor,
+    effects: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix a batch on the device: what the network hears, and what it should answer.
 
@@ -397,6 +405,8 @@ def make_example(
     """
     hp = run.hp
     vocals, accompaniment = sampling.mix(spectrograms, gains)
+    if effects is not None:
+        vocals, accompaniment = augmentation.apply(vocals, accompaniment, effects, hp)
     features = run.listener.hear(vocals + accompaniment)
     centres = _centres(features, hp)
     target = sampling.mask_target(

@@ -31,6 +31,7 @@ ROWS = (
         "bsseval",
         "masks",
         "workers",
+        "augmentation",
     ),
     ("outputs", "piping"),
     ("tracks", "dataset", "model", "scorebook"),

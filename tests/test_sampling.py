@@ -16,6 +16,7 @@ import audio
 import dataset
 import model
 import sampling
+from augmentation import N_DRAWS
 from dataset import PARTS, OpenSong
 from distributed import World
 from hparams import HParams
@@ -49,11 +50,16 @@ def are_same(ours: Chunks, theirs: Chunks) -> bool:
 
 
 def columns(plan: Chunks) -> tuple[np.ndarray, ...]:
-    return plan.songs, plan.starts, plan.gains
+    return plan.songs, plan.starts, plan.gains, plan.effects
 
 
 def one_chunk(songs: tuple[int, int], starts: tuple[int, int]) -> Chunks:
-    return Chunks(np.array([songs]), np.array([starts]), np.ones((1, 2), np.float32))
+    return Chunks(
+        np.array([songs]),
+        np.array([starts]),
+        np.ones((1, 2), np.float32),
+        np.zeros((1, 0), np.float32),
+    )
 
 
 # --- The plan of an epoch -----------------------------------------------------------------------
@@ -73,10 +79,10 @@ def test_the_plan_is_a_function_of_seed_and_epoch_only():
 
 
 def test_a_plan_has_a_row_for_each_chunk_and_a_column_for_each_part():
-    plan = sampling.plan_epoch([song("a", 70), song("b", 31)], HP, 0)
-    kinds = (np.int64, np.int64, np.float32)
+    plan = sampling.plan_epoch([song("a", 70), song("b", 31)], replace(HP, reverb=1), 0)
+    kinds = (np.int64, np.int64, np.float32, np.float32)
     for column, kind in zip(columns(plan), kinds, strict=True):
-        assert column.shape == (len(plan), 2)
+        assert column.shape == (len(plan), 2 if column is not plan.effects else N_DRAWS)
         assert column.dtype == kind
     some = plan[1:6:2]
     assert len(some) == 3
@@ -400,18 +406,19 @@ def assert_feeds(songs: list[OpenSong], batches: list[Chunks], hp: HParams, resi
     """A feed gives every batch, in order, bit by bit as reading frame by frame does."""
     fed = list(Feed(songs, hp, CPU, resident).batches(batches))
     assert len(fed) == len(batches)
-    for (spectrograms, gains), batch in zip(fed, batches, strict=True):
+    for (spectrograms, gains, effects), batch in zip(fed, batches, strict=True):
         assert spectrograms.dtype == torch.float16
         assert gains.dtype == torch.float32
         np.testing.assert_array_equal(spectrograms, frame_by_frame(songs, batch, hp))
         np.testing.assert_array_equal(gains, batch.gains)
+        np.testing.assert_array_equal(effects, batch.effects)
 
 
 @both_feeds
 @pytest.mark.parametrize("chunk_slices", [1, 8, 40])
 @pytest.mark.parametrize("stride", [1, 3])
 def test_a_feed_gives_the_frames_of_the_songs(all_kinds, chunk_slices, stride, resident):
-    hp = replace(HP, chunk_slices=chunk_slices, stft_stride=stride, remix=0.5)
+    hp = replace(HP, chunk_slices=chunk_slices, stft_stride=stride, remix=0.5, equalizer_db=3)
     batches = batches_of(sampling.plan_epoch(all_kinds, hp, 0), hp)
     assert_feeds(all_kinds, batches, hp, resident)
 
@@ -438,7 +445,7 @@ def test_a_feed_gives_silence_outside_the_songs(all_kinds, resident):
         for songs in ((0, 0), (last, last), (1, 3), (3 - 1, 4)):
             assert_feeds(all_kinds, [one_chunk(songs, starts)], HP, resident)
     far = one_chunk((0, last), (10**12, -(10**12)))
-    ((spectrograms, _),) = Feed(all_kinds, HP, CPU, resident).batches([far])
+    ((spectrograms, *_),) = Feed(all_kinds, HP, CPU, resident).batches([far])
     assert not spectrograms.any()
 
 
@@ -451,7 +458,7 @@ def test_a_mixture_has_the_band_of_its_narrower_recording(resident):
     expected = {(1, 1): HP.n_bins, (0, 1): 17, (1, 0): 17, (0, 0): 17}  # 62.5 Hz each, to 1000 Hz
     batches = [one_chunk(songs, (10, 10)) for songs in expected]
     found = Feed([narrow, wide], HP, CPU, resident).batches(batches)
-    for (spectrograms, _), n_bins in zip(found, expected.values(), strict=True):
+    for (spectrograms, *_), n_bins in zip(found, expected.values(), strict=True):
         assert spectrograms[..., :n_bins, :].all()
         assert not spectrograms[..., n_bins:, :].any()
 
@@ -468,11 +475,11 @@ def test_a_feed_gives_any_number_of_batches(all_kinds, n_batches, resident):
 @both_feeds
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
 def test_the_shares_of_the_ranks_make_up_the_batch(all_kinds, n_ranks, resident):
-    batch = sampling.plan_epoch(all_kinds, HP, 0)[: HP.batch_size]
+    batch = sampling.plan_epoch(all_kinds, replace(HP, reverb=0.5), 0)[: HP.batch_size]
     ours = [batch[rank::n_ranks] for rank in range(n_ranks)]
     assert {len(share) for share in ours} == {HP.batch_size // n_ranks}
-    (whole, gains), *fed = Feed(all_kinds, HP, CPU, resident).batches([batch, *ours])
-    for found, expected in ((0, whole), (1, gains)):
+    whole, *fed = Feed(all_kinds, HP, CPU, resident).batches([batch, *ours])
+    for found, expected in enumerate(whole):
         together = torch.stack([share[found] for share in fed], 1).flatten(0, 1)
         assert torch.equal(together, expected)
 
