@@ -614,7 +614,10 @@ def _song(name: str, n_frames: int) -> Any:
     """Describe a song that no manifest lists."""
     import dataset
 
-    return dataset.Song(name, name, "train", name, name, dataset.PARTS, n_frames, 0, 0.0, name, ())
+    rate = 44100
+    return dataset.Song(
+        name, name, "train", name, name, dataset.PARTS, n_frames, rate, 0.0, name, ()
+    )
 
 
 def _forget_peak(device: torch.device) -> None:

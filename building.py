@@ -116,6 +116,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
         seconds=extent.seconds,
         sha256=digest.hexdigest(),
         inputs=tuple(inputs),
+        speed=track.speed,
     )
     record = {
         "sources": sources,

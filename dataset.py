@@ -36,10 +36,11 @@ class Song:
     group: str  # the song: its clips are never divided between training and validation
     parts: tuple[str, ...]  # order of the array's second axis
     n_frames: int
-    sample_rate: int  # of the recording [Hz]
+    sample_rate: int  # of the recording, times its speed [Hz]
     seconds: float
     sha256: str  # of `file`
     inputs: tuple[dict[str, Any], ...]  # source files: path, size [bytes], sha256
+    speed: float = 1.0  # how much faster, and higher, than recorded
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
     Parameters
     ----------
     songs : list of OpenSong
-        Those of the "test" split are left out altogether.
+        Those of the "test" split are left out altogether; those at another speed than recorded are
+        learnt from, but for the held-out singers' own, and never validated on.
 
     Raises
     ------
@@ -160,10 +162,10 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
         accompaniment to validate on.
     """
     songs = [song for song in songs if song.song.split == "train"]
-    whole = [song for song in songs if set(song.song.parts) == set(PARTS)]
+    whole = [s for s in songs if set(s.song.parts) == set(PARTS) and s.song.speed == 1]
     if len(songs) < 2 or not whole:
         raise InputError(
-            f"{len(songs)} training songs, {len(whole)} with vocals and accompaniment; "
+            f"{len(songs)} training songs, {len(whole)} with vocals and accompaniment as recorded; "
             "training needs 2 or more, and 1 or more of the latter to validate on"
         )
     n_singers = len({song.song.singer for song in whole})

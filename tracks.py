@@ -64,6 +64,7 @@ class Track:
     mixture: tuple[Part, ...] = ()
     vocals: tuple[Part, ...] = ()
     accompaniment: tuple[Part, ...] = ()
+    speed: float = 1.0  # how much faster than recorded it is played, and higher
 
     @property
     def parts(self) -> dict[str, tuple[Part, ...]]:
@@ -475,7 +476,7 @@ def _names(parts: Iterable[Part | Path]) -> str:
 
 
 def measure(track: Track) -> Extent:
-    """Read a track's headers.
+    """Read a track's headers; played faster, the same samples have a higher rate.
 
     Raises
     ------
@@ -486,6 +487,7 @@ def measure(track: Track) -> Extent:
     probed = {name: [_probe(part) for part in parts] for name, parts in track.parts.items()}
     infos = [info for infos in probed.values() for info in infos]
     first, rate = infos[0].path, infos[0].sample_rate
+    played = round(rate * track.speed)
     for info in infos:
         if info.sample_rate != rate:
             raise InputError(
@@ -495,7 +497,7 @@ def measure(track: Track) -> Extent:
     lengths = {name: max(info.n_samples for info in infos) for name, infos in probed.items()}
     apart = abs(lengths.get("mixture", 0) - lengths.get("vocals", 0))
     if "mixture" not in lengths or "vocals" not in lengths or not apart:
-        return Extent(rate, max(lengths.values()), tuple(dict.fromkeys(notes)))
+        return Extent(played, max(lengths.values()), tuple(dict.fromkeys(notes)))
     both = f"mixture {lengths['mixture']} and vocals {lengths['vocals']} samples"
     if apart > TRIM_SECONDS * rate:
         raise InputError(
@@ -503,7 +505,7 @@ def measure(track: Track) -> Extent:
             "export both again from the same start to the same end"
         )
     notes.append(f"{track.vocals[0].path}: {both}; trimmed to the shorter")
-    return Extent(rate, min(lengths["mixture"], lengths["vocals"]), tuple(dict.fromkeys(notes)))
+    return Extent(played, min(lengths["mixture"], lengths["vocals"]), tuple(dict.fromkeys(notes)))
 
 
 def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:

@@ -114,6 +114,27 @@ def test_voices_alone_are_stored_alone(tmp_path):
     assert np.load(tmp_path / "out" / record["song"]["file"]).shape == (173, 1, 513, 2)
 
 
+def test_at_another_speed_a_song_is_what_its_samples_at_another_rate_are(tmp_path):
+    for rate, folder in ((RATE, "recorded"), (RATE * 5 // 4, "declared")):
+        write(tmp_path / folder / "voices" / "a.wav", noise(1), rate)
+    played, declared = tmp_path / "played", tmp_path / "other"
+    voices = str(tmp_path / "recorded" / "voices")
+    assert build_dataset.main([voices, str(played), "--speed", "1.25"]) == 0
+    assert build_dataset.main([str(tmp_path / "declared" / "voices"), str(declared)]) == 0
+    (faster,), (same,) = (dataset.load_manifest(f).songs for f in (played, declared))
+    assert (faster.id, faster.speed, same.speed) == (f"{same.id} x1.25", 1.25, 1)
+    assert (faster.sample_rate, faster.seconds) == (same.sample_rate, same.seconds)
+    found, expected = (np.load(f / s.file) for f, s in ((played, faster), (declared, same)))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("text", ["0.4", "2.1", "nan", "fast"])
+def test_a_speed_lies_between_a_half_and_two(text, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        build_dataset.main([str(tmp_path), str(tmp_path / "out"), "--speed", text])
+    assert error.value.code == 2
+
+
 def test_silent_vocals_and_vocals_alone_are_valid_songs(tmp_path):
     song(tmp_path / "silent/song", np.zeros(RATE), noise(1, RATE))
     song(tmp_path / "alone/song", noise(1, RATE), noise(1, RATE))

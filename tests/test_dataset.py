@@ -286,6 +286,17 @@ def test_voices_are_learnt_from_but_not_validated_on_and_stay_with_their_singer(
         assert set(learn) == set(names(songs)) - {valid[0], f"{valid[0]} alone"}
 
 
+def test_songs_at_another_speed_are_learnt_from_but_not_validated_on_and_stay_with_their_singer():
+    songs = [song(name, singer=name) for name in "abc"]
+    for one in list(songs):
+        faster = replace(one.song, id=f"{one.song.id} x1.2", speed=1.2)
+        songs.append(replace(one, song=faster))
+    for seed in range(6):
+        learn, valid = divided(songs, seed=seed)
+        assert len(valid) == 1
+        assert set(learn) == set(names(songs)) - {valid[0], f"{valid[0]} x1.2"}
+
+
 @pytest.mark.parametrize("fraction", [0, 0.5, 0.9])
 @pytest.mark.parametrize("n_songs", [2, 3, 5])
 def test_both_sides_have_songs_whatever_the_fraction(n_songs, fraction):
