@@ -75,7 +75,7 @@ class HParams:
     precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
     compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
-    instrumental: float = 0.1  # share of chunks that are left without their voice, 0..1
+    instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     equalizer_db: float = 0.0  # voice and backing: standard deviation of each octave's gain
     reverb: float = 0.0  # share of chunks whose voice is put into a room, 0..1

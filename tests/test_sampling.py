@@ -666,7 +666,7 @@ def test_the_sdr_loss_is_the_sdr_of_the_masked_spectrogram():
     found = sampling.mask_loss(logits, target, features, curve_db, hp)
     voice, estimate = target * mixture.abs(), logits.sigmoid() * mixture.abs()
     sdr_db = 10 * (voice.square().sum((1, 2)) / (voice - estimate).square().sum((1, 2))).log10()
-    assert float(found) == pytest.approx(-float(sdr_db.mean()) / 10, abs=0.01)
+    assert float(found) == pytest.approx(-float(sdr_db.mean()) / 10, abs=0.03)
 
 
 @pytest.mark.parametrize("loudness", [1.0, 0.2])
