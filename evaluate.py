@@ -396,7 +396,7 @@ def compare(argv: list[str]) -> int:
         for song in found if args.metric else ():
             name = commandline.printable(song.name)
             print(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {name}")
-        print(f"{metric.song_label:>9}: {comparison.verdict(found)}")
+        print(f"{metric.song_label:>9}: {comparison.verdict(found, len(pairs) - len(found))}")
     return 0
 
 

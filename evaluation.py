@@ -20,7 +20,7 @@ import soundio
 import tracks
 from estimates import Job
 from hparams import HParams
-from metrics import WORST_DB
+from metrics import BEST_DB, WORST_DB
 from scorebook import Record
 from separation import Separator
 
@@ -84,11 +84,15 @@ def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
         "checkpoint": None,
         "hparams": dataclasses.asdict(task.hp),
         "conventions": {
-            "bsseval_v4": "frames of 1 s, 512 taps, NaN where a source or estimate is silent",
+            "bsseval_v4": "frames of 1 s, 512 taps",
             "bsseval_v3": "whole song, mean of the channels, 512 taps",
             "rounding": "references and estimates to 16 bits before BSSEval, not before SI-SDR",
             "ceilings": "one mask of 8 bits for all channels on the network's bins",
-            "worst_si_sdr_db": WORST_DB,
+            "silence": f"true source: nobody has a score; estimate only: {WORST_DB:g} dB",
+            "limits_db": {
+                "si_sdr, v3_sdr": [WORST_DB, BEST_DB],
+                "v3_sir, v3_sar": [WORST_DB, scoring.BITS_DB],
+            },
         },
         "versions": {
             "python": platform.python_version(),
