@@ -55,7 +55,7 @@ def load(network: Network) -> Separator:
     return Separator.load(network.checkpoint, network.device, network.hp, dict(network.explicit))
 
 
-def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
+def describe(task: Task, layout: str, folders: dict[str, Path]) -> dict[str, Any]:
     """Collect what decides the scores: two runs of which this is equal give the same.
 
     Parameters
@@ -63,8 +63,8 @@ def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
     task : Task
     layout : str
         As `tracks.find_tracks` names it.
-    systems : list of str
-        Whose files are scored, too.
+    folders : dict of Path
+        Of the systems whose files are scored, too.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
         "dataset": {"name": task.root.resolve().name, "layout": layout},
         "seconds": task.seconds,
         "v3": task.v3,
-        "estimates": systems,
+        "estimates": {name: str(folder.resolve()) for name, folder in folders.items()},
         "checkpoint": None,
         "hparams": dataclasses.asdict(task.hp),
         "conventions": {
@@ -143,6 +143,34 @@ def learnt_songs(checkpoint: Path) -> dict[str, str] | None:
     return None if learnt is None else {song: song.rpartition(" ")[0] for song in learnt}
 
 
+def tuned_songs(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the songs that a checkpoint's mask settings were tuned on, as `tuning.store` has them.
+
+    Returns
+    -------
+    list of dict
+        ``name`` and ``sha256``, the hashes of the recordings; empty if it does not say.
+    """
+    return networks.load_checkpoint(checkpoint).get("tuned_on", [])
+
+
+def marks(record: Record, learnt: dict[str, str], tuned: list[dict[str, Any]]) -> dict[str, bool]:
+    """Say of a scored song whether it, or its namesake, was learnt from or tuned on.
+
+    Parameters
+    ----------
+    record : dict
+    learnt, tuned
+        As `learnt_songs` and `tuned_songs` give them.
+    """
+    hashes = {sha256 for song in tuned for sha256 in song["sha256"]}
+    return {
+        "learnt": record["name"] in learnt.values(),
+        "tuned": record["name"] in {song["name"] for song in tuned}
+        or any(file["sha256"] in hashes for file in record["files"]),
+    }
+
+
 def score_track(task: Task, job: Job) -> Record:
     """Separate one song in every way, and score it.
 
@@ -154,8 +182,8 @@ def score_track(task: Task, job: Job) -> Record:
     Returns
     -------
     dict
-        What `scoring.score_song` gives, with what the song is, which files it was read from (their
-        hashes, too) and ``notes`` on what was odd about them.
+        What `scoring.score_song` gives, with what the song is, which files it was read from, and
+        ``notes`` on what was odd about them.
 
     Raises
     ------
@@ -185,7 +213,7 @@ def score_track(task: Task, job: Job) -> Record:
         "sample_rate": rate,
         "n_channels": n_channels,
         "seconds": n_samples / rate,
-        **estimates.sources(job, task.root, with_hash=True),
+        **estimates.sources(job, task.root),
         "notes": notes,
         **scoring.score_song(references, systems, rate, task.v3),
     }
