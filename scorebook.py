@@ -19,6 +19,7 @@ from hparams import InputError
 
 FORMAT = "vocal-mask scores 2"
 Record = dict[str, Any]  # of a song, as it is stored
+STEMS = {"vocals", "accompaniment"}
 FIELDS = {
     "name": str,
     "group": str,
@@ -208,6 +209,8 @@ def _check(records: list[Record]) -> None:
             raise ValueError("silent")
         [file["sha256"] for file in record["files"]]
         for system, stems in record["scores"].items():
+            if stems.keys() != STEMS:
+                raise ValueError(system)
             for stem, metrics in stems.items():
                 for metric, score in metrics.items():
                     layouts.add((system, stem, metric))

@@ -55,7 +55,7 @@ METRIC_NAMES = tuple(metric.name for metric in METRICS)
 
 def song_score(scores: dict[str, Any], metric: str) -> float:
     """Return one stem's score of a song: of frames their median; NaN if there is none."""
-    value = scores[metric]
+    value = scores.get(metric)
     return median(value) if isinstance(value, list) else math.nan if value is None else value
 
 

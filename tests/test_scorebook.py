@@ -9,6 +9,7 @@ import os
 import pytest
 
 import scorebook
+import summary
 from hparams import InputError
 from scorebook import Scorebook
 
@@ -17,7 +18,7 @@ ABOUT = {"seconds": None, "checkpoint": "abc"}
 
 def record(name: str, sha256: str = "f") -> dict:
     known = {field: kind() for field, kind in scorebook.FIELDS.items()}
-    scores = {"it": {"vocals": {"sdr": [1.0, None], "si_sdr": 3}}}
+    scores = {"it": {stem: {"sdr": [1.0, None], "si_sdr": 3} for stem in scorebook.STEMS}}
     silent = {"reference": 0, "it": 0}
     return known | {"name": name, "scores": scores, "silent": silent, **sources(sha256)}
 
@@ -27,6 +28,10 @@ def sources(sha256: str = "f") -> dict:
 
 
 TOTALS = {"it": {}}
+
+
+def test_the_stems_that_are_checked_are_those_that_are_scored():
+    assert scorebook.STEMS == set(summary.STEMS)
 
 
 def test_songs_are_kept_until_the_output_is_whole(tmp_path):
@@ -107,7 +112,18 @@ DAMAGED = [
             {
                 "about": {},
                 "summary": TOTALS,
-                "songs": [{**record("b"), "scores": {"it": {"vocals": {"sdr": "1"}}}}],
+                "songs": [
+                    {
+                        **record("b"),
+                        "scores": {"it": {stem: {"sdr": "1"} for stem in scorebook.STEMS}},
+                    }
+                ],
+                "set_aside": [],
+            },
+            {
+                "about": {},
+                "summary": TOTALS,
+                "songs": [{**record("b"), "scores": {"it": {"vocals": {}}}}],
                 "set_aside": [],
             },
             {
