@@ -233,7 +233,7 @@ def check_writable(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{directory}: not a directory (choose another folder)") from error
     except OSError as error:
-        raise InputError(f"{directory}: not writable: {reason(error)}") from error
+        raise InputError(f"{path}: not writable: {reason(error)}") from error
     if not os.access(directory, os.W_OK | os.X_OK):  # false on a read-only disk even for root
         raise InputError(f"{directory}: not writable (choose another folder)")
     if stat.S_ISDIR(mode):

@@ -187,7 +187,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text())
         if stored["format"] != FORMAT:
-            raise InputError(f"{path}: scores of another version, or none (score again)")
+            raise InputError(
+                f"{path}: scores of another version, or none (score again, with --overwrite)"
+            )
         _check([*stored["songs"], *stored["set_aside"]])
         for system in stored["songs"][0]["scores"] if stored["songs"] else ():
             stored["summary"][system]
@@ -195,7 +197,9 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {soundio.reason(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no scores of evaluate.py, or damaged (score again)") from error
+        raise InputError(
+            f"{path}: no scores of evaluate.py, or damaged (score again, with --overwrite)"
+        ) from error
 
 
 def _check(records: list[Record]) -> None:

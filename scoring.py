@@ -173,7 +173,9 @@ def score_song(
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
     truth = _to_16_bits(references)
-    guesses = torch.stack([_to_16_bits(estimate) for estimate in estimates.values()])
+    guesses = torch.empty(len(estimates), *truth.shape)
+    for guess, estimate in zip(guesses, estimates.values(), strict=True):
+        guess.copy_(_to_16_bits(estimate))
     silent = {"reference": silent_frames(truth, sample_rate)}
     silent |= {
         name: silent_frames(guess, sample_rate) & ~silent["reference"]
@@ -181,6 +183,7 @@ def score_song(
     }
     frames = bsseval.bss_eval_v4(truth, guesses, sample_rate, sample_rate)
     frames = bsseval.Scores(*(_worst_if_none(x, ~silent["reference"]) for x in frames))
+    del guesses, guess  # what is left to do needs the room
     missing = torch.full((len(estimates), len(STEMS)), math.nan)
     whole = bsseval.WholeScores(missing, missing, missing)
     if v3 or (v3 is None and references.shape[1] == 1):
@@ -230,4 +233,4 @@ def silent_frames(wavs: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def _to_16_bits(wav: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(wav).mul(2**15).round().div(2**15)
+    return torch.from_numpy(wav).mul(2**15).round_().div_(2**15)

@@ -141,7 +141,7 @@ DAMAGED = [
 def test_damaged_scores_are_told_in_one_line(tmp_path, content):
     out = tmp_path / "a.json"
     out.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.json: .*\(score again\)"):
+    with pytest.raises(InputError, match=r"a\.json: .*\(score again, with --overwrite\)"):
         Scorebook(out, ABOUT, overwrite=False)
     assert out.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
