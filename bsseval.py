@@ -12,17 +12,17 @@ channel serves the correlations that the filters are solved from and, by Parseva
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from hparams import InputError
 
 N_TAPS = 512
 REACH = N_TAPS - 1  # samples that a filter looks back
 BLOCK_FFT = 2**15  # version 3 transforms blocks of this size: large against a filter, yet in cache
+N_TOGETHER = 16  # frames of one system, while its filters are in cache
 LIMIT_DB = 300.0  # two sums of 53-bit numbers differ by no more, unless one is 0
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -45,7 +45,7 @@ class WholeScores(NamedTuple):
 
 
 class _Energies(NamedTuple):
-    """Energies, each (n_sources, n_frames), of a source, its estimate and its two projections."""
+    """Energies of a source, its estimate and the estimate's two projections."""
 
     true: torch.Tensor
     error: torch.Tensor  # estimate - true
@@ -78,9 +78,10 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, 
     Returns
     -------
     Scores
-        All NaN in a frame in which any source's reference or estimate is silent (its channels sum
-        to 0 at every sample), also where a source is silent for the whole song. SIR is NaN if
-        there is one source only. Never infinite: beyond ±300 dB scores are ±300 dB.
+        NaN in a frame in which any source's reference is silent (its channels sum to 0 at every
+        sample), and of a source in a frame in which its own estimate is; there museval leaves out
+        the other sources, too, which have their scores here. SIR is NaN if there is one source
+        only. Never infinite: beyond ±300 dB scores are ±300 dB.
 
     Raises
     ------
@@ -94,18 +95,16 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, 
        separation", IEEE TASLP 14(4), 2006.
     """
     _check(references, estimates, 3, window, hop)
-    each = [
-        Scores(
-            _decibels(energies.true, energies.error),
-            _decibels(energies.true, energies.spatial),
-            _sir(energies.filtered, energies.interference, len(references)),
-            _decibels(energies.explained, energies.artifacts),
-        )
-        for energies in _frame_energies(references, estimates, window, hop)
-    ]
-    systems = (torch.stack(score) for score in zip(*each, strict=True))
+    systems = estimates.reshape(math.prod(estimates.shape[:-3]), *references.shape)
+    energies = _Energies(*_frame_energies(references, systems, window, hop))
+    scores = (
+        _decibels(energies.true, energies.error),
+        _decibels(energies.true, energies.spatial),
+        _sir(energies.filtered, energies.interference, len(references)),
+        _decibels(energies.explained, energies.artifacts),
+    )
     batch = estimates.shape[:-3]
-    return Scores(*(score.reshape(*batch, *score.shape[1:]) for score in systems))
+    return Scores(*(score.reshape(*batch, *score.shape[1:]) for score in scores))
 
 
 def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScores:
@@ -143,7 +142,8 @@ def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScore
         _sir(filtered, interference, len(references)),
         _decibels(explained, artifacts),
     )
-    is_silent = torch.tensor([_silent(references[:, None]) or _silent(s[:, None]) for s in systems])
+    any_silent = _silent(references[:, None]).any()
+    is_silent = torch.stack([_silent(system[:, None]) | any_silent for system in systems])
     for score in scores:
         score[is_silent] = math.nan
     return WholeScores(*(score.reshape(estimates.shape[:-1]) for score in scores))
@@ -200,7 +200,7 @@ def _whole_energies(references: torch.Tensor, systems: torch.Tensor) -> torch.Te
     filters, own_filters = _whole_filters(references, systems, n_fft)
     energies = torch.zeros(5, *systems.shape[:2], dtype=torch.float64, device=systems.device)
     for start in range(0, n_samples + REACH, block):  # filters echo behind the end
-        sources = _spectrum(_excerpt(references, start - REACH, start + block), n_fft)
+        sources = torch.fft.rfft(_excerpt(references, start - REACH, start + block))
         for k, system in enumerate(systems):
             estimate = _excerpt(system, start, start + block)
             spectra = own_filters[k] * sources, (filters[:, k] * sources[:, None]).sum(0)
@@ -225,18 +225,7 @@ def _whole_filters(
     own_filters : torch.Tensor, shape=(n_systems, n_sources, n_bins)
         From each source to its own estimates.
     """
-    signals, block = systems.flatten(0, 1), n_fft - REACH
-    gram, cross = (
-        references.new_zeros((len(references), n, n_fft // 2 + 1), dtype=torch.complex128)
-        for n in (len(references), len(signals))
-    )
-    for start in range(0, references.shape[-1], block):
-        sources = _spectrum(_excerpt(references, start - REACH, start + block), n_fft)
-        for products, wavs in ((gram, references), (cross, signals)):
-            here = F.pad(_excerpt(wavs, start, start + block), (REACH, 0))
-            _add_products(products, sources, _spectrum(here, n_fft))
-    gram, cross = _lags(gram, n_fft), _lags(cross, n_fft)
-    each = cross.unflatten(1, systems.shape[:2]).unbind(1)  # (n_sources, n_sources, N_TAPS)
+    gram, each = _correlate(references, systems)
     # System by system: beside others the solver would round one's filters differently.
     project = _projector(references, gram)
     filters = torch.stack([project(cross) for cross in each], 1)
@@ -249,168 +238,166 @@ def _whole_filters(
     return torch.fft.rfft(filters, n=n_fft), torch.fft.rfft(own_filters, n=n_fft)
 
 
-def _excerpt(wav: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Cut out samples in double precision; before the first and after the last there are zeros."""
-    inside = wav[..., max(0, start) : stop].double()
-    before = max(0, -start)
-    return F.pad(inside, (before, stop - start - before - inside.shape[-1]))
+def _excerpt(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torch.Tensor:
+    """Cut out samples in double precision, zeros before them; there are zeros around a signal."""
+    first = max(0, start)
+    inside = wav[..., first:stop]
+    excerpt = wav.new_zeros((*wav.shape[:-1], n_before + stop - start), dtype=torch.float64)
+    excerpt[..., n_before + first - start :][..., : inside.shape[-1]] = inside
+    return excerpt
 
 
 # --- Version 4: energies of frames ----------------------------------------------------------------
 
 
 def _frame_energies(
-    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int
-) -> Iterator[_Energies]:
-    """Take the energies of every frame, one system after the other.
+    references: torch.Tensor, systems: torch.Tensor, window: int, hop: int
+) -> torch.Tensor:
+    """Take the energies of every frame of every system, in memory that does not grow with the song.
 
-    Correlations of the whole song are sums over tiles that cover it, see `_correlate`. Tiles are
-    frames where frames neither overlap nor leave gaps: then one FFT serves both.
+    Parameters
+    ----------
+    references : torch.Tensor, shape=(n_sources, n_channels, n_samples)
+    systems : torch.Tensor, shape=(n_systems, n_sources, n_channels, n_samples)
+
+    Returns
+    -------
+    torch.Tensor, shape=(8, n_systems, n_sources, n_frames), float64
+        `_Energies`; NaN where silence leaves them undefined.
     """
     n_sources, n_channels, n_samples = references.shape
     n_frames = 1 + max(0, n_samples - window) // hop
     window = max(1, min(window, n_samples))
-    tile = window if window >= N_TAPS or window == n_samples else 64 * N_TAPS
-    shared = tile == window and (hop == window or n_frames == 1)
-
-    wavs = references.flatten(0, 1)  # (n_sources * n_channels, n_samples)
+    wavs, guesses = references.flatten(0, 1), systems.flatten(1, 2)
     sources = [slice(j * n_channels, (j + 1) * n_channels) for j in range(n_sources)]
-    tiles = _tiles(wavs, tile)
-    gram = _correlate(wavs, wavs, tiles, tiles, tile)
+    gram, each = _correlate(wavs, guesses)
     # The ridge is museval's; it decides on signals of no more than rounding errors.
     project = _projector(wavs, gram, ridge=EPSILON)
     project_own = [_projector(wavs[own], gram[own, own], ridge=EPSILON) for own in sources]
-
-    n_systems = math.prod(estimates.shape[: -references.ndim])
-    for system in estimates.reshape(n_systems, *references.shape):
-        guesses = system.flatten(0, 1)
-        guess_tiles = _tiles(guesses, tile)
-        cross = _correlate(wavs, guesses, tiles, guess_tiles, tile)
-        filters = project(cross)  # (n_sources * n_channels, the same of estimates, N_TAPS)
-        own_filters = [p(cross[own, own]) for p, own in zip(project_own, sources, strict=True)]
-        frame_energies = _FrameEnergies(filters, torch.stack(own_filters), window)
-        energies = []
-        for t in range(n_frames):
+    filters, own_filters = (
+        [project(cross) for cross in each],
+        [
+            torch.stack([p(cross[own, own]) for p, own in zip(project_own, sources, strict=True)])
+            for cross in each
+        ],
+    )
+    frame_energies = _FrameEnergies(filters, own_filters, window)
+    found = gram.new_full((len(_Energies._fields), len(systems), n_sources, n_frames), math.nan)
+    for first in range(0, n_frames, N_TOGETHER):
+        frames = {}
+        for t in range(first, min(first + N_TOGETHER, n_frames)):
             frame = slice(t * hop, t * hop + window)
-            if _silent(references[..., frame]) or _silent(system[..., frame]):
-                energies.append(gram.new_full((len(_Energies._fields), n_sources), math.nan))
-            elif shared:
-                energies.append(frame_energies(tiles[t], guess_tiles[t]))
-            else:
-                spectra = (_spectrum(x[:, frame], frame_energies.n_fft) for x in (wavs, guesses))
-                energies.append(frame_energies(*spectra))
-        yield _Energies(*torch.stack(energies, -1))
+            if not _silent(references[..., frame]).any():
+                frames[t] = frame, frame_energies.spectrum(wavs[:, frame])
+        for k, system in enumerate(systems):
+            for t, (frame, true) in frames.items():
+                estimate = frame_energies.spectrum(guesses[k][:, frame])
+                found[:, k, :, t] = frame_energies(k, true, estimate)
+                found[:, k, _silent(system[..., frame]), t] = math.nan
+    return found
 
 
 class _FrameEnergies:
     """Filter spectra of frames and sum their squares, in memory that is used again."""
 
-    def __init__(self, filters: torch.Tensor, own_filters: torch.Tensor, window: int) -> None:
-        self.n_fft = _fast_size(window + REACH)  # room for a frame's echo in the filter
-        self.filters = torch.fft.rfft(filters, n=self.n_fft)
-        self.own_filters = torch.fft.rfft(own_filters, n=self.n_fft).movedim(1, 0)
-        self.explained, self.filtered, self.difference = (
-            torch.zeros_like(self.filters[0]) for _ in range(3)
-        )
+    def __init__(
+        self, filters: list[torch.Tensor], own_filters: list[torch.Tensor], window: int
+    ) -> None:
+        self.n_fft = n_fft = _fast_size(window + REACH)  # room for a frame's echo in the filter
+        self.filters = [torch.fft.rfft(taps, n=n_fft) for taps in filters]
+        self.own_filters = [torch.fft.rfft(taps, n=n_fft) for taps in own_filters]
+        n_bins = self.filters[0].shape[-1]
+        self.memory = [self.filters[0].new_empty(n_bins) for _ in range(3)]
+        self.padded = filters[0].new_zeros(filters[0].shape[1], n_fft)
 
-    def __call__(self, true: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
-        """Return `_Energies` of one frame as (8, n_sources) from (all channels, n_bins)."""
-        explained, filtered = self.explained.zero_(), self.filtered.zero_()
-        n_sources, n_channels = self.own_filters.shape[1:3]
-        for channel, taps in zip(true, self.filters, strict=True):
-            explained.addcmul_(taps, channel)
-        by_source = filtered.view(n_sources, n_channels, -1)
-        channels = true.view(n_sources, n_channels, 1, -1).unbind(1)
-        for channel, taps in zip(channels, self.own_filters, strict=True):
-            by_source.addcmul_(taps, channel)
-        pairs = _Energies(
-            true=(true, None),
-            error=(estimate, true),
-            filtered=(filtered, None),
-            spatial=(filtered, true),
-            unfiltered=(estimate, filtered),
-            explained=(explained, None),
-            interference=(explained, filtered),
-            artifacts=(estimate, explained),
-        )
-        sums = [
-            self._energy(one if other is None else torch.sub(one, other, out=self.difference))
-            for one, other in pairs
-        ]
-        return torch.stack(sums).unflatten(1, (n_sources, n_channels)).sum(-1)
+    def spectrum(self, frame: torch.Tensor) -> torch.Tensor:
+        """Transform one frame of (all channels, n_samples)."""
+        self.padded[:, : frame.shape[-1]] = frame
+        spectrum = torch.fft.rfft(self.padded, norm="ortho")
+        # Parseval: every bin stands for two, but the first and the last for one.
+        spectrum[:, :: self.n_fft // 2] *= math.sqrt(0.5)
+        return spectrum
 
-    def _energy(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """Return each row's energy by Parseval: every bin stands for two but first and last."""
-        # As real numbers, because the norm of complex ones is 50 times as slow.
-        total = torch.linalg.vector_norm(torch.view_as_real(spectrum).flatten(1), dim=1)
-        edges = torch.linalg.vector_norm(spectrum[:, :: self.n_fft // 2], dim=1)
-        return (2 * total.square() - edges.square()) / self.n_fft
+    def __call__(self, k: int, true: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
+        """Return `_Energies` of system k's frame as (8, n_sources) from (all channels, n_bins)."""
+        explained, filtered, difference = self.memory
+        n_sources, n_channels = self.own_filters[k].shape[:2]
+        sums = []
+        for i in range(n_sources * n_channels):  # one at a time stays in cache
+            j, channel = divmod(i, n_channels)
+            own = true[j * n_channels : (j + 1) * n_channels]
+            _apply(self.filters[k][:, i], true, out=explained)
+            _apply(self.own_filters[k][j, :, channel], own, out=filtered)
+            pairs = _Energies(
+                true=(true[i], None),
+                error=(estimate[i], true[i]),
+                filtered=(filtered, None),
+                spatial=(filtered, true[i]),
+                unfiltered=(estimate[i], filtered),
+                explained=(explained, None),
+                interference=(explained, filtered),
+                artifacts=(estimate[i], explained),
+            )
+            for one, other in pairs:
+                wav = one if other is None else torch.sub(one, other, out=difference)
+                # As real numbers, because the norm of complex ones is 50 times as slow.
+                sums.append(torch.linalg.vector_norm(torch.view_as_real(wav)))
+        norms = torch.stack(sums).view(n_sources, n_channels, len(_Energies._fields))
+        return 2 * norms.square().sum(1).T
 
 
-def _silent(frame: torch.Tensor) -> bool:
-    """Say whether one of the sources (n_sources, n_channels, n_samples) is silent, as museval."""
+def _apply(filters: torch.Tensor, spectra: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the sum of filtered spectra, both (n, n_bins)."""
+    torch.mul(filters[0], spectra[0], out=out)
+    for taps, spectrum in zip(filters[1:], spectra[1:], strict=True):
+        out.addcmul_(taps, spectrum)
+
+
+def _silent(frame: torch.Tensor) -> torch.Tensor:
+    """Say which sources of (n_sources, n_channels, n_samples) are silent, as museval does."""
     # Nearly all frames are heard at a few samples already, so few are looked through.
-    few = frame[..., ::101]
-    return not any((wav.sum(-2) != 0).any(-1).all() for wav in (few, frame))
-
-
-def _tiles(wav: torch.Tensor, tile: int) -> list[torch.Tensor]:
-    """Transform a song in tiles that cover it: each (n_channels, n_bins)."""
-    n_fft = _fast_size(tile + REACH)
-    return [_spectrum(part, n_fft) for part in wav.split(tile, -1)]
-
-
-def _spectrum(wav: torch.Tensor, n_fft: int) -> torch.Tensor:
-    return torch.fft.rfft(wav.double(), n=n_fft)
+    if (frame[..., ::101].sum(-2) != 0).any(-1).all():
+        return frame.new_zeros(len(frame), dtype=torch.bool)
+    return (frame.sum(-2) == 0).all(-1)
 
 
 def _correlate(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    x_tiles: list[torch.Tensor],
-    y_tiles: list[torch.Tensor],
-    tile: int,
-) -> torch.Tensor:
-    """Return Σ x[m] y[m + lag] over the whole song for lags from 0 to `N_TAPS` - 1.
+    references: torch.Tensor, systems: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Correlate whole signals with each other and with estimates, block by block.
 
     ::
 
-        x  ──────────┤tail│──────────┤tail│──────   products within a tile come from the tiles'
-        y  ───────────────│head├──────────│head├─   spectra; a tail meets the next tile's head
+        references  ───┤past│   block   ├──────   Σ x[m] y[m + lag] for lags from 0 to N_TAPS - 1:
+        systems     ────────┤   block   ├──────   every y is met by the samples before it
 
     Parameters
     ----------
-    x, y : torch.Tensor, shape=(n, n_samples) and (m, n_samples)
-    x_tiles, y_tiles : list
-        What `_tiles` gives for them.
+    references : torch.Tensor, shape=(n, n_samples)
+    systems : torch.Tensor, shape=(n_systems, m, n_samples)
 
     Returns
     -------
-    torch.Tensor, shape=(n, m, N_TAPS)
+    torch.Tensor, shape=(n, n, N_TAPS)
+        Of the references with each other.
+    list of torch.Tensor, shape=(n, m, N_TAPS)
+        With each system's estimates.
     """
-    total = _cross(x_tiles, y_tiles, _fast_size(tile + REACH))
-    if len(x_tiles) > 1:
-        n_fft = 2 * N_TAPS
-        starts = range(tile, x.shape[-1], tile)
-        tails = [_spectrum(x[:, start - REACH : start], n_fft) for start in starts]
-        heads = [_spectrum(F.pad(y[:, i : i + REACH], (REACH, 0)), n_fft) for i in starts]
-        total += _cross(tails, heads, n_fft)
-    return total
-
-
-def _cross(left: list[torch.Tensor], right: list[torch.Tensor], n_fft: int) -> torch.Tensor:
-    """Correlate pairs of segments, given by their spectra, and sum over pairs."""
-    products = left[0].new_zeros(len(left[0]), *right[0].shape)
-    for x, y in zip(left, right, strict=True):
-        _add_products(products, x, y)
-    return _lags(products, n_fft)
-
-
-def _add_products(products: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Add to the cross spectra (n, m, n_bins) those of segments of n and of m signals."""
-    # Row by row: a batched product would be written to memory and read again.
-    for row, channel in zip(products, x.conj().resolve_conj(), strict=True):
-        row.addcmul_(y, channel)
+    n_samples = references.shape[-1]
+    n_fft = min(BLOCK_FFT, _fast_size(n_samples + 2 * REACH))  # room for blocks and their past
+    block, others = n_fft - REACH, [references, *systems]
+    shapes = [(len(references), len(wavs), n_fft // 2 + 1) for wavs in others]
+    each = [references.new_zeros(shape, dtype=torch.complex128) for shape in shapes]
+    for start in range(0, n_samples, block):
+        sources = torch.fft.rfft(_excerpt(references, start - REACH, start + block))
+        sources = sources.conj().resolve_conj()
+        for products, wavs in zip(each, others, strict=True):
+            here = torch.fft.rfft(_excerpt(wavs, start, start + block, n_before=REACH))
+            # Row by row: a batched product would be written to memory and read again.
+            for row, channel in zip(products, sources, strict=True):
+                row.addcmul_(here, channel)
+    gram, *crosses = (_lags(products, n_fft) for products in each)
+    return gram, crosses
 
 
 def _lags(products: torch.Tensor, n_fft: int) -> torch.Tensor:

@@ -95,10 +95,22 @@ def differences(
     return found
 
 
-def verdict(found: list[Difference]) -> str:
-    """Say in words how large a difference is on average, and whether it is more than chance."""
+def verdict(found: list[Difference], n_without: int = 0) -> str:
+    """Say in words how large a difference is on average, and whether it is more than chance.
+
+    Parameters
+    ----------
+    found : list of Difference
+    n_without : int
+        Songs that lack the score before or after.
+    """
     if not found:
         return "no song has it in both"
+    left_out = f"; {n_without} songs without it: a true source is silent, or it was not taken"
+    return _judge(found) + left_out * bool(n_without)
+
+
+def _judge(found: list[Difference]) -> str:
     gains = np.array([one.gain for one in found])
     groups = [one.group for one in found]
     n_groups = len(set(groups))

@@ -85,6 +85,12 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path}: damaged (build the dataset again)") from error
 
 
+def check_grid(folder: Path, manifest: Manifest, hp: HParams) -> None:
+    """Raise InputError if a dataset was built on another grid than `hp`."""
+    for name, (ours, theirs) in differences(hp, from_dict(manifest.hparams), GRID).items():
+        raise InputError(f"{folder}: built with {name}={theirs}, not {ours} (build it again)")
+
+
 def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
     """Map one song's array into memory without reading it.
 
@@ -128,8 +134,7 @@ def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
     songs = []
     for folder in folders:
         manifest = load_manifest(folder)
-        for name, (ours, theirs) in differences(hp, from_dict(manifest.hparams), GRID).items():
-            raise InputError(f"{folder}: built with {name}={theirs}, not {ours} (build it again)")
+        check_grid(folder, manifest, hp)
         for song in manifest.songs:
             array = open_spectrogram(folder, song, hp.n_bins)
             songs.append(OpenSong(song, array, _levels_db(array, song.parts)))

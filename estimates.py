@@ -1,4 +1,4 @@
-"""What systems have made of songs: found on disk, and read in the song's own shape."""
+"""What is scored: which songs, and what systems made of them, read in the song's own shape."""
 
 from __future__ import annotations
 
@@ -19,6 +19,43 @@ class Job(NamedTuple):
 
     track: Track
     estimates: dict[str, dict[str, Path]]
+
+
+def choose(
+    root: Path, found: list[Track], split: str | None, every: int = 1, subset: int | None = None
+) -> tuple[list[Track], str]:
+    """Choose the songs of a folder that are scored, and name their split.
+
+    Parameters
+    ----------
+    root : Path
+        The folder, for messages.
+    found : list of Track
+    split : {"test", "train", "all"}, optional
+        By default test, or all where the layout has none.
+    every, subset : int, optional
+        As for `thin`.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    songs = [track for track in found if len(track.signals) == 2]
+    if not songs:
+        raise InputError(f"{root}: no song has both vocals and accompaniment to compare with")
+    split = split or ("test" if any(song.split == "test" for song in songs) else "all")
+    songs = [song for song in songs if split in (song.split, "all")]
+    if not songs:
+        raise InputError(f"{root}: no songs of the split {split!r} (try --split all)")
+    return thin(songs, every, subset), split
+
+
+def thin(songs: list[Any], every: int, subset: int | None) -> list[Any]:
+    """Take only every so many-th song, and of these only `subset`, evenly spread."""
+    songs = songs[::every]
+    n = min(subset or len(songs), len(songs))
+    return [songs[i * len(songs) // n] for i in range(n)]
 
 
 def pair(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
@@ -122,12 +159,12 @@ def _fitted(
     return wav, notes
 
 
-def sources(job: Job, root: Path, with_hash: bool = False) -> dict[str, Any]:
+def sources(job: Job, root: Path) -> dict[str, Any]:
     """Say which files a song's scores come from, as `scorebook.identity`; songs lie in `root`."""
     return {
-        "files": [scorebook.identity(path, root, with_hash) for path in job.track.paths],
+        "files": [scorebook.identity(path, root) for path in job.track.paths],
         "estimates": {
-            name: [scorebook.identity(path, path.parent, with_hash) for path in files.values()]
+            name: [scorebook.identity(path, path.parent) for path in files.values()]
             for name, files in job.estimates.items()
         },
     }

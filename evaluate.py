@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import commandline
 import comparison
+import dataset
 import estimates
 import outputs
 import scorebook
@@ -29,7 +31,6 @@ import tracks
 import workers
 from hparams import MASK_SETTINGS, HParams, InputError, UsageError, parse_settings
 from scorebook import Record
-from tracks import Track
 
 if TYPE_CHECKING:
     import evaluation
@@ -41,9 +42,9 @@ EPILOG = """more:
   evaluate.py tune CHECKPOINT DATA  choose the mask settings on validation songs
 
 examples:
-  python evaluate.py runs/resnet18/best.pth data/dsd100 --workers 4
-  python evaluate.py runs/resnet18/best.pth data/dsd100 --estimates other=their/wavs --plot a.svg
-  python evaluate.py bounds data/mir1k --every 20 --set n_fft=2048 --set hop_length=512
+  python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
+  python evaluate.py runs/resnet18/best.pth music/dsd100 --estimates other=their/wavs --plot a.svg
+  python evaluate.py bounds music/mir1k --every 20 --set n_fft=2048 --set hop_length=512
   python evaluate.py compare before.json after.json
   python evaluate.py tune runs/resnet18/best.pth data/dsd100"""
 COMPARE = """Say whether one system is better than another on the same songs.
@@ -64,8 +65,8 @@ BOUNDS = """Score the mixture itself and the ideal masks: what no network change
 
 The STFT is that of --set sample_rate, n_fft and hop_length, moved to each song's own rate."""
 BOUNDS_EPILOG = """examples:
-  python evaluate.py bounds data/mir1k --every 20 --set n_fft=2048 --set hop_length=512
-  python evaluate.py bounds data/dsd100 --estimates ours=generated --estimates other=theirs"""
+  python evaluate.py bounds music/mir1k --every 20 --set n_fft=2048 --set hop_length=512
+  python evaluate.py bounds music/dsd100 --estimates ours=generated --estimates other=theirs"""
 
 
 @commandline.script
@@ -162,7 +163,9 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         "goes on from it; by default beside the checkpoint, or in runs/",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="drop what the output holds and score again"
+        "--overwrite",
+        action="store_true",
+        help="drop what the output holds and score again; without it an interrupted run goes on",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw every song's scores (.svg)")
 
@@ -170,7 +173,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
 def named_folder(text: str) -> tuple[str, Path]:
     """Read ``name=folder`` for argparse."""
     name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
+    if not (name.isprintable() and name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r}: write it as name=folder")
     return name, Path(folder)
 
@@ -206,7 +209,9 @@ def bounds(argv: list[str]) -> int:
 
 def add_scoring(parser: argparse.ArgumentParser) -> None:
     """Add what `evaluate` and `bounds` share."""
-    parser.add_argument("root", type=Path, help="folder of music in a layout of build_dataset.py")
+    parser.add_argument(
+        "root", type=Path, help="folder of music that build_dataset.py reads (not what it makes)"
+    )
     add_song_options(parser, "which songs: by default test, or all where the layout has none")
     add_score_options(parser)
 
@@ -221,60 +226,99 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     hp = commandline.settings_of(args)
     folders = theirs(args)
+    refuse_built(args.root)
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
-    chosen, split = choose(args, found.tracks)
+    chosen, split = estimates.choose(args.root, found.tracks, args.split, args.every, args.subset)
     jobs, lacking = estimates.pair(chosen, folders)
     for message in (*found.bad, *lacking):
         commandline.complain(message)
     output = args.output or default_output(args, hp)
-    for path in [output, args.plot] if args.plot else [output]:
-        outputs.check_writable(path)
+    check_outputs(output, args, [path for song in found.tracks for path in song.paths])
 
     import evaluation  # here: a wrong path is told before torch is loaded
 
-    print(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}", flush=True)
+    say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     network = network_of(args, parser, hp) if args.checkpoint else None
     task = evaluation.Task(args.root, hp, args.seconds, args.v3, network, args.both_masks)
-    learnt = set((evaluation.learnt_songs(args.checkpoint) or {}).values()) if network else set()
-    about = evaluation.describe(task, found.layout, list(folders))
-    n_failed = len(found.bad) + len(lacking)
+    learnt = evaluation.learnt_songs(args.checkpoint) or {} if network else {}
+    tuned = evaluation.tuned_songs(args.checkpoint) if network else []
+    mark = functools.partial(evaluation.marks, learnt=learnt, tuned=tuned)
+    about = evaluation.describe(task, found.layout, folders)
     with scorebook.Scorebook(output, about, args.overwrite) as book:
         book.refuse_loss([song.name for song in chosen])
-        waiting = [
-            job for job in jobs if not book.holds(job.track.name, estimates.sources(job, args.root))
-        ]
+        waiting = [job for job in jobs if not is_held(book, job, args.root)]
         if len(waiting) < len(jobs):
-            print(f"{len(jobs) - len(waiting)} of {len(jobs)} songs are scored already")
-        n_failed += score(
-            book, functools.partial(evaluation.score_track, task), waiting, learnt, args.workers
-        )
-        names = sorted(job.track.name for job in jobs)
-        records = [book.records[name] for name in names if name in book.records]
+            say(f"{len(jobs) - len(waiting)} of {len(jobs)} songs are scored already")
+        score_job = functools.partial(evaluation.score_track, task)
+        failed = score(book, score_job, mark, waiting, args.workers)
+        names = sorted({job.track.name for job in jobs} - failed)
+        n_failed = len(found.bad) + len(lacking) + len(failed)
+        records = [book.records[name] for name in names]
         totals = summary.summarise(records)
         counts = {"n_songs": len(records), "n_failed": n_failed}
         selection = {"split": split, "every": args.every, "subset": args.subset}
-        book.finish(records, totals, {**selection, **counts})
-    report(records, totals, n_failed)
+        book.finish(names, totals, {**selection, **counts})
+    report(records, totals)
+    if n_failed:
+        aside = book.records.keys() - set(names)
+        commandline.warn(
+            f"{n_failed} songs failed, each named above"
+            + f"; earlier scores of {len(aside)} are kept aside, not counted" * bool(aside)
+        )
     if network is None and records:
         grid = f"{hp.n_fft}, {hp.hop_length}"
         rows = summary.markdown(args.root.resolve().name, grid, len(records), totals)
-        print("", *rows, "", sep="\n")
+        say("", *rows, "")
     if args.plot:
         drawn = summary.figure(records).encode()
         outputs.replace_atomically(args.plot, lambda file: file.write(drawn))
-    print(f"{output}: every frame's scores" + (f"; {args.plot}: every song's" * bool(args.plot)))
+    say(f"{output}: every frame's scores" + (f"; {args.plot}: every song's" * bool(args.plot)))
     return int(n_failed > 0)
+
+
+def say(*lines: object) -> None:
+    """Print results at once, whatever characters names have."""
+    print(*map(commandline.printable, lines), sep="\n", flush=True)
+
+
+def refuse_built(root: Path) -> None:
+    """Tell a built dataset from the recordings that are wanted."""
+    if (root / dataset.MANIFEST).is_file():
+        raise InputError(
+            f"{root}: a dataset that build_dataset.py made (give the folder of music that it was "
+            "made from)"
+        )
+
+
+def check_outputs(output: Path, args: argparse.Namespace, songs: list[Path]) -> None:
+    """Refuse, before any work, outputs that cannot be written or would overwrite an input."""
+    for path, ending in ((output, ".json"), (args.plot, ".svg")):
+        if path is not None and path.suffix != ending:
+            raise UsageError(f"{path}: is written as {ending[1:]} (call it something{ending})")
+    inputs = [*songs, *([args.checkpoint] if args.checkpoint else [])]
+    paths = [output, scorebook.partial(output), *([args.plot] if args.plot else [])]
+    outputs.check_outputs(dict.fromkeys(paths, 0), outputs.identities(inputs))
+
+
+def is_held(book: scorebook.Scorebook, job: estimates.Job, root: Path) -> bool:
+    """Say whether a song is scored already, from files of this very content."""
+    try:
+        return job.track.name in book.records and book.holds(
+            job.track.name, estimates.sources(job, root)
+        )
+    except InputError:  # told when the song is read
+        return False
 
 
 def score(
     book: scorebook.Scorebook,
     score_job: Callable[[estimates.Job], Record],
+    mark: Callable[[Record], Record],
     jobs: list[estimates.Job],
-    learnt: set[str],
     n_workers: int | None,
-) -> int:
-    """Score songs and keep each as it is done; returns how many failed, each of which is told."""
-    n_failed = 0
+) -> set[str]:
+    """Score songs and keep each as it is done; returns which failed, each of which is told."""
+    failed = {job.track.name for job in jobs}
     with (
         contextlib.closing(workers.in_parallel(score_job, jobs, n_workers)) as results,
         commandline.progress(len(jobs), " songs") as bar,
@@ -283,10 +327,10 @@ def score(
             bar.update()
             if isinstance(result, InputError):
                 commandline.complain(result)
-                n_failed += 1
             else:
-                book.add({**result, "learnt": result["name"] in learnt})
-    return n_failed
+                book.add(result | mark(result))
+                failed.remove(result["name"])
+    return failed
 
 
 def theirs(args: argparse.Namespace) -> dict[str, Path]:
@@ -310,25 +354,6 @@ def network_of(
     return evaluation.Network(args.checkpoint, device, hp, explicit)
 
 
-def choose(args: argparse.Namespace, found: list[Track]) -> tuple[list[Track], str]:
-    """Return the songs that are asked for, and the name of their split."""
-    songs = [track for track in found if len(track.signals) == 2]
-    if not songs:
-        raise InputError(f"{args.root}: no song has both vocals and accompaniment to compare with")
-    split = args.split or ("test" if any(song.split == "test" for song in songs) else "all")
-    songs = [song for song in songs if split in (song.split, "all")]
-    if not songs:
-        raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
-    return thin(songs, args), split
-
-
-def thin(songs: list[Any], args: argparse.Namespace) -> list[Any]:
-    """Leave of the songs what --every and --subset ask for."""
-    songs = songs[:: args.every]
-    n = min(args.subset or len(songs), len(songs))
-    return [songs[i * len(songs) // n] for i in range(n)]
-
-
 def default_output(args: argparse.Namespace, hp: HParams) -> Path:
     """Name the output after what is scored."""
     root = args.root.resolve().name
@@ -337,23 +362,23 @@ def default_output(args: argparse.Namespace, hp: HParams) -> Path:
     return Path("runs") / f"bounds_{root}_{hp.n_fft}_{hp.hop_length}.json"
 
 
-def report(records: list[Record], totals: summary.Summary, n_failed: int) -> None:
+def report(records: list[Record], totals: summary.Summary) -> None:
     """Print the tables, and what they do not show."""
     for record in records:
         for note in record["notes"]:
             commandline.warn(f"{record['name']}: {note}")
-    for line in summary.tables(totals):
-        print(line)
+    say(*summary.tables(totals))
     minutes = sum(record["seconds"] for record in records) / 60
     print(f"\n{len(records)} songs, {minutes:.1f} minutes, scores in dB", end="")
     print("; % is the part of the way from the floor to the ideal ratio mask" * bool(records))
     for line in summary.omissions(records, totals):
-        print(line)
-    n_learnt = sum(record["learnt"] for record in records)
-    if n_learnt:
+        say(line)
+    if n_learnt := sum(record["learnt"] for record in records):
         commandline.warn(f"{n_learnt} songs are called like songs that the checkpoint learnt from")
-    if n_failed:
-        commandline.warn(f"{n_failed} songs failed, each named above")
+    if n_tuned := sum(record["tuned"] for record in records):
+        commandline.warn(
+            f"{n_tuned} songs are, or are called like, those that the mask settings were tuned on"
+        )
 
 
 # --- Comparing ------------------------------------------------------------------------------------
@@ -385,7 +410,7 @@ def compare(argv: list[str]) -> int:
         raise UsageError("--systems: one name for both files, or one for each")
     systems, paths = (names[0], names[-1]), (args.before, args.after)
     pairs, n_single = comparison.pair(paths, tuple(map(scorebook.read, paths)), systems)
-    print(
+    say(
         f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {args.stem} of "
         f"{len(pairs)} songs" + f"; {n_single} are in one file only" * bool(n_single)
     )
@@ -394,9 +419,8 @@ def compare(argv: list[str]) -> int:
             continue
         found = comparison.differences(pairs, systems, args.stem, metric.name)
         for song in found if args.metric else ():
-            name = commandline.printable(song.name)
-            print(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {name}")
-        print(f"{metric.song_label:>9}: {comparison.verdict(found)}")
+            say(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {song.name}")
+        print(f"{metric.song_label:>9}: {comparison.verdict(found, len(pairs) - len(found))}")
     return 0
 
 
@@ -422,18 +446,27 @@ def tune(argv: list[str]) -> int:
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
     refuse_missing(args.checkpoint)
 
-    import numpy as np
+    if not args.dry_run:
+        outputs.check_writable(args.checkpoint)
 
     import evaluation
     import tuning
 
     before = soundio.sha256(args.checkpoint)
     network = network_of(args, parser, hp)
-    songs, n_failed = validation_songs(args, evaluation.load(network).hp)
+    learnt = evaluation.learnt_songs(args.checkpoint)
+    if learnt is None:
+        commandline.warn(f"{args.checkpoint}: does not say which songs it has learnt from")
+    how = {"kind": args.kind, "voice_pattern": args.voice_pattern}
+    grid, split = evaluation.load(network).hp, args.split or "train"
+    songs, left_out, bad = tuning.validation_songs(args.data, learnt or {}, grid, split, **how)
+    for message in bad:
+        commandline.complain(message)
+    n_failed, songs = len(bad), estimates.thin(songs, args.every, args.subset)
     names = ", ".join(song.name for song in songs[:8]) + ", …" * (len(songs) > 8)
-    print(f"tuned on {len(songs)} songs: {commandline.printable(names)}", flush=True)
+    say(f"left out: {left_out}", f"tuned on {len(songs)} songs: {names}")
     tune_song = functools.partial(tuning.tune_candidate, network, args.seconds)
-    scores = {}
+    tuned: list[tuning.Tuned] = []
     with (
         contextlib.closing(workers.in_parallel(tune_song, songs, args.workers)) as results,
         commandline.progress(len(songs), " songs") as bar,
@@ -443,54 +476,23 @@ def tune(argv: list[str]) -> int:
             if isinstance(result, InputError):
                 commandline.complain(result)
                 n_failed += 1
-            elif np.isnan(result[1]).any():
-                commandline.warn(f"{result[0]}: silent vocals; left out")
+            elif math.isnan(result.scores[0]):
+                commandline.warn(f"{result.name}: silent vocals; left out")
             else:
-                scores[result[0]] = result[1]
-    if not scores:
+                tuned.append(result)
+    if not tuned:
         raise InputError(f"{args.checkpoint}: no song left to tune on")
-    mean = np.mean([scores[name] for name in sorted(scores)], 0)
+    mean = tuning.mean_scores(tuned)
     settings = tuning.best_settings(mean)
-    print(*tuning.curves(mean, settings), sep="\n")
+    say(*tuning.curves(mean, settings))
     if args.dry_run:
-        print(f"{args.checkpoint}: left as it is (--dry-run)")
+        say(f"{args.checkpoint}: left as it is (--dry-run)")
     elif n_failed:
         commandline.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
     else:
-        tuning.store(args.checkpoint, settings, before)
-        print(f"{args.checkpoint}: these are its defaults now")
+        tuning.store(args.checkpoint, settings, before, tuned)
+        say(f"{args.checkpoint}: these are its defaults now")
     return int(n_failed > 0)
-
-
-def validation_songs(args: argparse.Namespace, hp: HParams) -> tuple[list[tuning.Candidate], int]:
-    """List the songs to tune on, and count those that cannot be read; what is left out is told."""
-    import evaluation
-    import tuning
-
-    learnt = evaluation.learnt_songs(args.checkpoint)
-    if learnt is None:
-        commandline.warn(f"{args.checkpoint}: does not say which songs it has learnt from")
-    listed: list[tuning.Candidate] = []
-    n_failed = 0
-    for folder in args.data:
-        songs, bad = tuning.candidates(folder, learnt or {}, hp, args.kind, args.voice_pattern)
-        listed += songs
-        for message in bad:
-            commandline.complain(message)
-        n_failed += len(bad)
-    wanted = [song for song in listed if (args.split or "train") in (song.split, "all")]
-    songs = [song for song in wanted if not song.is_learnt]
-    left_out = (
-        f"{len(wanted) - len(songs)} that were learnt from and {len(listed) - len(wanted)} of "
-        "another split"
-    )
-    if not songs:
-        raise InputError(
-            f"{args.data[0]}: no validation songs: {left_out} are left out (give other songs, or "
-            "name a --split)"
-        )
-    print(f"left out: {left_out}")
-    return thin(songs, args), n_failed
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import soundio
 import tracks
 from estimates import Job
 from hparams import HParams
-from metrics import WORST_DB
+from metrics import BEST_DB, WORST_DB
 from scorebook import Record
 from separation import Separator
 
@@ -55,7 +55,7 @@ def load(network: Network) -> Separator:
     return Separator.load(network.checkpoint, network.device, network.hp, dict(network.explicit))
 
 
-def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
+def describe(task: Task, layout: str, folders: dict[str, Path]) -> dict[str, Any]:
     """Collect what decides the scores: two runs of which this is equal give the same.
 
     Parameters
@@ -63,8 +63,8 @@ def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
     task : Task
     layout : str
         As `tracks.find_tracks` names it.
-    systems : list of str
-        Whose files are scored, too.
+    folders : dict of Path
+        Of the systems whose files are scored, too.
 
     Returns
     -------
@@ -80,15 +80,19 @@ def describe(task: Task, layout: str, systems: list[str]) -> dict[str, Any]:
         "dataset": {"name": task.root.resolve().name, "layout": layout},
         "seconds": task.seconds,
         "v3": task.v3,
-        "estimates": systems,
+        "estimates": {name: str(folder.resolve()) for name, folder in folders.items()},
         "checkpoint": None,
         "hparams": dataclasses.asdict(task.hp),
         "conventions": {
-            "bsseval_v4": "frames of 1 s, 512 taps, NaN where a source or estimate is silent",
+            "bsseval_v4": "frames of 1 s, 512 taps",
             "bsseval_v3": "whole song, mean of the channels, 512 taps",
             "rounding": "references and estimates to 16 bits before BSSEval, not before SI-SDR",
             "ceilings": "one mask of 8 bits for all channels on the network's bins",
-            "worst_si_sdr_db": WORST_DB,
+            "silence": f"true source: nobody has a score; estimate only: {WORST_DB:g} dB",
+            "limits_db": {
+                "si_sdr, v3_sdr": [WORST_DB, BEST_DB],
+                "v3_sir, v3_sar": [WORST_DB, scoring.BITS_DB],
+            },
         },
         "versions": {
             "python": platform.python_version(),
@@ -139,6 +143,34 @@ def learnt_songs(checkpoint: Path) -> dict[str, str] | None:
     return None if learnt is None else {song: song.rpartition(" ")[0] for song in learnt}
 
 
+def tuned_songs(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the songs that a checkpoint's mask settings were tuned on, as `tuning.store` has them.
+
+    Returns
+    -------
+    list of dict
+        ``name`` and ``sha256``, the hashes of the recordings; empty if it does not say.
+    """
+    return networks.load_checkpoint(checkpoint).get("tuned_on", [])
+
+
+def marks(record: Record, learnt: dict[str, str], tuned: list[dict[str, Any]]) -> dict[str, bool]:
+    """Say of a scored song whether it, or its namesake, was learnt from or tuned on.
+
+    Parameters
+    ----------
+    record : dict
+    learnt, tuned
+        As `learnt_songs` and `tuned_songs` give them.
+    """
+    hashes = {sha256 for song in tuned for sha256 in song["sha256"]}
+    return {
+        "learnt": record["name"] in learnt.values(),
+        "tuned": record["name"] in {song["name"] for song in tuned}
+        or any(file["sha256"] in hashes for file in record["files"]),
+    }
+
+
 def score_track(task: Task, job: Job) -> Record:
     """Separate one song in every way, and score it.
 
@@ -150,8 +182,8 @@ def score_track(task: Task, job: Job) -> Record:
     Returns
     -------
     dict
-        What `scoring.score_song` gives, with what the song is, which files it was read from (their
-        hashes, too) and ``notes`` on what was odd about them.
+        What `scoring.score_song` gives, with what the song is, which files it was read from, and
+        ``notes`` on what was odd about them.
 
     Raises
     ------
@@ -181,7 +213,7 @@ def score_track(task: Task, job: Job) -> Record:
         "sample_rate": rate,
         "n_channels": n_channels,
         "seconds": n_samples / rate,
-        **estimates.sources(job, task.root, with_hash=True),
+        **estimates.sources(job, task.root),
         "notes": notes,
         **scoring.score_song(references, systems, rate, task.v3),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
+BEST_DB = 30.0  # and a copy of the truth infinitely good: one song must not outweigh all others
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:

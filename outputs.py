@@ -233,7 +233,7 @@ def check_writable(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{directory}: not a directory (choose another folder)") from error
     except OSError as error:
-        raise InputError(f"{directory}: not writable: {reason(error)}") from error
+        raise InputError(f"{path}: not writable: {reason(error)}") from error
     if not os.access(directory, os.W_OK | os.X_OK):  # false on a read-only disk even for root
         raise InputError(f"{directory}: not writable (choose another folder)")
     if stat.S_ISDIR(mode):
@@ -334,7 +334,7 @@ class AtomicFiles:
         self._discard()
         named = Path(os.fsdecode(error.filename or ""))
         path = named if named in self._sizes else next(iter(self._sizes))
-        return _write_error(path, error, sum(self._sizes.values()))
+        return write_error(path, error, sum(self._sizes.values()))
 
     def _discard(self) -> None:
         """Close and remove whatever is left of the temporary files."""
@@ -507,11 +507,11 @@ def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], None
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     except RuntimeError as error:  # torch.save's word for a full disk
         if not _is_full(path.parent):
             raise
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -539,13 +539,13 @@ def _free_bytes(directory: Path) -> int:
         return sys.maxsize
 
 
-def _write_error(path: Path, error: Exception, n_bytes: int | None = None) -> InputError:
+def write_error(path: Path, error: Exception, n_bytes: int | None = None) -> InputError:
     """Explain a failed write; `n_bytes` is what the whole output needs."""
     free = _free_bytes(path.parent)
     number = getattr(error, "errno", None)
     too_large = n_bytes is not None and n_bytes > free  # libsndfile only says "System error."
     if number in (errno.ENOSPC, errno.EDQUOT) or too_large or _is_full(path.parent):
-        return InputError(_no_space(path.parent, n_bytes, free))
+        return InputError(f"{path}: {_no_space(path.parent, n_bytes, free)}")
     return InputError(f"{path}: could not be written: {reason(error)}")
 
 

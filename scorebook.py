@@ -1,10 +1,12 @@
 """The file of scores that evaluate.py writes, song by song, so that no song is scored twice.
 
 Until all songs are there, each is a line of ``<output>.partial``; then the output is written whole.
+The first line says what decides the scores, and whether what the output held is to be dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,8 +17,22 @@ import outputs
 import soundio
 from hparams import InputError
 
-FORMAT = "vocal-mask scores 1"
+FORMAT = "vocal-mask scores 2"
 Record = dict[str, Any]  # of a song, as it is stored
+STEMS = {"vocals", "accompaniment"}
+FIELDS = {
+    "name": str,
+    "group": str,
+    "seconds": float,
+    "n_frames": int,
+    "silent": dict,
+    "files": list,
+    "estimates": dict,
+    "notes": list,
+    "learnt": bool,
+    "tuned": bool,
+    "scores": dict,
+}
 
 
 class Scorebook:
@@ -28,22 +44,31 @@ class Scorebook:
     about : dict
         What decides the scores. Those of an earlier run are kept if it was the same then.
     overwrite : bool
-        Drop them.
+        Drop them; if this run is interrupted, the next one goes on without them.
 
     Raises
     ------
     InputError
-        If there are scores of something else, or another run is writing the same file.
+        If there are scores of something else, another run is writing the same file, or it cannot
+        be written.
     """
 
     def __init__(self, output: Path, about: dict[str, Any], overwrite: bool) -> None:
         self.output, self.about = output, about
-        self.path = output.with_name(f"{output.name}.partial")
+        self.path = partial(output)
         self.records: dict[str, Record] = {}
-        self._file = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
+        outputs.check_writable(self.path)
+        try:
+            self._file = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
+        except OSError as error:
+            raise InputError(f"{self.path}: not writable: {soundio.reason(error)}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             n_kept = 0 if overwrite else self._recall()
+            self._file.truncate(n_kept)
+            self._is_begun = n_kept > 0
+            if overwrite:
+                self._begin(replaces=True)
         except BlockingIOError:
             self._file.close()
             raise InputError(
@@ -52,15 +77,12 @@ class Scorebook:
         except InputError:
             self.__exit__()
             raise
-        self._file.truncate(n_kept)
-        if not n_kept:
-            self._append(about)
 
     def __enter__(self) -> Scorebook:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._file.closed:
+        with contextlib.suppress(OSError):  # a full disk, again
             self._file.close()
         if self.path.is_file() and not self.path.stat().st_size:
             self.path.unlink()
@@ -70,26 +92,31 @@ class Scorebook:
 
         Returns how many bytes of the latter are whole lines; the last one may be cut.
         """
-        if self.output.is_file():
-            stored = read(self.output)
-            self._refuse_others(stored["about"])
-            self.records |= {record["name"]: record for record in stored["songs"]}
         self._file.seek(0)
         data = self._file.read()
         whole = data[: data.rfind(b"\n") + 1]
+        begin: dict[str, Any] = {"format": FORMAT, "about": self.about, "replaces": False}
         try:
-            about, *records = map(json.loads, whole.splitlines() or [json.dumps(self.about)])
-            self.records |= {record["name"]: record for record in records}
-        except (ValueError, KeyError, TypeError) as error:
+            begin, *lines = map(json.loads, whole.splitlines() or [json.dumps(begin)])
+            if begin["format"] != FORMAT:
+                raise InputError(f"{self.path}: scores of another version (remove it)")
+            about, replaces = dict(begin["about"]), begin["replaces"]
+            _check(lines)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.path}: damaged (remove it)") from error
-        self._refuse_others(about)
+        self._refuse_others(self.path, about)
+        if self.output.is_file() and not replaces:
+            stored = read(self.output)
+            self._refuse_others(self.output, stored["about"])
+            lines = [*stored["songs"], *stored["set_aside"], *lines]
+        self.records = {record["name"]: record for record in lines}
         return len(whole)
 
-    def _refuse_others(self, about: dict[str, Any]) -> None:
+    def _refuse_others(self, path: Path, about: dict[str, Any]) -> None:
         different = [name for name in self.about if about.get(name) != self.about[name]]
         if different:
             raise InputError(
-                f"{self.output}: holds scores of a run with other {', '.join(different)} "
+                f"{path}: holds scores of a run with other {', '.join(different)} "
                 "(choose another --output, or --overwrite)"
             )
 
@@ -103,30 +130,46 @@ class Scorebook:
             )
 
     def holds(self, name: str, sources: dict[str, Any]) -> bool:
-        """Return whether a song is scored already, from files of these names and sizes."""
-        record = self.records.get(name, {})
-        return _without_hashes({key: record.get(key) for key in sources}) == sources
+        """Return whether a song is scored already, from files of this very content."""
+        record = self.records.get(name)
+        return record is not None and {key: record[key] for key in sources} == sources
 
     def add(self, record: Record) -> None:
         """Keep a song's scores, come what may."""
+        if not self._is_begun:
+            self._begin(replaces=False)
         self.records[record["name"]] = record
         self._append(record)
 
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _begin(self, replaces: bool) -> None:
+        self._is_begun = True
+        self._append({"format": FORMAT, "about": self.about, "replaces": replaces})
 
-    def finish(
-        self, records: list[Record], summary: dict[str, Any], selection: dict[str, Any]
-    ) -> None:
-        """Write the output, and drop the lines."""
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise outputs.write_error(self.path, error) from error
+
+    def finish(self, names: list[str], summary: dict[str, Any], selection: dict[str, Any]) -> None:
+        """Write the output, and drop the lines.
+
+        Parameters
+        ----------
+        names : list of str
+            The songs that `summary` is about. Those of earlier runs that now failed are set aside:
+            they count for nothing, and are there again when their files are.
+        summary, selection : dict
+        """
         contents = {
             "format": FORMAT,
             "about": self.about,
             "selection": selection,
             "summary": summary,
-            "songs": records,
+            "songs": [self.records[name] for name in names],
+            "set_aside": [self.records[name] for name in sorted(self.records.keys() - set(names))],
         }
         data = json.dumps(contents, separators=(",", ":"), allow_nan=False).encode()
         outputs.replace_atomically(self.output, lambda file: file.write(data))
@@ -134,32 +177,62 @@ class Scorebook:
         self.path.unlink()
 
 
+def partial(output: Path) -> Path:
+    """Name the file of lines beside an output."""
+    return output.with_name(f"{output.name}.partial")
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read what `Scorebook.finish` wrote; InputError if it is something else."""
     try:
         stored = json.loads(path.read_text())
         if stored["format"] != FORMAT:
-            raise InputError(f"{path}: scores of another version (score again)")
-        return stored
+            raise InputError(
+                f"{path}: scores of another version, or none (score again, with --overwrite)"
+            )
+        _check([*stored["songs"], *stored["set_aside"]])
+        for system in stored["songs"][0]["scores"] if stored["songs"] else ():
+            stored["summary"][system]
+        return {**stored, "about": dict(stored["about"])}
     except OSError as error:
         raise InputError(f"{path}: {soundio.reason(error)}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no scores of evaluate.py, or damaged (score again)") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no scores of evaluate.py, or damaged (score again, with --overwrite)"
+        ) from error
 
 
-def identity(path: Path, root: Path, with_hash: bool = False) -> dict[str, Any]:
-    """Say which file this is; its size alone tells at once whether it is the same one."""
+def _check(records: list[Record]) -> None:
+    """Raise KeyError, TypeError or ValueError if songs lack what is read of them, or differ."""
+    layouts = set()
+    for record in records:
+        for name, kind in FIELDS.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(name)
+        if not {"reference", *record["scores"]} <= record["silent"].keys():
+            raise ValueError("silent")
+        [file["sha256"] for file in record["files"]]
+        for system, stems in record["scores"].items():
+            if stems.keys() != STEMS:
+                raise ValueError(system)
+            for stem, metrics in stems.items():
+                for metric, score in metrics.items():
+                    layouts.add((system, stem, metric))
+                    for value in score if isinstance(score, list) else [score]:
+                        if not isinstance(value, int | float | None):
+                            raise TypeError(metric)
+    for record in records:
+        n_scores = sum(len(metrics) for of in record["scores"].values() for metrics in of.values())
+        if n_scores != len(layouts):
+            raise ValueError("scores")
+
+
+def identity(path: Path, root: Path) -> dict[str, Any]:
+    """Say which file this is, wherever its root lies, by what it holds."""
     about = {"path": os.path.relpath(path, root), "size": size_of(path)}
-    return about | ({"sha256": soundio.sha256(path)} if with_hash else {})
+    return about | {"sha256": soundio.sha256(path)}
 
 
 def size_of(path: Path) -> int:
     """Return a file's size; 0 if it is not there, which is told when it is read."""
     return path.stat().st_size if path.is_file() else 0
-
-
-def _without_hashes(value: Any) -> Any:
-    """Copy nested lists and dicts without what takes long to find out."""
-    if isinstance(value, dict):
-        return {key: _without_hashes(item) for key, item in value.items() if key != "sha256"}
-    return [_without_hashes(item) for item in value] if isinstance(value, list) else value

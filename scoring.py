@@ -6,6 +6,10 @@ Waveforms of a song are float32 of (2, n_channels, n_samples): vocals, then acco
 sees everything rounded to 16 bits, which changes nothing that came from files of 16 bits: what a
 lossy decoder leaves far below that makes its equations so ill-conditioned that museval's own
 scores change by 0.3 dB when all signals are scaled alike.
+
+Everybody is scored on the same frames and songs. Where a true source is silent there is nothing to
+separate, and nobody has a score; a silent estimate of what can be heard scores `WORST_DB` in every
+metric. (museval leaves such a frame out, which would reward silence where a song is hard.)
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ import audio
 import bsseval
 import metrics
 from hparams import UNTUNED_MASK, HParams
-from metrics import WORST_DB
+from metrics import BEST_DB, WORST_DB
 from separation import Separator
 from summary import FLOOR, IDEALS, STEMS, numbers
 
+BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 SongScores = dict[str, dict[str, dict[str, Any]]]  # of a song: system, stem, metric
 
 
@@ -157,28 +162,42 @@ def score_song(
     Returns
     -------
     dict
-        ``n_frames``; ``silent``: in how many of them the reference, or else a system's estimate,
-        is silent, and BSSEval v4 therefore undefined; ``scores``: by system and stem, lists of
-        ``sdr``, ``isr``, ``sir``, ``sar`` (BSSEval v4, a number a frame) and, of the whole song,
-        ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3 on the mean of the channels), ``nsdr``
-        (``v3_sdr`` minus that of the floor) and ``si_sdr``, not below `WORST_DB`. None is a score
-        that does not exist: of a silent frame, of a silent song, or one that was not taken.
+        ``n_frames``; ``silent``: in how many of them a reference, or else a system's estimate, is
+        silent; ``scores``: by system and stem, lists of ``sdr``, ``isr``, ``sir``, ``sar``
+        (BSSEval v4, a number a frame) and, of the whole song, ``v3_sdr``, ``v3_sir``, ``v3_sar``
+        (BSSEval v3 on the mean of the channels), ``nsdr`` (``v3_sdr`` minus that of the floor) and
+        ``si_sdr``. What is averaged over songs is limited: ``v3_sdr`` and ``si_sdr`` to `WORST_DB`
+        and `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and `BITS_DB`. None is a score that
+        nobody has: a reference is silent in the frame or song, or it was not taken.
     """
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
     truth = _to_16_bits(references)
-    guesses = torch.stack([_to_16_bits(estimate) for estimate in estimates.values()])
-    frames = bsseval.bss_eval_v4(truth, guesses, sample_rate, sample_rate)
+    guesses = torch.empty(len(estimates), *truth.shape)
+    for guess, estimate in zip(guesses, estimates.values(), strict=True):
+        guess.copy_(_to_16_bits(estimate))
     silent = {"reference": silent_frames(truth, sample_rate)}
     silent |= {
         name: silent_frames(guess, sample_rate) & ~silent["reference"]
         for name, guess in zip(estimates, guesses, strict=True)
     }
+    frames = bsseval.bss_eval_v4(truth, guesses, sample_rate, sample_rate)
+    frames = bsseval.Scores(*(_worst_if_none(x, ~silent["reference"]) for x in frames))
+    del guesses, guess  # what is left to do needs the room
     missing = torch.full((len(estimates), len(STEMS)), math.nan)
     whole = bsseval.WholeScores(missing, missing, missing)
     if v3 or (v3 is None and references.shape[1] == 1):
+        true_mono = _to_16_bits(references.mean(1))
         mono = torch.stack([_to_16_bits(estimate.mean(1)) for estimate in estimates.values()])
-        whole = bsseval.bss_eval_v3(_to_16_bits(references.mean(1)), mono)
+        whole = bsseval.bss_eval_v3(true_mono, mono)
+        whole = whole._replace(
+            sdr=whole.sdr.clamp(WORST_DB, BEST_DB),
+            sir=whole.sir.clamp(WORST_DB, BITS_DB),
+            sar=whole.sar.clamp(WORST_DB, BITS_DB),
+        )
+        heard = true_mono.any(-1).all()
+        whole = bsseval.WholeScores(*(_worst_if_none(x, heard) for x in whole))
+    is_heard = truth.flatten(1).any(-1).all()
     scores: SongScores = {}
     for i, (system, estimate) in enumerate(estimates.items()):
         scores[system] = {}
@@ -187,7 +206,7 @@ def score_song(
             of_song = {
                 **{f"v3_{name}": x[i, j] for name, x in whole._asdict().items()},
                 "nsdr": whole.sdr[i, j] - whole.sdr[0, j],
-                "si_sdr": si_sdr(estimate[j], references[j]),
+                "si_sdr": si_sdr(estimate[j], references[j]) if is_heard else math.nan,
             }
             names, values = zip(*of_song.items(), strict=True)
             scores[system][stem] = of_frames | dict(zip(names, numbers(values), strict=True))
@@ -196,9 +215,13 @@ def score_song(
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Return `metrics.si_sdr` without infinities: at least `WORST_DB`, at most 300 dB."""
-    score = metrics.si_sdr(estimate, reference)
-    return score if math.isnan(score) else min(max(score, WORST_DB), bsseval.LIMIT_DB)
+    """Return `metrics.si_sdr`, limited to `WORST_DB` and `BEST_DB`; NaN of a silent reference."""
+    return float(np.clip(metrics.si_sdr(estimate, reference), WORST_DB, BEST_DB))
+
+
+def _worst_if_none(scores: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """Give silent estimates, which have no score, the worst one where the truth is heard."""
+    return torch.where(scores.isnan() & heard, WORST_DB, scores)
 
 
 def silent_frames(wavs: torch.Tensor, window: int) -> torch.Tensor:
@@ -210,4 +233,4 @@ def silent_frames(wavs: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def _to_16_bits(wav: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(wav).mul(2**15).round().div(2**15)
+    return torch.from_numpy(wav).mul(2**15).round_().div_(2**15)

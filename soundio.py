@@ -171,7 +171,7 @@ def _inspect(path: Path, file: BinaryIO, sound: Sound, allow_truncated: bool) ->
         )
     n_samples, problem, warning = headers.check_length(file.fileno(), sound)
     if problem and not allow_truncated:
-        raise InputError(f"{path}: {problem} (use --allow-truncated)")
+        raise InputError(f"{path}: {problem} (export it again, or generate.py --allow-truncated)")
     sound_tags = sound.copy_metadata()
     return AudioInfo(
         path=path,
@@ -355,7 +355,7 @@ class Reader:
         if self._position < promised - slack and not self._allow_truncated:
             raise InputError(
                 f"{path}: header promises {self._n_promised} frames, file holds {self._position} "
-                "(use --allow-truncated)"
+                "(export it again, or generate.py --allow-truncated)"
             )
 
 
@@ -427,7 +427,7 @@ def check_floats(
         noun = "sample" if n_bad == 1 else "samples"
         raise InputError(
             f"{info.path}: {n_bad} non-finite {noun}, first at {at:.3f} s "
-            "(--fix-nonfinite zeroes them)"
+            "(generate.py --fix-nonfinite zeroes them)"
         )
     block[bad] = 0
     loud = np.abs(block).max(axis=1) > MAX_LEVEL

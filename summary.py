@@ -1,7 +1,8 @@
 """The scores of many songs as one table and one figure for each metric.
 
 The floor is the mixture as estimate, the ceilings are ideal masks; a share is the part of the way
-from the floor to the ideal ratio mask. Songs are records as `scorebook` keeps them.
+from the floor to the ideal ratio mask. Songs are records as `scorebook` keeps them, in which all
+systems have their scores of the same frames and songs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 import charts
 import dataset
+from metrics import WORST_DB
 from scorebook import Record
 
 STEMS = dataset.PARTS
@@ -53,7 +55,7 @@ METRIC_NAMES = tuple(metric.name for metric in METRICS)
 
 def song_score(scores: dict[str, Any], metric: str) -> float:
     """Return one stem's score of a song: of frames their median; NaN if there is none."""
-    value = scores[metric]
+    value = scores.get(metric)
     return median(value) if isinstance(value, list) else math.nan if value is None else value
 
 
@@ -136,14 +138,18 @@ def omissions(songs: list[Record], summary: Summary) -> list[str]:
         lines.append(
             f"{n_silent} of {n_frames} frames left out of BSSEval v4: a true source is silent"
         )
+    for metric in METRICS:
+        n_songs = summary[FLOOR]["vocals"][metric.name]["n_songs"] if songs else 0
+        if 0 < n_songs < len(songs):
+            lines.append(
+                f"{len(songs) - n_songs} of {len(songs)} songs left out of {metric.label}: "
+                "a true source is silent" + " or it was not taken" * (metric.across == "length")
+            )
     for system in ordered(summary):
         if n_silent := sum(song["silent"][system] for song in songs):
             lines.append(
-                f"{n_silent} of {n_frames} frames left out of {system}'s: it is silent there"
-            )
-        if n_without := len(songs) - summary[system]["vocals"]["sdr"]["n_songs"]:
-            lines.append(
-                f"{n_without} of {len(songs)} songs: SDR of {system} n/a (silent in every frame)"
+                f"{n_silent} of {n_frames} frames of {system} count {WORST_DB:g} dB: it is silent "
+                "where the truth is not"
             )
     return lines
 

@@ -20,13 +20,14 @@ import scoring
 import soundio
 import tracks
 from evaluation import Network
-from hparams import GRID, UNTUNED_MASK, HParams, InputError, differences, from_dict
+from hparams import UNTUNED_MASK, HParams, InputError
 from separation import Separator
 from tracks import Track
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 GATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SHARPNESSES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+LEAST_DB = 0.01  # by which settings must differ to be chosen between
 
 
 class Candidate(NamedTuple):
@@ -36,6 +37,55 @@ class Candidate(NamedTuple):
     split: str
     is_learnt: bool
     source: Track | tuple[Path, dataset.Song]  # music, or a built dataset's folder and its entry
+
+
+class Tuned(NamedTuple):
+    """What a song says about all mask settings."""
+
+    name: str
+    sha256: tuple[str, ...]  # of the recordings
+    scores: tuple[float, ...]  # one for each entry of `mask_grid`; NaN if the vocals are silent
+
+
+def validation_songs(
+    folders: list[Path], learnt: dict[str, str], hp: HParams, split: str, **how: Any
+) -> tuple[list[Candidate], str, list[str]]:
+    """List the songs to tune on: of a split, and not learnt from.
+
+    Parameters
+    ----------
+    folders : list of Path
+    learnt, hp, **how
+        As for `candidates`.
+    split : {"train", "test", "all"}
+
+    Returns
+    -------
+    list of Candidate
+    str
+        What is left out, in words.
+    list of str
+        A message for every song that cannot be used.
+
+    Raises
+    ------
+    InputError
+        If no song is left, or as `candidates`.
+    """
+    each = [candidates(folder, learnt, hp, **how) for folder in folders]
+    listed = [song for songs, _ in each for song in songs]
+    wanted = [song for song in listed if split in (song.split, "all")]
+    songs = [song for song in wanted if not song.is_learnt]
+    left_out = (
+        f"{len(wanted) - len(songs)} that were learnt from and {len(listed) - len(wanted)} of "
+        "another split"
+    )
+    if not songs:
+        raise InputError(
+            f"{folders[0]}: no validation songs: {left_out} are left out (give other songs, or "
+            "name a --split)"
+        )
+    return songs, left_out, [message for _, bad in each for message in bad]
 
 
 def candidates(
@@ -74,8 +124,7 @@ def candidates(
         both = [track for track in found.tracks if len(track.signals) == 2]
         return [Candidate(t.name, t.split, t.name in names, t) for t in both], found.bad
     manifest = dataset.load_manifest(folder)
-    for name, (ours, theirs) in differences(hp, from_dict(manifest.hparams), GRID).items():
-        raise InputError(f"{folder}: built with {name}={theirs}, not {ours}")
+    dataset.check_grid(folder, manifest, hp)
     return [
         Candidate(song.id, song.split, f"{song.id} {song.sha256}" in learnt, (folder, song))
         for song in manifest.songs
@@ -93,10 +142,11 @@ def mask_grid() -> list[dict[str, Any]]:
     return hard + soft
 
 
-def tune_candidate(network: Network, seconds: float, song: Candidate) -> tuple[str, list[float]]:
-    """Score all mask settings on the middle `seconds` of one song; returns its name, too."""
+def tune_candidate(network: Network, seconds: float, song: Candidate) -> Tuned:
+    """Score all mask settings on the middle `seconds` of one song."""
     separator = evaluation.load(network)
     if isinstance(song.source, Track):
+        hashes = tuple(map(soundio.sha256, song.source.paths))
         rate = tracks.measure(song.source).sample_rate
         references = tracks.read_channels(song.source)
         kept = scoring.middle(references.shape[-1], seconds * rate)
@@ -104,7 +154,8 @@ def tune_candidate(network: Network, seconds: float, song: Candidate) -> tuple[s
     else:
         rate = separator.hp.sample_rate
         references = read_built(*song.source, separator.hp, seconds)
-    return song.name, tune_song(separator, references, rate)
+        hashes = tuple(file["sha256"] for file in song.source[1].inputs)
+    return Tuned(song.name, hashes, tuple(tune_song(separator, references, rate)))
 
 
 def read_built(folder: Path, song: dataset.Song, hp: HParams, seconds: float | None) -> np.ndarray:
@@ -145,6 +196,12 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
     return [score(settings) for settings in mask_grid()]
 
 
+def mean_scores(songs: list[Tuned]) -> np.ndarray:
+    """Average over songs; one that was given twice counts once, two of one name count both."""
+    distinct = {(song.name, song.sha256): song.scores for song in songs}
+    return np.mean([distinct[key] for key in sorted(distinct)], 0)
+
+
 def best_settings(scores: np.ndarray) -> dict[str, Any]:
     """Choose the mask settings with the best scores.
 
@@ -157,8 +214,19 @@ def best_settings(scores: np.ndarray) -> dict[str, Any]:
     dict
         All of ``MASK_SETTINGS``: the best threshold, the best gate with its sharpness, and in
         ``mask_at_eval`` which of the two sounds better.
+
+    Raises
+    ------
+    InputError
+        If all binary masks score the same, or all soft ones: there is nothing to choose by.
     """
     grid = mask_grid()
+    for kind, part in (("binary", scores[: len(THRESHOLDS)]), ("soft", scores[len(THRESHOLDS) :])):
+        if np.ptp(part) < LEAST_DB:
+            raise InputError(
+                f"all {kind} masks score {part.mean():.2f} dB, which tells nothing (give more "
+                "songs or --seconds, or a network that has learnt something)"
+            )
     hard = int(np.argmax(scores[: len(THRESHOLDS)]))
     soft = len(THRESHOLDS) + int(np.argmax(scores[len(THRESHOLDS) :]))
     is_hard = bool(scores[hard] > scores[soft])
@@ -185,7 +253,7 @@ def curves(scores: np.ndarray, settings: dict[str, Any]) -> list[str]:
     return lines
 
 
-def store(path: Path, settings: dict[str, Any], before: str) -> None:
+def store(path: Path, settings: dict[str, Any], before: str, songs: list[Tuned]) -> None:
     """Put mask settings into a checkpoint, and leave all else in it as it is.
 
     Parameters
@@ -195,6 +263,8 @@ def store(path: Path, settings: dict[str, Any], before: str) -> None:
         All of ``MASK_SETTINGS``.
     before : str
         The file's hash when tuning began.
+    songs : list of Tuned
+        What the settings were chosen on, so that evaluate.py can tell them when it scores them.
 
     Raises
     ------
@@ -206,6 +276,7 @@ def store(path: Path, settings: dict[str, Any], before: str) -> None:
     contents = networks.load_checkpoint(path)
     model, hp = networks.restore_model(path, contents)
     contents["mask_settings"] = settings
+    contents["tuned_on"] = [{"name": s.name, "sha256": list(s.sha256)} for s in sorted(songs)]
     # Weights and hparams are among the contents and replace those of `model` and `hp`: hparams that
     # an earlier version did not know stay out.
     networks.save_checkpoint(path, model, hp, **contents)

@@ -345,3 +345,10 @@ def test_strips_need_no_colour():
     text = svg([charts.Strips("Title", {"a": [1.0, 2.0], "b": [3.0]})])
     for colour in re.findall("#[0-9a-f]{3,6}", text):
         assert len(set(colour[1:])) == 1  # a grey
+
+
+def test_any_name_gives_a_well_formed_document():
+    names = ["a\x01b", "\x1b[31m", "<&>", "\udcff", "é 音"]
+    text = charts.svg([charts.Strips("x", {name: [1.0] for name in names})])
+    shown = [node.text for node in ET.fromstring(text.encode()).iter() if node.text]
+    assert {"<&>", "é 音", "a\ufffdb"} <= set(shown)

@@ -50,6 +50,13 @@ def test_a_verdict_is_no_bolder_than_the_songs_allow(found, says):
     assert says in verdict(found)
 
 
+def test_songs_without_the_score_are_counted():
+    assert "songs without it" not in verdict(gains(1, 2))
+    assert verdict(gains(1, 2), 3).endswith(
+        "; 3 songs without it: a true source is silent, or it was not taken"
+    )
+
+
 def stored(**songs: str) -> dict:
     """Scores of one system by name and hash of the music."""
     both = {"vocals": {"sdr": [1.0, None, 3.0], "nsdr": None}}

@@ -77,6 +77,18 @@ def test_songs_without_an_estimate_are_told_and_large_songs_come_first(toy_tree,
     assert f"{songs[0].name}: no estimate in {tmp_path}" in bad[0]
     sizes = [sum(path.stat().st_size for path in job.track.paths) for job in jobs]
     assert sizes == sorted(sizes, reverse=True)
-    quick, full = (estimates.sources(jobs[0], toy_tree, with_hash) for with_hash in (False, True))
-    assert quick["estimates"]["it"][0].items() <= full["estimates"]["it"][0].items()
-    assert {len(file["sha256"]) for file in full["files"]} == {64}
+    before = estimates.sources(jobs[0], toy_tree)
+    assert {len(file["sha256"]) for file in before["files"]} == {64}
+    written(jobs[0].estimates["it"]["vocals"], -MIXTURE)  # of the same size
+    after = estimates.sources(jobs[0], toy_tree)
+    assert after["files"] == before["files"]
+    assert after["estimates"] != before["estimates"]
+
+
+def test_every_and_subset_spread_over_the_songs():
+    songs = list(range(10))
+    assert estimates.thin(songs, 1, None) == songs
+    assert estimates.thin(songs, 4, None) == [0, 4, 8]
+    assert estimates.thin(songs, 1, 3) == [0, 3, 6]
+    assert estimates.thin(songs, 2, 2) == [0, 4]
+    assert estimates.thin(songs, 5, 99) == [0, 5]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -200,6 +200,86 @@ def test_estimates_that_do_not_fit_are_told_and_the_other_songs_go_on(toy_tree, 
     assert stored["selection"]["n_failed"] == 3
 
 
+def test_files_that_changed_are_scored_again_and_other_folders_are_refused(
+    toy_tree, tmp_path, capsys
+):
+    write_estimates(toy_tree, tmp_path / "a", lambda wav: wav // 2)
+    write_estimates(toy_tree, tmp_path / "b", lambda wav: wav // 3)
+    words = ("--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
+    assert run("bounds", toy_tree, "--estimates", f"it={tmp_path / 'a'}", *words) == 0
+    before = scored(tmp_path / "a.json")
+    assert run("bounds", toy_tree, "--estimates", f"it={tmp_path / 'b'}", *words) == 1
+    assert "holds scores of a run with other estimates" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "b").rename(tmp_path / "a")
+    assert run("bounds", toy_tree, "--estimates", f"it={tmp_path / 'a'}", *words) == 0
+    assert "scored already" not in capsys.readouterr().out
+    values = [of["summary"]["it"]["vocals"]["sdr"]["value"] for of in (before, scored(words[-1]))]
+    assert values[0] == pytest.approx(6.02, abs=0.05)
+    assert values[1] == pytest.approx(3.52, abs=0.05)
+
+
+def test_scores_of_songs_that_fail_now_count_for_nothing_and_are_not_lost(
+    toy_tree, tmp_path, capsys
+):
+    first, *_ = write_estimates(toy_tree, tmp_path / "est")
+    words = ("--split", "all", "--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
+    words = ("bounds", toy_tree, "--estimates", f"it={tmp_path / 'est'}", *words)
+    assert run(*words) == 0
+    before = scored(tmp_path / "a.json")
+    gone = tmp_path / "est" / f"{first.name}_vocals.wav"
+    good = gone.read_bytes()
+    for fail in (gone.unlink, lambda: gone.write_bytes(good[:20000])):
+        fail()
+        assert run(*words) == 1
+        told = capsys.readouterr().err
+        assert "1 songs failed, each named above; earlier scores of 1 are kept aside" in told
+        stored = scored(tmp_path / "a.json")
+        assert [song["name"] for song in stored["set_aside"]] == [first.name]
+        assert len(stored["songs"]) == stored["selection"]["n_songs"] == 3
+        assert stored["summary"]["it"]["vocals"]["sdr"]["n_songs"] == 3
+    gone.write_bytes(good)
+    assert run(*words) == 0
+    assert "4 of 4 songs are scored already" in capsys.readouterr().out
+    assert scored(tmp_path / "a.json") == before
+
+
+def test_outputs_overwrite_neither_inputs_nor_each_other(toy_tree, checkpoint, tmp_path, capsys):
+    network = tmp_path / "net.pth"
+    shutil.copy(checkpoint, network)
+    song = tracks.find_tracks(toy_tree).tracks[0].vocals[0].path
+    link = tmp_path / "a.json"
+    link.hardlink_to(network)
+    for words, told in (
+        (("--output", network, "--overwrite"), "net.pth: is written as json (call it"),
+        (("--plot", network), "net.pth: is written as svg (call it something.svg)"),
+        (("--plot", song), "is written as svg"),
+        (("--output", tmp_path / "s.json", "--plot", tmp_path / "s.json"), "is written as svg"),
+        (("--output", link, "--overwrite"), "a.json: would overwrite the input"),
+    ):
+        before = song.read_bytes()
+        assert run(network, toy_tree, *words) in (1, 2)
+        assert told in capsys.readouterr().err
+        assert song.read_bytes() == before
+        assert network.read_bytes() == checkpoint.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "net.pth"]
+
+
+def test_a_refused_subset_leaves_no_file_and_names_are_printable(
+    results, tmp_path, toy_tree, capsys
+):
+    assert (
+        run("bounds", toy_tree, "--seconds", 1, "--output", tmp_path / "a.json", "--split", "all")
+        == 0
+    )
+    assert (
+        run("bounds", toy_tree, "--seconds", 1, "--output", tmp_path / "a.json", "--subset", 1) == 1
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(SystemExit):
+        run("bounds", toy_tree, "--estimates", f"a\x01={tmp_path}")
+
+
 def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_path):
     mixtures = toy_tree / "Mixtures" / "Test"
     words = ["--background", "--output-dir", str(tmp_path / "gen")]
@@ -232,6 +312,7 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
     [
         (("gone.pth", "TREE"), 1, "gone.pth: no such checkpoint"),
         (("bounds", "gone"), 1, "gone: no such folder"),
+        (("bounds", "BUILT"), 1, "a dataset that build_dataset.py made (give the folder of music"),
         (("bounds", "TREE", "--estimates", "x"), 2, "write it as name=folder"),
         (("bounds", "TREE", "--estimates", "floor=a"), 2, "the name is taken"),
         (("bounds", "TREE", "--estimates", "x=gone"), 1, "gone: no such folder"),
@@ -243,25 +324,15 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    words, code, told, toy_tree, capsys, tmp_path, monkeypatch
+    words, code, told, toy_tree, toy_dataset, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    words = [str(toy_tree) if word == "TREE" else word for word in words]
+    folders = {"TREE": str(toy_tree), "BUILT": str(toy_dataset)}
+    words = [folders.get(word, word) for word in words]
     with contextlib.suppress(SystemExit):  # of argparse, which says 2
         code -= run(*words)
     assert code in (0, 2)
     assert told in capsys.readouterr().err
-
-
-def test_every_and_subset_spread_over_the_songs():
-    def thinned(**wanted: int) -> list[int]:
-        return evaluate.thin(list(range(10)), argparse.Namespace(**wanted))
-
-    assert thinned(every=1, subset=None) == list(range(10))
-    assert thinned(every=4, subset=None) == [0, 4, 8]
-    assert thinned(every=1, subset=3) == [0, 3, 6]
-    assert thinned(every=2, subset=2) == [0, 4]
-    assert thinned(every=5, subset=99) == [0, 5]
 
 
 def test_layouts_without_a_split_for_testing_give_all_their_songs(toy_tree, tmp_path, capsys):
@@ -352,11 +423,26 @@ def test_tuning_stores_the_best_settings_and_leaves_all_else(
         "noise_gate": 0.2,
         "mask_sharpness": 0.7,
     }
+    tuned = after.pop("tuned_on")
     assert model._digest({**after, "mask_settings": 0}) == model._digest(
         {**before, "mask_settings": 0}
     )
     assert list(after) == list(before)
     assert "tuned on 3 songs" in capsys.readouterr().out
+    assert len(tuned) == 3
+    words = ("--split", "all", "--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
+    assert run(path, toy_tree, *words) == 0
+    told = "3 songs are, or are called like, those that the mask settings were tuned on"
+    assert told in capsys.readouterr().err
+
+
+def test_tuning_says_before_any_work_that_it_could_not_store(
+    checkpoint, toy_tree, monkeypatch, capsys
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(evaluation, "load", None)  # is not called
+    assert run("tune", checkpoint, toy_tree) == 1
+    assert "not writable" in capsys.readouterr().err
 
 
 def test_tuning_leaves_out_what_was_learnt_and_what_is_for_testing(
@@ -374,7 +460,7 @@ def test_tuning_leaves_out_what_was_learnt_and_what_is_for_testing(
 
     def tune_song(separator, references, rate):
         tuned.append((references.shape, rate))
-        return [0.0] * len(GRID)
+        return list(map(float, range(len(GRID))))
 
     monkeypatch.setattr(tuning, "tune_song", tune_song)
     for data in (toy_tree, toy_dataset):

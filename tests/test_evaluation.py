@@ -31,9 +31,29 @@ def test_a_checkpoint_says_what_it_has_learnt_or_that_it_does_not_know(stored, l
     assert evaluation.learnt_songs(path) == learnt
 
 
+def test_songs_that_were_tuned_on_are_known_by_name_or_by_content(tmp_path):
+    path = tmp_path / "net.pth"
+    tuned = [{"name": "a", "sha256": ["01", "02"]}]
+    extra = {"curve_db": torch.zeros(HP.n_bins), "data": ["learnt 0f"], "tuned_on": tuned}
+    model.save_checkpoint(path, model.build_model(HP), HP, **extra)
+    for name, sha256, expected in (
+        ("a", "03", (False, True)),
+        ("b", "02", (False, True)),
+        ("b", "03", (False, False)),
+        ("learnt", "03", (True, False)),
+    ):
+        record = {"name": name, "files": [{"sha256": sha256}]}
+        found = evaluation.marks(
+            record, evaluation.learnt_songs(path), evaluation.tuned_songs(path)
+        )
+        assert tuple(found.values()) == expected
+
+
 def test_what_decides_the_scores_is_the_same_when_read_again():
     tasks = [evaluation.Task(Path("music"), HP, s, None, None) for s in (None, 5.0)]
-    whole, excerpt = (evaluation.describe(task, "stems", ["other"]) for task in tasks)
+    folders = {"other": Path("theirs")}
+    whole, excerpt = (evaluation.describe(task, "stems", folders) for task in tasks)
+    assert whole["estimates"] == {"other": str(Path.cwd() / "theirs")}
     assert json.loads(json.dumps(whole)) == whole
     assert whole["checkpoint"] is None
     assert {name for name in whole if whole[name] != excerpt[name]} == {"seconds"}

@@ -276,7 +276,9 @@ def test_non_finite_samples_are_counted_over_the_whole_file_and_placed(tmp_path)
     path = tmp_path / "nan.wav"
     soundfile.write(path, wav, RATE, "FLOAT")
     for n_samples in (1000, 100_000):
-        with pytest.raises(InputError, match=r"12 non-finite samples, first at 0.002 s \(--fix-"):
+        with pytest.raises(
+            InputError, match=r"12 non-finite samples, first at 0.002 s \(generate.py --fix-"
+        ):
             read_codes(path, n_samples)
     with Reader(path, fix_nonfinite=True) as reader:
         codes = np.concatenate(list(reader.blocks(1000)), axis=1)

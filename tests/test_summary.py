@@ -58,13 +58,16 @@ def test_a_table_starts_with_the_floor_ends_with_the_ceilings_and_says_what_is_n
 
 
 def test_what_is_left_out_is_counted():
-    songs = [record(1, it={"sdr": [1.0]}, other={"sdr": [None]}) for _ in range(3)]
-    songs[0]["silent"] = {"reference": 2, "it": 0, "other": 4}
+    songs = [record(1, floor={"sdr": [1.0], "nsdr": 1}, it={"sdr": [-30.0]}) for _ in range(3)]
+    songs[0] = record(1, floor={"sdr": [None]}, it={"sdr": [None]})
+    songs[0]["silent"] = {"reference": 2, "floor": 0, "it": 4}
     assert summary.omissions(songs, summarise(songs)) == [
         "2 of 12 frames left out of BSSEval v4: a true source is silent",
-        "4 of 12 frames left out of other's: it is silent there",
-        "3 of 3 songs: SDR of other n/a (silent in every frame)",
+        "1 of 3 songs left out of SDR: a true source is silent",
+        "1 of 3 songs left out of GNSDR: a true source is silent or it was not taken",
+        "4 of 12 frames of it count -30 dB: it is silent where the truth is not",
     ]
+    assert summary.omissions([], summarise([])) == []
 
 
 def test_a_row_in_markdown_holds_floor_and_ceilings():

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import dataset
+import evaluation
 import model
 import scoring
 import tracks
 import tuning
 from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError
 from separation import Separator
+from tuning import Tuned
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 
@@ -74,6 +77,32 @@ def test_tuned_scores_are_those_of_separating_with_these_settings(
     assert len(set(found)) > 3
 
 
+def test_curves_that_are_flat_choose_nothing():
+    scores = np.full(len(tuning.mask_grid()), -30.0)
+    with pytest.raises(InputError, match=r"all binary masks score -30.00 dB, which tells nothing"):
+        tuning.best_settings(scores)
+    scores[: len(tuning.THRESHOLDS)] = np.linspace(0, 1, len(tuning.THRESHOLDS))
+    with pytest.raises(InputError, match="all soft masks"):
+        tuning.best_settings(scores)
+
+
+def test_songs_of_one_name_all_count_and_one_that_is_given_twice_counts_once():
+    songs = [Tuned("S", ("a",), (1.0, 2.0)), Tuned("S", ("b",), (3.0, 6.0))]
+    assert tuning.mean_scores(songs).tolist() == [2, 4]
+    assert tuning.mean_scores([songs[1], *songs]).tolist() == [2, 4]
+
+
+def test_a_tuned_song_is_known_by_its_recordings_in_either_form(toy_tree, toy_dataset, monkeypatch):
+    monkeypatch.setattr(tuning, "tune_song", lambda *_: [0.0])
+    monkeypatch.setattr(evaluation, "load", lambda _: SimpleNamespace(hp=HP))
+    found = []
+    for folder in (toy_tree, toy_dataset):
+        songs, _, _ = tuning.validation_songs([folder], {}, HP, "test")
+        found.append(tuning.tune_candidate(None, 1, songs[0]))
+    assert found[0].name == found[1].name
+    assert set(found[0].sha256) <= set(found[1].sha256)
+
+
 def test_a_built_song_sounds_as_it_was_recorded(toy_tree, toy_dataset):
     song = dataset.load_manifest(toy_dataset).songs[0]
     (track,) = [t for t in tracks.find_tracks(toy_tree).tracks if t.name == song.id]
@@ -92,5 +121,5 @@ def test_a_checkpoint_that_changed_meanwhile_is_not_overwritten(checkpoint, tmp_
     path = tmp_path / "net.pth"
     shutil.copy(checkpoint, path)
     with pytest.raises(InputError, match="has changed since tuning began"):
-        tuning.store(path, dict(UNTUNED_MASK), "0" * 64)
+        tuning.store(path, dict(UNTUNED_MASK), "0" * 64, [])
     assert path.read_bytes() == checkpoint.read_bytes()
