@@ -9,6 +9,7 @@ voice, as it does in the stems that people sum.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -119,16 +120,22 @@ def reverberate(
     seconds = delays * (hp.hop_length / hp.sample_rate)
     amplitude = 10 ** (-3 * seconds / decay_s[:, None])  # (n, N_TAPS)
     amplitude = amplitude * (wet[:, None] / amplitude.square().sum(1, keepdim=True).sqrt())
-    generator = torch.Generator().manual_seed(0)
-    angles = 2 * math.pi * torch.rand(N_TAPS, n_bins + N_ROOMS, generator=generator)
     of_room = room[:, None] + torch.arange(n_bins, device=spec.device)
-    angles = angles.to(spec.device)[:, of_room]  # (N_TAPS, n, n_bins)
+    angles = _angles(n_bins, spec.device)[:, of_room]  # (N_TAPS, n, n_bins)
     echoes = torch.polar(amplitude.T[..., None].expand_as(angles).contiguous(), angles)
     out = spec.clone()
     for delay, echo in zip(delays.tolist(), echoes, strict=True):
         if delay < n_frames:
             out[..., delay:].addcmul_(spec[..., : n_frames - delay], echo[..., None])
     return out
+
+
+@functools.cache
+def _angles(n_bins: int, device: torch.device) -> torch.Tensor:
+    """Draw the phases of all rooms' echoes, the same ones on every device: a room is a stretch."""
+    generator = torch.Generator().manual_seed(0)
+    angles = 2 * math.pi * torch.rand(N_TAPS, n_bins + N_ROOMS, generator=generator)
+    return angles.to(device)
 
 
 def equalize(spec: torch.Tensor, eq_db: torch.Tensor, hp: HParams) -> torch.Tensor:
