@@ -89,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.redirect_stdout(sys.stderr) if is_pipe else contextlib.nullcontext():
         device = commandline.device_of(args, parser, world.local_rank)
     separator = Separator.load(args.checkpoint, device, settings, parse_settings(args.settings))
+    if separator.licence and not world.rank:
+        terms = commandline.printable(separator.licence)
+        print(f"network: {terms}", file=sys.stderr if is_pipe else sys.stdout)
     if args.live and device.type == "cpu":
         import torch
 

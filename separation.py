@@ -43,6 +43,8 @@ class Separator:
     device : torch.device
     dtype : torch.dtype
         What the network computes in.
+    licence : str
+        Terms that the checkpoint comes with; "" where it says nothing.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Separator:
         self.dtype = torch.bfloat16 if is_narrow else torch.float32
         self.model = networks.for_inference(model).to(device, self.dtype)
         self.hp, self.device, self.mask_settings = hp, device, mask_settings
-        self.curve_db = curve_db.to(device)
+        self.curve_db, self.licence = curve_db.to(device), ""
         self.block_frames = hp.block_frames or BLOCK_FRAMES[device.type]
 
     @classmethod
@@ -100,7 +102,9 @@ class Separator:
             if getattr(settings, name) is not None:
                 mask_settings[name] = getattr(settings, name)
         hp = replace(hp, block_frames=settings.block_frames, precision=settings.precision)
-        return cls(model, hp, checkpoint["curve_db"], mask_settings, torch.device(device))
+        separator = cls(model, hp, checkpoint["curve_db"], mask_settings, torch.device(device))
+        separator.licence = str(checkpoint.get("licence", ""))
+        return separator
 
     def warm_up(self, sample_rate: int, n_channels: int, n_samples: int) -> None:
         """Let live packets of `n_samples` be quick from the first one on."""

@@ -39,7 +39,7 @@ ROWS = (
     ("validation", "scoring", "comparison"),
     ("training", "evaluation"),
     ("planning", "tuning"),
-    ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "demo"),
+    ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "publish", "demo"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 PRESENT = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("build_dataset", "train", "generate", "evaluate", "benchmark", "draw", "demo")
+SCRIPTS = (
+    "build_dataset",
+    "train",
+    "generate",
+    "evaluate",
+    "benchmark",
+    "draw",
+    "publish",
+    "demo",
+)
 
 
 class Parsed(BaseException):

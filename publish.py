@@ -1,0 +1,83 @@
+"""Say what a checkpoint holds, or make one ready to be given away.
+
+What only a resumed training needs is left out; where the network comes from and on what terms it
+may be used is written into it, and every program that loads it can say so.
+
+    python publish.py pretrained/resnet18.pth
+    python publish.py runs/resnet18/best.pth mine.pth --licence "CC BY 4.0" --source DSD100
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import commandline
+from hparams import InputError, UsageError
+
+KEPT = ("curve_db", "mask_settings", "data", "tuned_on", "step", "scores", "licence", "sources")
+
+
+@commandline.script
+def main(argv: list[str] | None = None) -> int:
+    """Print or publish one checkpoint."""
+    parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    add("output", type=Path, nargs="?", help="the .pth to write; without it nothing is written")
+    add("--licence", help="terms on which the network may be used")
+    add("--source", action="append", help="music it has learnt from; may be given several times")
+    add("--overwrite", action="store_true", help="replace the output")
+    args = parser.parse_args(argv)
+    if args.output is None and (args.licence or args.source):
+        raise UsageError("--licence and --source go into an output: name the .pth to write")
+    if args.output and not args.licence:
+        raise UsageError("--licence is missing: nobody may use a network without terms")
+    if not args.checkpoint.is_file():
+        raise InputError(f"{args.checkpoint}: no such checkpoint")
+    if args.output and args.output.exists() and not args.overwrite:
+        raise InputError(f"{args.output}: is already there (--overwrite replaces it)")
+
+    if args.output and args.output.exists() and args.output.samefile(args.checkpoint):
+        raise InputError(f"{args.output}: would overwrite the input (choose another output)")
+
+    import model  # here: wrong arguments are told before torch is loaded
+    import outputs
+
+    if args.output:
+        outputs.check_writable(args.output)
+    checkpoint = model.load_checkpoint(args.checkpoint)
+    network, hp = model.restore_model(args.checkpoint, checkpoint)
+    if args.output:
+        checkpoint["licence"], checkpoint["sources"] = args.licence, args.source or []
+        extra = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+        model.save_checkpoint(args.output, network, hp, **extra)
+    for line in describe(checkpoint, model.operations_per_column(network, hp)):
+        print(commandline.printable(line))
+    if args.output:
+        print(f"{commandline.printable(args.output)}: {args.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def describe(checkpoint: dict[str, Any], operations: int) -> list[str]:
+    """Put what a checkpoint says of itself into lines."""
+    hp = checkpoint["hparams"]
+    n_weights = sum(weight.numel() for weight in checkpoint["weights"].values())
+    frames = hp["sample_rate"] / hp["hop_length"]
+    lines = [
+        f"network: {hp['model_type']}, width {hp['width']}, {n_weights / 1e6:.2f} million weights, "
+        f"{operations * frames / 1e9:.2f} GFLOP a second of music",
+        f"sees: {hp['stft_frames']} frames of {hp['n_fft']} samples at {hp['sample_rate']} Hz",
+        f"learnt: {checkpoint.get('step', '?')} steps on {len(checkpoint.get('data', []))} songs",
+    ]
+    for title, name in (("held-out songs", "scores"), ("mask", "mask_settings")):
+        values = checkpoint.get(name, {}).items()
+        texts = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values)
+        lines.append(f"{title}: {', '.join(texts) or 'unknown'}")
+    lines += [f"source: {source}" for source in checkpoint.get("sources", [])]
+    return [*lines, f"licence: {checkpoint.get('licence', 'not said')}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
