@@ -116,15 +116,16 @@ def reverberate(
     .. [1] Polack, "La transmission de l'énergie sonore dans les salles", 1988.
     """
     n_bins, n_frames = spec.shape[1:]
-    delays = TAP_FRAMES * torch.arange(1, N_TAPS + 1, device=spec.device)
-    seconds = delays * (hp.hop_length / hp.sample_rate)
+    delays = range(TAP_FRAMES, TAP_FRAMES * N_TAPS + 1, TAP_FRAMES)  # [frames]
+    frames = torch.arange(TAP_FRAMES, delays.stop, TAP_FRAMES, device=spec.device)
+    seconds = frames * (hp.hop_length / hp.sample_rate)
     amplitude = 10 ** (-3 * seconds / decay_s[:, None])  # (n, N_TAPS)
     amplitude = amplitude * (wet[:, None] / amplitude.square().sum(1, keepdim=True).sqrt())
     of_room = room[:, None] + torch.arange(n_bins, device=spec.device)
     angles = _angles(n_bins, spec.device)[:, of_room]  # (N_TAPS, n, n_bins)
     echoes = torch.polar(amplitude.T[..., None].expand_as(angles).contiguous(), angles)
     out = spec.clone()
-    for delay, echo in zip(delays.tolist(), echoes, strict=True):
+    for delay, echo in zip(delays, echoes, strict=True):
         if delay < n_frames:
             out[..., delay:].addcmul_(spec[..., : n_frames - delay], echo[..., None])
     return out

@@ -170,7 +170,7 @@ def find_lr(
         curve.append((rate, smooth / (1 - 0.9**n)))
         report(1)
         best = min(value for _, value in curve)
-        if not curve[-1][1] < 4 * best:
+        if not curve[-1][1] < best + max(1, 3 * abs(best)):
             break
     first, least = curve[0][1], min(loss for _, loss in curve)
     if not np.isfinite(first):

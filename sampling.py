@@ -23,6 +23,7 @@ from distributed import World
 from hparams import HParams
 
 SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
+LEAST_ENERGY = 1e-7  # of a chunk: what is below is silence, whatever its mask
 N_AHEAD = 3  # batches being read while the device works on one
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # spectrograms, gains, effects
 
@@ -151,6 +152,7 @@ class Feed:
         self._n_frames = torch.from_numpy(n_frames).to(device)
         self._offsets = torch.arange(chunk_frames(hp), device=device)[:, None] - hp.context
         n_bins = np.array([recorded_bins(song, hp) for song in songs])
+        self._all_whole = bool((n_bins == hp.n_bins).all())
         self._n_bins = torch.from_numpy(n_bins).to(device)
         self._bins = torch.arange(hp.n_bins, device=device)
 
@@ -182,8 +184,10 @@ class Feed:
             row.masked_fill_(outside, 0)
             frames = self._frames.index_select(0, row.flatten())
             frames = frames.view(*row.shape, *frames.shape[1:])
-            lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
-            yield frames.masked_fill_(lost[:, None, None, :, None], 0), *rest
+            if not self._all_whole:
+                lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
+                frames.masked_fill_(lost[:, None, None, :, None], 0)
+            yield frames, *rest
 
     def _read_ahead(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Read from the disk, some batches ahead of the one that is given."""
@@ -291,7 +295,7 @@ def mask_target(
 def mask_loss(
     logits: torch.Tensor,
     target: torch.Tensor,
-    features: torch.Tensor,
+    mixture: torch.Tensor,
     curve_db: torch.Tensor,
     hp: HParams,
     world: World | None = None,
@@ -301,8 +305,8 @@ def mask_loss(
     Parameters
     ----------
     logits, target : torch.Tensor, shape=(n, n_bins, n_columns)
-    features : torch.Tensor, shape=(n, n_bins, n_columns)
-        Of the mixture: they tell the amplitude |X| of every bin.
+    mixture : torch.Tensor, shape=(n, n_bins, n_columns), complex64
+        What the mask is laid over.
     curve_db : torch.Tensor, shape=(n_bins,)
     hp : HParams
     world : World, optional
@@ -313,28 +317,23 @@ def mask_loss(
     torch.Tensor, scalar
         "sdr": the mean over chunks of ``log10(sum((mask - target)² |X|²) / sum((target |X|)²))``,
         both sums plus a hundredth of the mixture's energy: minus a tenth of the
-        signal-to-distortion ratio of the masked spectrogram [dB]. What is 20 dB below the mixture
-        is good enough, so that chunks without a voice do not outweigh the others. "cross-entropy":
-        binary, a bin's weight being its amplitude, as the ear weights it, to the power
-        ``loss_weight``; the weights are then scaled to a mean of 1.
+        signal-to-distortion ratio of the masked spectrogram [dB], its phase being what it is. What
+        is 20 dB below the mixture is good enough, so that chunks without a voice do not outweigh
+        the others. "cross-entropy": binary, a bin's weight being its amplitude, as the ear weights
+        it, to the power ``loss_weight``; the weights are then scaled to a mean of 1.
     """
-    level_db = (1 - features) * hp.min_level_db
     if hp.loss == "sdr":
-        amplitude = _amplitude(level_db - curve_db[:, None], hp)
-        wrong, true, mixture = (
-            (share * amplitude).square().sum((1, 2))
+        energy = mixture.real.square() + mixture.imag.square()
+        wrong, true, whole = (
+            (share.square() * energy).sum((1, 2))
             for share in (logits.sigmoid() - target, target, torch.ones_like(target))
         )
-        least = mixture / 100 + 1e-7
+        least = whole / 100 + LEAST_ENERGY
         return ((wrong + least) / (true + least)).log10().mean()
-    weights = _amplitude(level_db * hp.loss_weight, hp)
+    level_db = (1 - audio.features(mixture, curve_db, hp.mixture_power, hp)) * hp.min_level_db
+    weights = 10 ** (level_db * hp.loss_weight / (10 * hp.mixture_power))
     mean = (world or World()).mean(weights.mean())
     return F.binary_cross_entropy_with_logits(logits, target, weights / mean)
-
-
-def _amplitude(level_db: torch.Tensor, hp: HParams) -> torch.Tensor:
-    """Undo the decibels of the network's input."""
-    return 10 ** (level_db / (10 * hp.mixture_power))
 
 
 def _offsets(

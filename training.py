@@ -395,32 +395,36 @@ def make_example(
     spectrograms: torch.Tensor,
     gains: torch.Tensor,
     effects: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix a batch on the device: what the network hears, and what it should answer.
 
     Returns
     -------
     features : torch.Tensor, shape=(n, 1, n_bins, n_frames)
     target : torch.Tensor, shape=(n, n_bins, chunk_slices)
+    mixture : torch.Tensor, shape=(n, n_bins, chunk_slices), complex64
+        What the target is the mask of.
     """
     hp = run.hp
     vocals, accompaniment = sampling.mix(spectrograms, gains)
     if effects is not None:
         vocals, accompaniment = augmentation.apply(vocals, accompaniment, effects, hp)
-    features = run.listener.hear(vocals + accompaniment)
-    centres = _centres(features, hp)
+    mixture = vocals + accompaniment
+    features = run.listener.hear(mixture)
+    centres = slice(hp.context, features.shape[-1] - hp.context, hp.stft_stride)
     target = sampling.mask_target(
         vocals[..., centres], accompaniment[..., centres], run.curve_db, hp
     )
-    return features[:, None].contiguous(), target
+    return features[:, None].contiguous(), target, mixture[..., centres]
 
 
-def forward(run: Run, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def forward(
+    run: Run, features: torch.Tensor, target: torch.Tensor, mixture: torch.Tensor
+) -> torch.Tensor:
     """Return the loss of an example that `make_example` gave."""
     with run.autocast():
         logits = run.network(features)[..., :: run.hp.stft_stride]
-    heard = features[:, 0, :, _centres(features, run.hp)]
-    return sampling.mask_loss(logits.float(), target, heard, run.curve_db, run.hp, run.world)
+    return sampling.mask_loss(logits.float(), target, mixture, run.curve_db, run.hp, run.world)
 
 
 def update(run: Run) -> torch.Tensor:
@@ -501,8 +505,3 @@ def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, Chunk
                 "(lower learning_rate; the last save is untouched)"
             )
     return [loss for loss, _ in values]
-
-
-def _centres(features: torch.Tensor, hp: HParams) -> slice:
-    """Select the frames of a chunk on which its slices are centred."""
-    return slice(hp.context, features.shape[-1] - hp.context, hp.stft_stride)

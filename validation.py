@@ -70,7 +70,8 @@ def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
         logits = listener.answer(features)
         target = listener.target(vocals, accompaniment)
         mask = audio.quantize_mask(logits.sigmoid())
-        loss = float(sampling.mask_loss(logits, target, features, listener.curve_db, listener.hp))
+        pieces = (_chunks(x, listener.hp) for x in (logits, target, mixture))
+        loss = float(sampling.mask_loss(*pieces, listener.curve_db, listener.hp))
         return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], listener.hp)
 
     losses, soft, binary = zip(*_for_each(listener, songs, score), strict=True)
@@ -126,6 +127,14 @@ def _for_each(
     """Score songs, a share on every rank; returns what was found in the order of the songs."""
     found = listener.world.gather([score(song) for song in listener.world.share(songs)])
     return [found[i % listener.world.size][i // listener.world.size] for i in range(len(songs))]
+
+
+def _chunks(x: torch.Tensor, hp: HParams) -> torch.Tensor:
+    """Cut (1, n_bins, n_frames) into the lengths of which training takes the loss."""
+    n_chunks = x.shape[-1] // hp.chunk_slices
+    if not n_chunks:
+        return x
+    return x[0, :, : n_chunks * hp.chunk_slices].unflatten(-1, (n_chunks, -1)).movedim(1, 0)
 
 
 def _scores(

@@ -612,9 +612,9 @@ def losses_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean loss over the shares of ranks, and the mean of its gradients."""
     found = []
-    for logits, target, features in shares:
+    for logits, target, mixture in shares:
         logits = logits.clone().requires_grad_()
-        loss = sampling.mask_loss(logits, target, features, torch.zeros(6), hp, world)
+        loss = sampling.mask_loss(logits, target, mixture, torch.zeros(6), hp, world)
         (gradient,) = torch.autograd.grad(loss, logits)
         found.append((loss.detach(), gradient))
     losses, gradients = zip(*found, strict=True)
@@ -629,8 +629,8 @@ def test_the_loss_of_all_ranks_is_that_of_the_whole_batch(n_ranks, kind):
     logits = torch.randn(4, 6, 5, generator=rng)
     target = torch.rand(4, 6, 5, generator=rng)
     loudness = torch.tensor([1.0, 0.5, 0.8, 0.3])[:, None, None]  # ranks hear unlike songs
-    features = loudness * torch.rand(4, 6, 5, generator=rng)
-    shares = [tuple(x[r::n_ranks] for x in (logits, target, features)) for r in range(n_ranks)]
+    mixture = loudness * torch.rand(4, 6, 5, generator=rng) + 0j
+    shares = [tuple(x[r::n_ranks] for x in (logits, target, mixture)) for r in range(n_ranks)]
 
     class Listening(World):
         def mean(self, value: torch.Tensor) -> torch.Tensor:
@@ -645,39 +645,50 @@ def test_the_loss_of_all_ranks_is_that_of_the_whole_batch(n_ranks, kind):
     means: list[torch.Tensor] = []
     apart, _ = losses_of(shares, hp, Listening())
     together, gradient = losses_of(shares, hp, Sharing())
-    expected, expected_gradient = losses_of([(logits, target, features)], hp, World())
+    expected, expected_gradient = losses_of([(logits, target, mixture)], hp, World())
     torch.testing.assert_close(together, expected)
     torch.testing.assert_close(gradient, expected_gradient)
     if kind == "cross-entropy":
         assert (abs(apart - expected) > 1e-3) == (n_ranks > 1), "each by itself is something else"
-    found = sampling.mask_loss(logits, target, features, torch.zeros(6), hp)
+    found = sampling.mask_loss(logits, target, mixture, torch.zeros(6), hp)
     torch.testing.assert_close(found, expected)
 
 
-def test_the_sdr_loss_is_the_sdr_of_the_masked_spectrogram():
-    rng = torch.Generator().manual_seed(1)
-    curve_db = torch.linspace(-6, 3, 6)
-    level_db = -10 - 50 * torch.rand(3, 6, 5, generator=rng)
-    mixture = 10 ** (level_db / 20) + 0j
-    features = audio.features(mixture, curve_db, 2.0, replace(HP, min_level_db=-190.0))
-    logits = 3 * torch.randn(3, 6, 5, generator=rng)
-    target = torch.rand(3, 6, 5, generator=rng)
-    hp = replace(HP, loss="sdr", min_level_db=-190.0)
-    found = sampling.mask_loss(logits, target, features, curve_db, hp)
-    voice, estimate = target * mixture.abs(), logits.sigmoid() * mixture.abs()
-    sdr_db = 10 * (voice.square().sum((1, 2)) / (voice - estimate).square().sum((1, 2))).log10()
-    assert float(found) == pytest.approx(-float(sdr_db.mean()) / 10, abs=0.03)
+@pytest.mark.parametrize("level_db", [20.0, 0.0, -40.0])
+def test_the_sdr_loss_is_the_sdr_of_the_masked_spectrogram(level_db):
+    hp, rng = HParams(loss="sdr"), torch.Generator().manual_seed(1)
+    mixture = torch.randn(3, 513, 5, dtype=torch.complex64, generator=rng)
+    mixture *= 10 ** ((level_db - 60 * torch.rand(3, 513, 5, generator=rng)) / 20)
+    mixture[..., :20, :] = 0  # no rumble; the ear's curve would have it count for much
+    logits = 3 * torch.randn(3, 513, 5, generator=rng)
+    target = torch.rand(3, 513, 5, generator=rng)
+    found = sampling.mask_loss(logits, target, mixture, audio.weighting_curve_db(hp), hp)
+    voice, estimate = target * mixture, logits.sigmoid() * mixture
+    energies = [
+        x.abs().square().sum((1, 2)) + mixture.abs().square().sum((1, 2)) / 100
+        for x in (voice - estimate, voice)
+    ]
+    assert float(found) == pytest.approx(
+        float((energies[0] / energies[1]).log10().mean()), abs=0.01
+    )
 
 
-@pytest.mark.parametrize("loudness", [1.0, 0.2])
+@pytest.mark.parametrize("loudness", [1.0, 0.01])
 def test_without_a_voice_the_sdr_loss_wants_silence(loudness):
-    features = loudness * torch.ones(1, 4, 6)
+    mixture = loudness * torch.ones(1, 4, 6) + 0j
     target, curve_db = torch.zeros(1, 4, 6), torch.zeros(4)
     hp = replace(HP, loss="sdr")
     losses = [
-        float(sampling.mask_loss(torch.full((1, 4, 6), logit), target, features, curve_db, hp))
+        float(sampling.mask_loss(torch.full((1, 4, 6), logit), target, mixture, curve_db, hp))
         for logit in (-20.0, -2.0, 0.0, 5.0)
     ]
     assert losses == sorted(losses)
     assert losses[0] == pytest.approx(0, abs=1e-3)
-    assert losses[-1] > 0.5
+    assert losses[-1] == pytest.approx(2, abs=0.05), "from 0 dB to 20 dB below the mixture"
+
+
+def test_digital_silence_costs_nothing():
+    nothing, loud = torch.zeros(1, 513, 6), torch.full((1, 513, 6), 5.0)
+    curve_db = audio.weighting_curve_db(HParams())
+    found = sampling.mask_loss(loud, nothing, nothing + 0j, curve_db, HParams(loss="sdr"))
+    assert float(found) == 0
