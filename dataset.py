@@ -197,7 +197,9 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
 def validate_elsewhere(
     songs: list[OpenSong], others: list[OpenSong]
 ) -> tuple[list[OpenSong], list[OpenSong]]:
-    """Learn from all training songs, and validate on those of `others` that are not among them.
+    """Learn from all training songs; validate on those of `others` that share no file with them.
+
+    Songs at another speed than recorded are not validated on.
 
     Raises
     ------
@@ -205,9 +207,9 @@ def validate_elsewhere(
         If no song is left to validate on, or `songs` lack vocals or accompaniment.
     """
     learn = [song for song in songs if song.song.split == "train"]
-    learnt = {song.song.sha256 for song in learn}
-    valid = [song for song in others if set(song.song.parts) == set(PARTS)]
-    valid = [song for song in valid if song.song.sha256 not in learnt]
+    learnt = {recording for song in learn for recording in _recordings(song)}
+    valid = [s for s in others if set(s.song.parts) == set(PARTS) and s.song.speed == 1]
+    valid = [song for song in valid if not learnt & _recordings(song)]
     if not valid:
         raise InputError(
             f"none of {len(others)} songs to validate on has vocals with their accompaniment and "
@@ -215,6 +217,11 @@ def validate_elsewhere(
         )
     _check_parts(learn)
     return learn, valid
+
+
+def _recordings(song: OpenSong) -> set[str]:
+    """Return what a song was built of, at whatever speed, by the hashes of the files."""
+    return {source["sha256"] for source in song.song.inputs}
 
 
 def _levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,13 @@ def learnt_songs(checkpoint: Path) -> dict[str, str] | None:
     Returns
     -------
     dict, optional
-        The names of songs by what identifies them, as `dataset.identity` writes it.
+        The names of songs as recorded, by what identifies them, as `dataset.identity` writes it.
     """
     learnt = networks.load_checkpoint(checkpoint).get("data")
-    return None if learnt is None else {song: song.rpartition(" ")[0] for song in learnt}
+    if learnt is None:
+        return None
+    # "song x1.15 <hash>" is what build_dataset.py --speed 1.15 made of "song".
+    return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in learnt}
 
 
 def tuned_songs(checkpoint: Path) -> list[dict[str, Any]]:

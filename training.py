@@ -179,7 +179,9 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.batch, self.best_db = state["epoch"], state["batch"], state["best_db"]
         self.step, self.scores = checkpoint["step"], checkpoint["scores"]
-        self.mask_settings, self.losses = checkpoint["mask_settings"], state["losses"]
+        if "tuned_on" not in checkpoint:  # tuned settings belong to the weights of then
+            self.mask_settings = checkpoint["mask_settings"]
+        self.losses = state["losses"]
         self.history = state["history"]
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:

@@ -101,7 +101,8 @@ def candidates(
     ----------
     folder : Path
     learnt : dict of str
-        As `evaluation.learnt_songs`; a built song is known by its hash, other music by its name.
+        As `evaluation.learnt_songs`; a built song is known by its hash, other music, and a song
+        that was learnt at another speed, by its name.
     hp : HParams
         On whose grid a dataset must have been built.
     kind, voice_pattern
@@ -125,8 +126,14 @@ def candidates(
         return [Candidate(t.name, t.split, t.name in names, t) for t in both], found.bad
     manifest = dataset.load_manifest(folder)
     dataset.check_grid(folder, manifest, hp)
+    played = {name for song, name in learnt.items() if song.rpartition(" ")[0] != name}
     return [
-        Candidate(song.id, song.split, f"{song.id} {song.sha256}" in learnt, (folder, song))
+        Candidate(
+            song.id,
+            song.split,
+            f"{song.id} {song.sha256}" in learnt or song.id in played,
+            (folder, song),
+        )
         for song in manifest.songs
         if set(song.parts) == set(dataset.PARTS)
     ], []

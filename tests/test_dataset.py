@@ -60,7 +60,7 @@ def song(
             sample_rate=4000,
             seconds=len(array) * 0.004,
             sha256=f"hash of {name}",
-            inputs=({"path": "a.wav", "size": 1, "sha256": "00"},),
+            inputs=({"path": "a.wav", "size": 1, "sha256": f"source of {name}"},),
             **about,
         ),
         array,
@@ -323,6 +323,15 @@ def test_too_few_songs_are_refused():
     ):
         with pytest.raises(InputError, match=what):
             dataset.hold_out(songs, HP)
+
+
+def test_a_song_learnt_at_another_speed_is_not_validated_on():
+    songs, others = [song("a"), song("b")], [song("a"), song("c"), song("d")]
+    faster = replace(songs[0].song, id="a x1.2", sha256="other", speed=1.2)
+    songs[0] = replace(songs[0], song=faster)
+    others[2] = replace(others[2], song=replace(others[2].song, speed=0.9))
+    _, valid = dataset.validate_elsewhere(songs, others)
+    assert names(valid) == ["c"]
 
 
 def test_with_other_songs_to_validate_on_none_is_held_out():

@@ -103,6 +103,13 @@ def test_a_tuned_song_is_known_by_its_recordings_in_either_form(toy_tree, toy_da
     assert set(found[0].sha256) <= set(found[1].sha256)
 
 
+def test_a_song_that_was_learnt_at_another_speed_is_not_tuned_on(toy_dataset):
+    songs = dataset.load_manifest(toy_dataset).songs
+    learnt = {f"{songs[0].id} x1.15 00": songs[0].id, f"{songs[1].id} other": songs[1].id}
+    found = tuning.candidates(toy_dataset, learnt, HP, None, tracks.VOICE_PATTERN)[0]
+    assert [c.name for c in found if c.is_learnt] == [songs[0].id]
+
+
 def test_a_built_song_sounds_as_it_was_recorded(toy_tree, toy_dataset):
     song = dataset.load_manifest(toy_dataset).songs[0]
     (track,) = [t for t in tracks.find_tracks(toy_tree).tracks if t.name == song.id]
