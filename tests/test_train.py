@@ -161,7 +161,7 @@ def test_a_run_tells_its_songs_bounds_and_epochs(toy_dataset, capsys):
         rf"held-out vocals, SI-SDR: floor {number}, ideal_binary {number}, ideal_ratio {number}",
         lines[5],
     )
-    assert lines[6].startswith("epoch   1  train 0.")
+    assert re.match(r"epoch   1  train -?0\.\d{4}  valid -?\d\.\d{4}  SI-SDR soft", lines[6])
     assert lines[7] == "the run is in runs/x"
     assert len(lines) == 8
 
