@@ -279,7 +279,7 @@ def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two)
     assert run.differences(checkpoint) == {"processes": "it ran on 2 processes, not 1"}
     run.restore(checkpoint)
     scores = validation.validate(run.listener, songs)
-    assert scores == pytest.approx(ours["run"]["scores"], rel=1e-6)
+    assert scores == pytest.approx(ours["run"]["scores"], rel=1e-5)
     assert validation.bounds(run.listener, songs) == pytest.approx(ours["run"]["bounds"])
 
 
