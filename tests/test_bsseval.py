@@ -125,7 +125,7 @@ def test_whole_clips_score_what_mir_eval_gives(n_sources, n_samples):
     assert_same_scores(bss_eval_v3(references, estimates), expected[:3])
 
 
-@pytest.mark.parametrize("n_blocks", [1, 2, 4.3])
+@pytest.mark.parametrize("n_blocks", [1, 4.3])
 def test_blocks_change_nothing(n_blocks, monkeypatch):
     """A few systems on a signal that ends in, at and behind the end of a block."""
     for offset in (-512, -511, -510, -1, 0, 1, 300):
@@ -144,6 +144,7 @@ def test_blocks_change_nothing(n_blocks, monkeypatch):
         assert frames.sdr[:2].isfinite().all()
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     "call", ["bss_eval_v3(*x[:, :, 0])", "bss_eval_v4(*x, 44100, 44100)"], ids=["v3", "v4"]
 )

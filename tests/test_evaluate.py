@@ -99,6 +99,7 @@ def test_the_model_scores_what_its_own_separation_of_the_song_scores(results, ch
                 )
 
 
+@pytest.mark.torture
 def test_two_processes_give_the_same_file(results, checkpoint, toy_tree, tmp_path):
     words = ("--split", "all", "--seconds", 2, "--both-masks", "--workers", 2)
     assert run(checkpoint, toy_tree, *words, "--output", tmp_path / "b.json") == 0
@@ -265,6 +266,7 @@ def test_outputs_overwrite_neither_inputs_nor_each_other(toy_tree, checkpoint, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "net.pth"]
 
 
+@pytest.mark.torture
 def test_a_refused_subset_leaves_no_file_and_names_are_printable(
     results, tmp_path, toy_tree, capsys
 ):

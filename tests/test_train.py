@@ -661,6 +661,7 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
     assert any(line.startswith(beginning) for line in process.stdout), process.stderr.read()
 
 
+@pytest.mark.torture
 def test_the_script_runs_and_stops_as_a_program(toy_dataset):
     argv = [toy_dataset, *settings(epochs=1000)]
     process = start(*argv)
