@@ -63,12 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     if args.speed != 1:
-        names = [f"{track.name} x{args.speed:g}" for track in found.tracks]
-        played = [
-            replace(track, name=name, speed=args.speed)
-            for track, name in zip(found.tracks, names, strict=True)
-        ]
-        found = found._replace(tracks=played)
+        found = found._replace(
+            tracks=[
+                replace(track, name=f"{track.name} x{args.speed:g}", speed=args.speed)
+                for track in found.tracks
+            ]
+        )
     n_train = sum(track.split == "train" for track in found.tracks)
     n_test = len(found.tracks) - n_train
     if not world.rank:

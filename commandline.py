@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from hparams import HParams, InputError, UsageError, hparams, override
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from tqdm import tqdm
 
@@ -106,6 +108,12 @@ def device_of(
     reason = "as asked" if args.device == "cuda" else "there is one; --device cpu for the CPU"
     print(f"device: {torch.cuda.get_device_name(device)} ({reason})")
     return device
+
+
+def refuse_missing(checkpoint: Path) -> None:
+    """Tell a checkpoint's wrong path before torch is loaded."""
+    if not os.path.isfile(checkpoint):
+        raise InputError(f"{checkpoint}: no such checkpoint")
 
 
 def settings_of(args: argparse.Namespace) -> HParams:

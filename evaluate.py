@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import functools
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -194,7 +193,7 @@ def evaluate(argv: list[str]) -> int:
     )
     commandline.add_device_option(parser)
     args = parser.parse_args(argv)
-    refuse_missing(args.checkpoint)
+    commandline.refuse_missing(args.checkpoint)
     return run(args, parser)
 
 
@@ -216,12 +215,6 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     add_score_options(parser)
 
 
-def refuse_missing(checkpoint: Path) -> None:
-    """Tell a wrong path before torch is loaded."""
-    if not os.path.isfile(checkpoint):
-        raise InputError(f"{checkpoint}: no such checkpoint")
-
-
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     hp = commandline.settings_of(args)
@@ -240,9 +233,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     network = network_of(args, parser, hp) if args.checkpoint else None
     task = evaluation.Task(args.root, hp, args.seconds, args.v3, network, args.both_masks)
-    learnt = evaluation.learnt_songs(args.checkpoint) or {} if network else {}
-    tuned = evaluation.tuned_songs(args.checkpoint) if network else []
-    mark = functools.partial(evaluation.marks, learnt=learnt, tuned=tuned)
+    learnt, tuned = evaluation.known_songs(args.checkpoint) if network else (None, [])
+    mark = functools.partial(evaluation.marks, learnt=learnt or {}, tuned=tuned)
     about = evaluation.describe(task, found.layout, folders)
     with scorebook.Scorebook(output, about, args.overwrite) as book:
         book.refuse_loss([song.name for song in chosen])
@@ -444,7 +436,7 @@ def tune(argv: list[str]) -> int:
     named = parse_settings(args.settings).keys() & set(MASK_SETTINGS)
     if named:
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
-    refuse_missing(args.checkpoint)
+    commandline.refuse_missing(args.checkpoint)
 
     if not args.dry_run:
         outputs.check_writable(args.checkpoint)
@@ -454,7 +446,7 @@ def tune(argv: list[str]) -> int:
 
     before = soundio.sha256(args.checkpoint)
     network = network_of(args, parser, hp)
-    learnt = evaluation.learnt_songs(args.checkpoint)
+    learnt, _ = evaluation.known_songs(args.checkpoint)
     if learnt is None:
         commandline.warn(f"{args.checkpoint}: does not say which songs it has learnt from")
     how = {"kind": args.kind, "voice_pattern": args.voice_pattern}

@@ -132,30 +132,24 @@ def _project_commit() -> str | None:
     return ran.stdout.strip()
 
 
-def learnt_songs(checkpoint: Path) -> dict[str, str] | None:
-    """Return what a checkpoint has learnt from; None if it does not say.
+def known_songs(checkpoint: Path) -> tuple[dict[str, str] | None, list[dict[str, Any]]]:
+    """Return which songs a checkpoint knows already.
 
     Returns
     -------
-    dict, optional
-        The names of songs as recorded, by what identifies them, as `dataset.identity` writes it.
+    learnt : dict, optional
+        The names, as recorded, of the songs that it has learnt from, by what identifies them, as
+        `dataset.identity` writes it; None if it does not say.
+    tuned : list of dict
+        ``name`` and ``sha256``, the hashes of the recordings, of the songs that its mask settings
+        were tuned on, as `tuning.store` has them; empty if it does not say.
     """
-    learnt = networks.load_checkpoint(checkpoint).get("data")
+    contents = networks.load_checkpoint(checkpoint)
+    learnt, tuned = contents.get("data"), contents.get("tuned_on", [])
     if learnt is None:
-        return None
+        return None, tuned
     # "song x1.15 <hash>" is what build_dataset.py --speed 1.15 made of "song".
-    return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in learnt}
-
-
-def tuned_songs(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return the songs that a checkpoint's mask settings were tuned on, as `tuning.store` has them.
-
-    Returns
-    -------
-    list of dict
-        ``name`` and ``sha256``, the hashes of the recordings; empty if it does not say.
-    """
-    return networks.load_checkpoint(checkpoint).get("tuned_on", [])
+    return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in learnt}, tuned
 
 
 def marks(record: Record, learnt: dict[str, str], tuned: list[dict[str, Any]]) -> dict[str, bool]:
@@ -165,7 +159,7 @@ def marks(record: Record, learnt: dict[str, str], tuned: list[dict[str, Any]]) -
     ----------
     record : dict
     learnt, tuned
-        As `learnt_songs` and `tuned_songs` give them.
+        As `known_songs` gives them.
     """
     hashes = {sha256 for song in tuned for sha256 in song["sha256"]}
     return {

@@ -80,8 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         jobs, failed, n_done = plan(args, is_first=not world.rank)
         if not jobs:
             return finish(failed, len(failed) + n_done, world)
-    if not os.path.isfile(args.checkpoint):
-        raise InputError(f"{args.checkpoint}: no such checkpoint")
+    commandline.refuse_missing(args.checkpoint)
 
     from separation import Separator  # here: a wrong path is told before torch is loaded
 

@@ -16,8 +16,6 @@ from typing import Any
 import commandline
 from hparams import InputError, UsageError
 
-KEPT = ("curve_db", "mask_settings", "data", "tuned_on", "step", "scores", "licence", "sources")
-
 
 @commandline.script
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--licence and --source go into an output: name the .pth to write")
     if args.output and not args.licence:
         raise UsageError("--licence is missing: nobody may use a network without terms")
-    if not args.checkpoint.is_file():
-        raise InputError(f"{args.checkpoint}: no such checkpoint")
+    commandline.refuse_missing(args.checkpoint)
     if args.output and args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: is already there (--overwrite replaces it)")
 
@@ -50,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = model.load_checkpoint(args.checkpoint)
     network, hp = model.restore_model(args.checkpoint, checkpoint)
     if args.output:
-        checkpoint["licence"], checkpoint["sources"] = args.licence, args.source or []
-        extra = {name: checkpoint[name] for name in KEPT if name in checkpoint}
-        model.save_checkpoint(args.output, network, hp, **extra)
+        checkpoint.pop("resume", None)
+        checkpoint |= {"licence": args.licence, "sources": args.source or []}
+        model.save_checkpoint(args.output, network, hp, **checkpoint)
     for line in describe(checkpoint, model.operations_per_column(network, hp)):
         print(commandline.printable(line))
     if args.output:

@@ -101,7 +101,7 @@ def candidates(
     ----------
     folder : Path
     learnt : dict of str
-        As `evaluation.learnt_songs`; a built song is known by its hash, other music, and a song
+        As `evaluation.known_songs`; a built song is known by its hash, other music, and a song
         that was learnt at another speed, by its name.
     hp : HParams
         On whose grid a dataset must have been built.

@@ -29,7 +29,7 @@ def test_a_checkpoint_says_what_it_has_learnt_or_that_it_does_not_know(stored, l
     model.save_checkpoint(
         path, model.build_model(HP), HP, curve_db=torch.zeros(HP.n_bins), **stored
     )
-    assert evaluation.learnt_songs(path) == learnt
+    assert evaluation.known_songs(path)[0] == learnt
 
 
 def test_songs_that_were_tuned_on_are_known_by_name_or_by_content(tmp_path):
@@ -44,9 +44,7 @@ def test_songs_that_were_tuned_on_are_known_by_name_or_by_content(tmp_path):
         ("learnt", "03", (True, False)),
     ):
         record = {"name": name, "files": [{"sha256": sha256}]}
-        found = evaluation.marks(
-            record, evaluation.learnt_songs(path), evaluation.tuned_songs(path)
-        )
+        found = evaluation.marks(record, *evaluation.known_songs(path))
         assert tuple(found.values()) == expected
 
 
