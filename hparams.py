@@ -67,9 +67,10 @@ class HParams:
     batch_size: int = 8  # chunks per step, on all GPUs together
     epochs: int = 10  # passes over every slice position of the training songs
     steps: int | None = None  # length of the run in steps; None: as many as the epochs have
-    learning_rate: float = 3e-3  # peak of the schedule
+    optimizer: str = "muon"  # "muon" (Jordan 2024) for convolutions; or "adamw" for everything
+    learning_rate: float = 1e-2  # peak of the schedule; 0.003 for "adamw"
     schedule: str = "one-cycle"  # "one-cycle" (Smith 2018), "cyclic" (Smith 2015) or "constant"
-    weight_decay: float = 1e-2  # AdamW (Loshchilov and Hutter 2019)
+    weight_decay: float = 1e-2  # of all weights, apart from the loss (Loshchilov and Hutter 2019)
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
     precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
@@ -132,6 +133,7 @@ CHOICES = {
     "model_type": ("resnet18", "convnet"),
     "mask_target": ("activity", "dominance", "ratio"),
     "loss": ("sdr", "cross-entropy"),
+    "optimizer": ("muon", "adamw"),
     "schedule": ("one-cycle", "cyclic", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
     "compile": ("off", "default", "reduce-overhead"),

@@ -30,8 +30,10 @@ import validation
 from dataset import OpenSong
 from distributed import World
 from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError
+from optimizer import Muon
 from sampling import Chunks
 
+OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
 MOST_FAILED_SAVES = 3  # in a row; a disk may be full for a while
@@ -70,7 +72,7 @@ class Run:
         self.network = _as_trained(self.model, hp, device, self.world)
         self.curve_db = audio.weighting_curve_db(hp).to(device)
         self.listener = validation.Listener(self.averaged, self.curve_db, hp, self.world)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = OPTIMIZERS[hp.optimizer](
             self.model.parameters(),
             lr=hp.learning_rate,
             weight_decay=hp.weight_decay,

@@ -32,6 +32,7 @@ ROWS = (
         "masks",
         "workers",
         "augmentation",
+        "optimizer",
     ),
     ("outputs", "piping"),
     ("tracks", "dataset", "model", "scorebook"),

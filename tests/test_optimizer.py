@@ -1,0 +1,88 @@
+"""Muon: what it does to matrices, whom it leaves to AdamW, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import optimizer
+from optimizer import Muon
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, (7, 1)),
+        torch.nn.Conv2d(8, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 8 * 14, 3),
+    ).to(memory_format=torch.channels_last)
+
+
+def train(net: torch.nn.Module, opt: torch.optim.Optimizer, n_steps: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(n_steps):
+        opt.zero_grad(set_to_none=True)
+        net(torch.randn(2, 1, 16, 16, generator=rng)).square().mean().backward()
+        opt.step()
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (48, 32), (7, 7)])
+def test_all_directions_come_out_alike(shape):
+    rng = torch.Generator().manual_seed(1)
+    left, _ = torch.linalg.qr(torch.randn(shape[0], shape[0], generator=rng))
+    right, _ = torch.linalg.qr(torch.randn(shape[1], shape[1], generator=rng))
+    n = min(shape)
+    values = torch.logspace(0, -2, n)
+    matrix = left[:, :n] * values @ right[:, :n].T
+    found = left[:, :n].T @ optimizer.orthogonal(matrix) @ right[:, :n]
+    pace = found.diagonal()
+    assert pace.min() > 0.6
+    assert pace.max() < 1.3
+    assert (found - pace.diag()).abs().max() < 1e-4  # the directions are those of the matrix
+
+
+def test_nothing_comes_of_nothing():
+    assert not optimizer.orthogonal(torch.zeros(4, 9)).any()
+
+
+def test_only_convolutions_are_moved_otherwise():
+    ours, theirs = network(), network()
+    hers = [Muon(ours.parameters(), lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01)]
+    before = copy.deepcopy(ours.state_dict())
+    for net, opt in zip((ours, theirs), hers, strict=True):
+        train(net, opt, 1, seed=2)
+    for name, weight in ours.named_parameters():
+        same = torch.equal(weight, theirs.state_dict()[name])
+        assert same == (weight.ndim != 4), name
+        if weight.ndim == 4:  # as far as AdamW would go: a fifth of a learning rate
+            change = (weight - before[name] * (1 - 0.01 * 0.01)).square().mean().sqrt()
+            assert 0.4 < change / (0.2 * 0.01) < 1.3, name
+
+
+def test_a_weight_without_gradient_stays():
+    net = network()
+    opt = Muon(net.parameters(), lr=0.01)
+    train(net, opt, 1, seed=2)
+    before = copy.deepcopy(net.state_dict())
+    opt.zero_grad(set_to_none=True)
+    opt.step()
+    for name, weight in net.named_parameters():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_it_goes_on_where_it_stopped():
+    whole, halves = network(), network()
+    opt = Muon(whole.parameters(), lr=0.01)
+    train(whole, opt, 3, seed=3)
+    first = Muon(halves.parameters(), lr=0.01)
+    train(halves, first, 3, seed=3)
+    second = Muon(halves.parameters(), lr=0.5)
+    second.load_state_dict(first.state_dict())
+    train(whole, opt, 2, seed=4)
+    train(halves, second, 2, seed=4)
+    for name, weight in whole.named_parameters():
+        assert torch.equal(weight, halves.state_dict()[name]), name
