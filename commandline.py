@@ -15,16 +15,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hparams import HParams, InputError, UsageError, hparams, override
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from tqdm import tqdm
 
+PRETRAINED = Path(__file__).parent / "pretrained" / "resnet18.pth"  # comes with the project
 SAME_WISH = 1.0  # seconds within which a second signal is the first one again
 Main = Callable[[list[str] | None], int]
 

@@ -22,7 +22,6 @@ from hparams import InputError
 HERE = Path(__file__).parent
 TREE, DATASET, GENERATED = Path("demo/dsd100"), Path("demo/dataset"), Path("demo/generated")
 RUN = Path("runs/demo")
-PRETRAINED = HERE / "pretrained" / "resnet18.pth"
 SONGS = {"n_train": 20, "n_test": 1, "seconds": 24, "sample_rate": 22050, "seed": 0}
 TRAINING = ["width=8", "batch_size=4", "epochs=5", "mask_target=ratio"]
 NEEDED_DB = 3.0  # 4.5 is usual: less than this means that something is broken
@@ -70,13 +69,14 @@ def separate(checkpoint: Path, song: Path, folder: Path) -> None:
 
 def separate_song(song: Path) -> None:
     """Separate the user's recording with the best network there is."""
-    if PRETRAINED.is_file():
-        checkpoint = Path(os.path.relpath(PRETRAINED))
+    pretrained = Path(os.path.relpath(commandline.PRETRAINED))
+    if pretrained.is_file():
+        checkpoint = pretrained
     else:
         checkpoint = RUN / "best.pth"
         print(
-            f"\nThere is no {PRETRAINED.relative_to(HERE)}. A network that has heard a few minutes "
-            "of synthesised songs will not do well on a real one; do not judge the method by it."
+            f"\nThere is no {pretrained}. A network that has heard a few minutes of synthesised "
+            "songs will not do well on a real one; do not judge the method by it."
         )
     separate(checkpoint, song, GENERATED / "yours")  # it may be called mixture.wav, too
 

@@ -2,7 +2,7 @@
 
 Outputs have the input's sample rate, channels and length; vocals plus accompaniment are the input.
 
-    python generate.py runs/demo/best.pth song.wav
+    python generate.py song.wav
     python generate.py runs/demo/best.pth albums --background --format flac --output-dir stems
     ffmpeg -i song.m4a -f wav - | python generate.py runs/demo/best.pth - | ffplay -
     torchrun --nproc-per-node 2 generate.py runs/demo/best.pth albums
@@ -43,7 +43,7 @@ EPILOG = """what you hear:
   --set mask_sharpness=1.5       soft: drier; below 1 more of everything
 
 examples:
-  python generate.py runs/demo/best.pth song.wav --background --report
+  python generate.py song.wav --background --report
   python generate.py runs/demo/best.pth albums --format flac --output-dir stems
   python generate.py runs/demo/best.pth song.wav --save-mask
   python generate.py runs/demo/best.pth song.wav --mask generated/song_mask.npz --set noise_gate=0.3
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)  # options may stand between checkpoint and songs
     settings = commandline.settings_of(args)
+    choose_network(args)
     is_pipe = args.live or PIPE in args.audio
     check_usage(args, is_pipe)
     world = distributed.world()
@@ -106,6 +107,13 @@ def main(argv: list[str] | None = None) -> int:
     return finish(failed, n_songs, world)
 
 
+def choose_network(args: argparse.Namespace) -> None:
+    """Take the network that comes with the project where the first path is no ``.pth`` file."""
+    if args.checkpoint is None or args.checkpoint.suffix.lower() != ".pth":
+        args.audio = [path for path in (args.checkpoint, *args.audio) if path is not None]
+        args.checkpoint = Path(os.path.relpath(commandline.PRETRAINED))
+
+
 def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:
     """Name what failed; returns the exit code."""
     if failed and not world.rank and n_songs > 1:
@@ -117,7 +125,12 @@ def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = commandline.make_parser(__doc__, EPILOG)
-    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    parser.add_argument(
+        "checkpoint",
+        type=as_path,
+        nargs="?",
+        help="a .pth file that train.py wrote; by default the network that comes with the project",
+    )
     parser.add_argument(
         "audio",
         type=as_path,

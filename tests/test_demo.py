@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """An empty working folder, small songs, and no run that takes minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "SONGS", {**demo.SONGS, "n_train": 1, "seconds": 2})
-    monkeypatch.setattr(demo, "PRETRAINED", tmp_path / "pretrained" / "resnet18.pth")
+    monkeypatch.setattr(demo.commandline, "PRETRAINED", tmp_path / "pretrained" / "resnet18.pth")
     monkeypatch.setattr(demo, "HERE", tmp_path)
     return tmp_path
 
@@ -94,8 +94,8 @@ def test_own_song_is_separated_with_the_best_network_and_an_honest_word(folder, 
     assert commands[-1][1:3] == ["runs/demo/best.pth", "my song.wav"]
     assert commands[-1][-1] not in commands[-2]  # another folder: names may be the same
     assert "will not do well" in capsys.readouterr().out
-    demo.PRETRAINED.parent.mkdir()
-    demo.PRETRAINED.touch()
+    demo.commandline.PRETRAINED.parent.mkdir()
+    demo.commandline.PRETRAINED.touch()
     assert demo.main(["--song", "my song.wav"]) == 0
     assert commands[-1][1:3] == ["pretrained/resnet18.pth", "my song.wav"]
     assert "will not do well" not in capsys.readouterr().out

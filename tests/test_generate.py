@@ -311,10 +311,25 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(checkpoint, capsys)
         Path("bad.pth").write_bytes(damaged)
         assert generate.main(["bad.pth", "song.wav"]) == 1
         assert_one_error(capsys.readouterr().err, "bad.pth: ")
-    for missing in ("none.pth", ".", "x" * 300):
+    Path("folder.pth").mkdir()
+    for missing in ("none.pth", "folder.pth", "x" * 300 + ".pth"):
         assert generate.main([missing, "song.wav"]) == 1
         assert_one_error(capsys.readouterr().err, f"{missing}: no such checkpoint")
     assert made() == []
+
+
+def test_without_a_checkpoint_the_network_of_the_project_listens(checkpoint, capsys, monkeypatch):
+    song("song.wav", 3000)
+    song("other.wav", 3000)
+    assert generate.main([str(checkpoint), "song.wav", "--output-dir", "named"]) == 0
+    monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
+    assert generate.main(["song.wav", "other.wav"]) == 0
+    made = Path("generated/song_vocals.wav").read_bytes()
+    assert made == Path("named/song_vocals.wav").read_bytes()
+    assert Path("generated/other_vocals.wav").exists()
+    monkeypatch.setattr(generate.commandline, "PRETRAINED", Path("lost/resnet18.pth").absolute())
+    assert generate.main(["song.wav", "--overwrite"]) == 1
+    assert_one_error(capsys.readouterr().err, "lost/resnet18.pth: no such checkpoint")
 
 
 def test_a_missing_gpu_is_wrong_usage_and_not_a_slow_run(checkpoint, capsys, monkeypatch):
