@@ -87,8 +87,14 @@ def load_manifest(folder: Path) -> Manifest:
 
 def check_grid(folder: Path, manifest: Manifest, hp: HParams) -> None:
     """Raise InputError if a dataset was built on another grid than `hp`."""
-    for name, (ours, theirs) in differences(hp, from_dict(manifest.hparams), GRID).items():
-        raise InputError(f"{folder}: built with {name}={theirs}, not {ours} (build it again)")
+    differing = differences(hp, from_dict(manifest.hparams), GRID)
+    if differing:
+        found = ", ".join(f"{name}={theirs}" for name, (_, theirs) in differing.items())
+        asked = ", ".join(str(ours) for ours, _ in differing.values())
+        options = " ".join(f"--set {name}={theirs}" for name, (_, theirs) in differing.items())
+        raise InputError(
+            f"{folder}: built with {found}, not {asked} ({options}; or build it again)"
+        )
 
 
 def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
