@@ -78,6 +78,7 @@ class HParams:
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
+    level_db: float = 12.0  # and both together by up to ± this: songs are mastered differently
     equalizer_db: float = 0.0  # voice and backing: standard deviation of each octave's gain
     reverb: float = 0.0  # share of chunks whose voice is put into a room, 0..1
     compression: float = 0.0  # the voice's level is evened out by up to this share, 0..1
@@ -161,6 +162,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "remix": (0, 1),
     "instrumental": (0, 1),
     "gain_db": (0, 60),
+    "level_db": (0, 60),
     "equalizer_db": (0, 20),
     "reverb": (0, 1),
     "compression": (0, 1),

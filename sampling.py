@@ -80,6 +80,7 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
 
     which, where = np.stack([index, index], 1), np.stack([start, start], 1)
     gains = 10 ** (rng.uniform(-hp.gain_db, hp.gain_db, (len(order), 2)) / 20)
+    gains *= 10 ** (rng.uniform(-hp.level_db, hp.level_db, (len(order), 1)) / 20)
     gains *= rng.choice([-1, 1], gains.shape)
     from_elsewhere = (rng.random(len(order)) < hp.remix) | ~has[index].all(1)
     for part in (0, 1):  # vocals are looked for only where there are none
