@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_dataset import HP, save, signal, song
+from test_dataset import HP as ALL_LEVELS
+from test_dataset import save, signal, song
 
 import audio
 import dataset
@@ -21,6 +22,8 @@ from dataset import PARTS, OpenSong
 from distributed import World
 from hparams import HParams
 from sampling import Chunks, Feed
+
+HP = replace(ALL_LEVELS, level_db=0)
 
 CPU = torch.device("cpu")
 VOICE, BAND = 0, 1  # columns of a plan
@@ -180,6 +183,14 @@ def test_gains_are_spread_over_their_range_with_either_polarity():
     assert abs(np.corrcoef(level_db.T)[0, 1]) < 0.15
     plan = sampling.plan_epoch([song("a", 800)], replace(hp, gain_db=0), 0)
     assert set(np.abs(plan.gains).flat) == {1.0}
+
+
+def test_both_parts_are_moved_together_to_every_loudness():
+    hp = replace(HP, gain_db=0, level_db=12, remix=0)
+    level_db = gains_db(sampling.plan_epoch([song("a", 8000)], hp, 0))
+    np.testing.assert_allclose(level_db[:, 0], level_db[:, 1], atol=1e-5)
+    np.testing.assert_allclose([level_db.min(), level_db.max()], [-12, 12], atol=0.2)
+    np.testing.assert_allclose(level_db.mean(), 0, atol=0.7)
 
 
 def test_the_stated_share_is_remixed_and_pairs_different_songs():
