@@ -113,7 +113,8 @@ def device_of(
 def refuse_missing(checkpoint: Path) -> None:
     """Tell a checkpoint's wrong path before torch is loaded."""
     if not os.path.isfile(checkpoint):
-        raise InputError(f"{checkpoint}: no such checkpoint")
+        what = "is a directory" if os.path.isdir(checkpoint) else "no such checkpoint"
+        raise InputError(f"{checkpoint}: {what} (name a .pth file that train.py wrote)")
 
 
 def settings_of(args: argparse.Namespace) -> HParams:

@@ -93,7 +93,8 @@ def check_grid(folder: Path, manifest: Manifest, hp: HParams) -> None:
         asked = ", ".join(str(ours) for ours, _ in differing.values())
         options = " ".join(f"--set {name}={theirs}" for name, (_, theirs) in differing.items())
         raise InputError(
-            f"{folder}: built with {found}, not {asked} ({options}; or build it again)"
+            f"{folder}: built with {found}, not {asked} "
+            f"(build it again; a new network can learn from it with {options})"
         )
 
 

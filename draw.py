@@ -2,7 +2,8 @@
 
 masks.png shows mixture, mask and vocals, and inference.png how they come about. Where the true
 vocals are known, why.png shows what makes masking possible, and approach.png what is learnt.
-Spectrograms show the bins of the network, 0 to 11 kHz from bottom to top; bright is loud, or voice.
+Spectrograms show the bins of the network, usually 0 to 11 kHz, from bottom to top; bright is loud,
+or voice.
 """
 
 from __future__ import annotations
@@ -89,8 +90,13 @@ def main(argv: list[str] | None = None) -> int:
     import outputs
     import soundio
 
+    pictures = {"masks.png": _masks, "inference.png": _inference}
+    if args.vocals:
+        pictures |= {"why.png": _why, "approach.png": _approach}
     for path in filter(None, (args.audio, args.vocals)):
         soundio.probe(path)
+    for name in pictures:
+        outputs.check_writable(args.folder / name)
     wav, sample_rate = _read(args.audio, args.start, args.seconds)
     truth = _true_vocals(args, wav, sample_rate) if args.vocals else None
 
@@ -99,9 +105,6 @@ def main(argv: list[str] | None = None) -> int:
     explicit = parse_settings(args.settings)
     separator = Separator.load(args.checkpoint, settings=settings, explicit=explicit)
     excerpt = _hear(separator, wav, sample_rate, truth)
-    pictures = {"masks.png": _masks, "inference.png": _inference}
-    if truth is not None:
-        pictures |= {"why.png": _why, "approach.png": _approach}
     for name, draw in pictures.items():
         image = draw(excerpt)
         path = args.folder / name
@@ -117,8 +120,9 @@ def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
     import soundio
 
     with soundio.Reader(path) as reader:
-        rate = reader.info.sample_rate
-        first, last = round(start * rate), round((start + seconds) * rate)
+        rate, length = reader.info.sample_rate, reader.info.n_samples
+        first = round(min(start * rate, length))
+        last = max(first + 1, round(min((start + seconds) * rate, length)))
         blocks, position = [], 0
         for block in reader.float_blocks(rate):
             low, high = max(0, first - position), last - position
@@ -137,7 +141,7 @@ def _true_vocals(args: argparse.Namespace, wav: np.ndarray, sample_rate: int) ->
     vocals, rate = _read(args.vocals, args.start, args.seconds)
     if rate != sample_rate or len(vocals) != len(wav):
         raise InputError(
-            f"{args.vocals}: {len(vocals)} samples at {rate} Hz, but the song has {len(wav)} "
+            f"{args.vocals}: {len(vocals)} samples at {rate} Hz, of the song {len(wav)} "
             f"at {sample_rate} Hz (name the vocals of this very song)"
         )
     return vocals
@@ -147,10 +151,11 @@ def _hear(
     separator: Separator, wav: np.ndarray, sample_rate: int, truth: np.ndarray | None
 ) -> Excerpt:
     """Separate an excerpt and look at everything as the network does."""
+    import numpy as np
     import torch
-    import torch.nn.functional as F
 
     import audio
+    import sampling
 
     hp = separator.hp
 
@@ -161,14 +166,17 @@ def _hear(
     def look(wave: np.ndarray) -> torch.Tensor:
         return audio.features(spectrum(wave), separator.curve_db, hp.mixture_power, hp)
 
-    vocals, accompaniment = separator.separate(wav, sample_rate)
-    waves = {"mixture": wav, "vocals": vocals, "accompaniment": accompaniment}
+    masks: list[np.ndarray] = []
+    stream = separator.stream(sample_rate, n_channels=1, on_mask=masks.append)
+    vocals = torch.cat([stream.push(wav[None]), stream.finish()], -1)[0].numpy()
+    waves = {"mixture": wav, "vocals": vocals, "accompaniment": wav - vocals}
     if truth is not None:
         waves |= {"true vocals": truth, "true accompaniment": wav - truth}
     seen = {name: look(wave) for name, wave in waves.items()}
-    seen["mask"] = separator.mask(F.pad(seen["mixture"], (hp.context, hp.context)))
+    seen["mask"] = torch.from_numpy(np.concatenate(masks, -1)[0] / 255)
     if truth is not None:
-        seen["target"] = audio.ideal_ratio_mask(spectrum(truth), spectrum(wav - truth))
+        parts = spectrum(truth), spectrum(wav - truth)
+        seen["target"] = sampling.mask_target(*parts, separator.curve_db, hp)
     range_db = -hp.min_level_db * 2 / hp.mixture_power
     return Excerpt(waves, seen, hp.stft_frames, hp.model_type, range_db)
 
@@ -273,7 +281,7 @@ def _why(excerpt: Excerpt) -> Image.Image:
     canvas.text(
         2,
         top,
-        "But at one time and frequency one of them is mostly alone.\n"
+        "But at one time and frequency often only one is heard.\n"
         "Orange: the voice is louder; blue: the band.\n"
         f"{percent_clear(excerpt):.0f} % of the energy, weighted like the ear, is in bins\n"
         f"where one is {CLEAR_DB:g} dB or more above the other: there,\n"
@@ -301,16 +309,17 @@ def _approach(excerpt: Excerpt) -> Image.Image:
     low = MARGIN + down + 60
     canvas.text(0, 3, "the mixture, as the network sees it")
     canvas.spectrogram(excerpt.seen["mixture"][:, shown], (0, MARGIN, across, down))
-    canvas.text(0, low - 19, "how much of each bin is the voice (known in training)")
+    canvas.text(0, low - 19, "what it should answer (known in training)")
     canvas.spectrogram(excerpt.seen["target"][:, shown], (0, low, across, down))
     pixels = across / n_shown
-    left = round((centre - half - first) * pixels)
-    canvas.frame((left, MARGIN, round(excerpt.stft_frames * pixels), down))
+    left = max(0, round((centre - half - first) * pixels))
+    width = min(across - left, round(excerpt.stft_frames * pixels))
+    canvas.frame((left, MARGIN, width, down))
     canvas.frame((round((centre - first) * pixels), low, max(3, round(pixels)), down))
 
     around = slice(max(0, centre - half), centre + half + 1)
     canvas.arrow((across + 8, MARGIN + down // 2), (across + 58, MARGIN + down // 2))
-    canvas.text(across + 66, 3, f"a slice: {excerpt.stft_frames} frames")
+    canvas.text(across + 66, 3, f"a slice, {excerpt.stft_frames} wide")
     canvas.spectrogram(excerpt.seen["mixture"][:, around], (across + 66, MARGIN, 125, down))
     canvas.arrow((across + 199, MARGIN + down // 2), (across + 249, MARGIN + down // 2))
     box = (across + 257, MARGIN + 40, 110, down - 80)
@@ -348,7 +357,7 @@ def _inference(excerpt: Excerpt) -> Image.Image:
         canvas.text(left, 3, name)
         canvas.spectrogram(excerpt.seen[key], (left, MARGIN, across, down))
     pixels = across / excerpt.seen["mixture"].shape[1]
-    width = max(3, round(excerpt.stft_frames * pixels))
+    width = min(across // 5, max(3, round(excerpt.stft_frames * pixels)))
     for share in (0.2, 0.5, 0.8):
         centre = round(across * share)
         canvas.frame((lefts[0] + centre - width // 2, MARGIN, width, down))

@@ -234,7 +234,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     network = network_of(args, parser, hp) if args.checkpoint else None
     task = evaluation.Task(args.root, hp, args.seconds, args.v3, network, args.both_masks)
     learnt, tuned = evaluation.known_songs(args.checkpoint) if network else (None, [])
-    mark = functools.partial(evaluation.marks, learnt=learnt or {}, tuned=tuned)
+    mark = functools.partial(evaluation.marks, learnt=learnt, tuned=tuned)
     about = evaluation.describe(task, found.layout, folders)
     with scorebook.Scorebook(output, about, args.overwrite) as book:
         book.refuse_loss([song.name for song in chosen])

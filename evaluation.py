@@ -152,7 +152,9 @@ def known_songs(checkpoint: Path) -> tuple[dict[str, str] | None, list[dict[str,
     return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in learnt}, tuned
 
 
-def marks(record: Record, learnt: dict[str, str], tuned: list[dict[str, Any]]) -> dict[str, bool]:
+def marks(
+    record: Record, learnt: dict[str, str] | None, tuned: list[dict[str, Any]]
+) -> dict[str, bool]:
     """Say of a scored song whether it, or its namesake, was learnt from or tuned on.
 
     Parameters
@@ -163,7 +165,7 @@ def marks(record: Record, learnt: dict[str, str], tuned: list[dict[str, Any]]) -
     """
     hashes = {sha256 for song in tuned for sha256 in song["sha256"]}
     return {
-        "learnt": record["name"] in learnt.values(),
+        "learnt": record["name"] in (learnt or {}).values(),
         "tuned": record["name"] in {song["name"] for song in tuned}
         or any(file["sha256"] in hashes for file in record["files"]),
     }

@@ -90,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         device = commandline.device_of(args, parser, world.local_rank)
     separator = Separator.load(args.checkpoint, device, settings, parse_settings(args.settings))
     if separator.licence and not world.rank:
-        terms = commandline.printable(separator.licence)
-        print(f"network: {terms}", file=sys.stderr if is_pipe else sys.stdout)
+        network = commandline.printable(f"{args.checkpoint}: {separator.licence}")
+        print(f"network: {network}", file=sys.stderr if is_pipe else sys.stdout)
     if args.live and device.type == "cpu":
         import torch
 
@@ -108,10 +108,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def choose_network(args: argparse.Namespace) -> None:
-    """Take the network that comes with the project where the first path is no ``.pth`` file."""
+    """Take the network that comes with the project where the first path is no ``.pth`` file.
+
+    Raises
+    ------
+    UsageError
+        If a network seems to be named, but not as the first ``.pth`` file: nobody wants another.
+    """
     if args.checkpoint is None or args.checkpoint.suffix.lower() != ".pth":
-        args.audio = [path for path in (args.checkpoint, *args.audio) if path is not None]
+        first = args.checkpoint
+        if args.audio and first != PIPE and not os.path.exists(first):
+            raise UsageError(f"{first}: neither a network (a .pth file) nor a song")
+        args.audio = [path for path in (first, *args.audio) if path is not None]
         args.checkpoint = Path(os.path.relpath(commandline.PRETRAINED))
+    for path in args.audio:
+        if path.suffix.lower() == ".pth" or is_zip(path):
+            raise UsageError(f"{path}: is a network; its name ends in .pth, and it comes first")
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a file is an archive, as networks are, and no song is."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+    return False
 
 
 def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:
@@ -289,7 +308,7 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
         are = "is" if n_done == 1 else "are"
         print(
             f"{n_done} of {len(songs)} {are} already there "
-            "(--overwrite separates again, also with other settings)"
+            "(--overwrite separates again, also with other settings or another network)"
         )
     return jobs, failed, n_done
 

@@ -29,6 +29,12 @@ UNTUNED_MASK = {
     "mask_sharpness": 1.0,
 }
 MASK_SETTINGS = tuple(UNTUNED_MASK)
+BEFORE = {  # what was done before there was a setting for it
+    "loss": "cross-entropy",
+    "instrumental": 0.0,
+    "optimizer": "adamw",
+    "level_db": 0.0,
+}
 
 
 class InputError(Exception):
@@ -78,7 +84,7 @@ class HParams:
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
-    level_db: float = 12.0  # and both together by up to ± this: songs are mastered differently
+    level_db: float = 12.0  # the mixture is moved by up to ± this; 0 for "activity", a fixed level
     equalizer_db: float = 0.0  # voice and backing: standard deviation of each octave's gain
     reverb: float = 0.0  # share of chunks whose voice is put into a room, 0..1
     compression: float = 0.0  # the voice's level is evened out by up to this share, 0..1
@@ -216,7 +222,9 @@ def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
 
 
 def from_dict(stored: dict[str, typing.Any]) -> HParams:
-    """Rebuild hparams that a dataset or checkpoint stored; missing names take today's defaults.
+    """Rebuild hparams that a dataset or checkpoint stored.
+
+    Names that are younger than the file take the values of then, or else today's defaults.
 
     Raises
     ------
@@ -226,7 +234,7 @@ def from_dict(stored: dict[str, typing.Any]) -> HParams:
     unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
     if unknown:
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")
-    return replace(HParams(), **stored)
+    return replace(HParams(), **(BEFORE | stored))
 
 
 def differences(

@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--licence and --source go into an output: name the .pth to write")
     if args.output and not args.licence:
         raise UsageError("--licence is missing: nobody may use a network without terms")
+    if args.output and args.output.suffix.lower() != ".pth":
+        raise UsageError(f"{args.output}: a network's name ends in .pth")
     commandline.refuse_missing(args.checkpoint)
     if args.output and args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: is already there (--overwrite replaces it)")
@@ -47,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = model.load_checkpoint(args.checkpoint)
     network, hp = model.restore_model(args.checkpoint, checkpoint)
     if args.output:
-        checkpoint.pop("resume", None)
         checkpoint |= {"licence": args.licence, "sources": args.source or []}
-        model.save_checkpoint(args.output, network, hp, **checkpoint)
+        own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs
+        extra = {name: value for name, value in checkpoint.items() if name not in own}
+        model.save_checkpoint(args.output, network, hp, **extra)
     for line in describe(checkpoint, model.operations_per_column(network, hp)):
         print(commandline.printable(line))
     if args.output:

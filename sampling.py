@@ -75,12 +75,11 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
     order = np.resize(order, -(-len(order) // hp.batch_size) * hp.batch_size)
     index, start = index[order], start[order]
     n_frames = np.array([song.song.n_frames for song in songs])
-    level_db = np.array([[song.level_db.get(part, np.nan) for part in PARTS] for song in songs])
-    has = ~np.isnan(level_db)  # (n_songs, 2)
+    song_db = np.array([[song.level_db.get(part, np.nan) for part in PARTS] for song in songs])
+    has = ~np.isnan(song_db)  # (n_songs, 2)
 
     which, where = np.stack([index, index], 1), np.stack([start, start], 1)
     gains = 10 ** (rng.uniform(-hp.gain_db, hp.gain_db, (len(order), 2)) / 20)
-    gains *= 10 ** (rng.uniform(-hp.level_db, hp.level_db, (len(order), 1)) / 20)
     gains *= rng.choice([-1, 1], gains.shape)
     from_elsewhere = (rng.random(len(order)) < hp.remix) | ~has[index].all(1)
     for part in (0, 1):  # vocals are looked for only where there are none
@@ -89,11 +88,12 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
         mates = _draw_mates(n_frames * has[:, part], own, rng)
         which[rows, part] = mates
         where[rows, part] = rng.integers(n_frames[mates])
-        kept_db, mates_db = level_db[own, 1 - part], level_db[mates, part]
+        kept_db, mates_db = song_db[own, 1 - part], song_db[mates, part]
         audible = np.minimum(kept_db, mates_db) > SILENT_DB
         gains[rows, part] *= 10 ** (np.where(audible, kept_db - mates_db, 0) / 20)
     gains[rng.random(len(order)) < hp.instrumental, 0] = 0
     effects = augmentation.draw(rng, len(order), hp)
+    gains *= 10 ** (rng.uniform(-hp.level_db, hp.level_db, (len(order), 1)) / 20)
     return Chunks(which, where, gains.astype(np.float32), effects)
 
 

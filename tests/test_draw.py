@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,22 @@ import audio
 import charts
 import draw
 import model as networks
+import sampling
 from hparams import UNTUNED_MASK, HParams
 from separation import Separator
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """An untrained network, whose answers are nobody's guess but always the same."""
+    """An untrained network with strong opinions: its mask differs from place to place."""
     hp = HParams(width=4)
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("draw") / "net.pth"
+    network = networks.build_model(hp)
+    network.head.weight.data.mul_(100)
     networks.save_checkpoint(
         path,
-        networks.build_model(hp),
+        network,
         hp,
         curve_db=audio.weighting_curve_db(hp),
         mask_settings=dict(UNTUNED_MASK),
@@ -66,9 +70,57 @@ def test_the_mask_that_is_shown_is_the_network_s(checkpoint, song, tmp_path):
     spec = audio.to_network_bins(audio.stft(torch.from_numpy(wav), audio.grid_at(rate, hp)), hp)
     seen = audio.features(spec, separator.curve_db, hp.mixture_power, hp)
     mask = separator.mask(torch.nn.functional.pad(seen, (hp.context, hp.context)))
-    colours = charts.colours(mask.flip(0).numpy())
-    for rows, part in ((slice(0, 100), colours[:256]), (slice(100, 200), colours[257:])):
-        np.testing.assert_allclose(shown[rows].mean((0, 1)), part.mean((0, 1)), atol=2)
+    expected = Image.fromarray(charts.colours(mask.flip(0).numpy()))
+
+    def small(picture: Image.Image) -> np.ndarray:
+        red = np.asarray(picture.resize((96, 20), Image.Resampling.BOX), dtype=float)[..., 0]
+        return red - red.mean(1, keepdims=True)  # what differs over time
+
+    found, expected = small(Image.fromarray(shown)), small(expected)
+
+    def likeness(seen: np.ndarray) -> float:
+        return float(np.corrcoef(seen.ravel(), expected.ravel())[0, 1])
+
+    assert likeness(found) > 0.9
+    assert max(likeness(found[::-1]), likeness(found[:, ::-1])) < 0.7  # the right way round
+
+
+@pytest.mark.parametrize("mask_target", ["ratio", "activity"])
+def test_every_panel_shows_what_its_name_says(checkpoint, song, monkeypatch, mask_target):
+    wav, rate = draw._read(song[0], 0, 3)
+    truth, _ = draw._read(song[1], 0, 3)
+    separator = Separator.load(checkpoint)
+    separator.hp = replace(separator.hp, mask_target=mask_target)
+    excerpt = draw._hear(separator, wav, rate, truth)
+    vocals, accompaniment = (
+        audio.to_network_bins(
+            audio.stft(torch.from_numpy(part), audio.grid_at(rate, separator.hp)), separator.hp
+        )
+        for part in (truth, wav - truth)
+    )
+    target = sampling.mask_target(vocals, accompaniment, separator.curve_db, separator.hp)
+    torch.testing.assert_close(excerpt.seen["target"], target)
+    np.testing.assert_allclose(excerpt.waves["vocals"], separator.separate(wav, rate)[0], atol=1e-6)
+
+    drawn = []
+    monkeypatch.setattr(draw._Canvas, "spectrogram", lambda self, seen, box: drawn.append(seen))
+    draw._approach(excerpt)
+    centre = excerpt.loudest("true vocals")
+    slice_, answer, true_column = drawn[2:]
+    around = slice(centre - 12, centre + 13)
+    torch.testing.assert_close(slice_, excerpt.seen["mixture"][:, around])
+    torch.testing.assert_close(answer[:, 0], excerpt.seen["mask"][:, centre])
+    torch.testing.assert_close(true_column[:, 0], target[:, centre])
+
+
+def test_what_is_louder_has_its_colour(checkpoint):
+    rng = np.random.default_rng(0)
+    voice, band = rng.standard_normal((2, 44100)).astype(np.float32) / 10
+    for share, colour in ((0.1, draw.BAND), (10.0, draw.VOICE)):
+        excerpt = draw._hear(Separator.load(checkpoint), share * voice + band, 22050, share * voice)
+        pixels = np.asarray(draw._why(excerpt))[-60:, 500:].reshape(-1, 3).astype(float)
+        hue = pixels.mean(0) / pixels.mean(0).max()
+        np.testing.assert_allclose(hue, np.array(colour) / max(colour), atol=0.15)
 
 
 def test_the_share_of_clear_bins_is_counted(checkpoint, song):
@@ -90,6 +142,7 @@ def test_the_share_of_clear_bins_is_counted(checkpoint, song):
     [
         (["--start", "1000"], "nothing left at 1000 s"),
         (["--vocals", "SHORT"], "name the vocals of this very song"),
+        (["--start", "1e305"], "nothing left"),
         (["--vocals", "missing.wav"], "missing.wav"),
     ],
 )
@@ -100,4 +153,9 @@ def test_what_cannot_be_drawn_is_told(checkpoint, song, tmp_path, capsys, words,
     folder = tmp_path / "pictures"
     assert draw.main([str(checkpoint), str(song[0]), str(folder), *words]) == 1
     assert said in capsys.readouterr().err
-    assert not folder.exists()
+    assert not list(folder.glob("*"))
+
+
+def test_times_beyond_the_song_show_all_of_it(checkpoint, song, tmp_path):
+    for words in (["--seconds", "1e305"], ["--seconds", "1e-5"]):
+        assert draw.main([str(checkpoint), str(song[0]), str(tmp_path), *words]) == 0

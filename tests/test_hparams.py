@@ -199,9 +199,12 @@ def test_stored_settings_come_back_as_they_were():
     assert hparams.from_dict(json.loads(json.dumps(asdict(HParams())))) == HParams()
 
 
-def test_settings_that_an_old_file_lacks_take_the_defaults_of_today():
-    assert hparams.from_dict({"width": 16}) == HParams(width=16)
-    assert hparams.from_dict({}) == HParams()
+def test_settings_that_an_old_file_lacks_take_the_values_of_then():
+    old = hparams.from_dict({"width": 16})
+    assert old == HParams(width=16, **hparams.BEFORE)
+    assert (old.optimizer, old.level_db) == ("adamw", 0)
+    new = asdict(HParams(width=16))
+    assert hparams.from_dict(new) == HParams(width=16)
 
 
 def test_settings_of_another_version_are_refused_by_name():

@@ -45,15 +45,39 @@ def test_all_directions_come_out_alike(shape):
     assert (found - pace.diag()).abs().max() < 1e-4  # the directions are those of the matrix
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 3, 3), (4, 16, 3, 3), (64, 4, 1, 3)])
+def test_it_does_what_the_papers_say(shape):
+    """The slow twin: momentum, Nesterov's look ahead, weight decay and the iteration, spelt out."""
+    rng = torch.Generator().manual_seed(5)
+    weight = torch.nn.Parameter(
+        torch.randn(shape, generator=rng).to(memory_format=torch.channels_last)
+    )
+    opt = Muon([weight], lr=0.02, weight_decay=0.1)
+    expected, momentum = weight.detach().double().clone(), torch.zeros(shape).double()
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=rng)
+        weight.grad = gradient.to(memory_format=torch.channels_last)
+        opt.step()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        x = (0.95 * momentum + 0.05 * gradient).reshape(shape[0], -1)
+        x = x / x.norm()
+        for _ in range(5):
+            x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+        expected = expected * (1 - 0.02 * 0.1)
+        expected = expected - 0.02 * 0.2 * max(x.shape) ** 0.5 * x.reshape(shape)
+        torch.testing.assert_close(weight.detach().double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weight.grad, gradient)
+
+
 def test_nothing_comes_of_nothing():
     assert not optimizer.orthogonal(torch.zeros(4, 9)).any()
 
 
 def test_only_convolutions_are_moved_otherwise():
     ours, theirs = network(), network()
-    hers = [Muon(ours.parameters(), lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01)]
+    both = [Muon(ours.parameters(), lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01)]
     before = copy.deepcopy(ours.state_dict())
-    for net, opt in zip((ours, theirs), hers, strict=True):
+    for net, opt in zip((ours, theirs), both, strict=True):
         train(net, opt, 1, seed=2)
     for name, weight in ours.named_parameters():
         same = torch.equal(weight, theirs.state_dict()[name])
