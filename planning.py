@@ -146,8 +146,9 @@ def find_lr(
     curve : list of (float, float)
         Learning rate and smoothed loss of every step.
     suggestion : float
-        The learning rate at which the smoothed loss has come nine tenths of the way down, as a
-        peak for the schedules: with a higher one the network learnt hardly faster, or forgot.
+        The learning rate at which the smoothed loss has come nine tenths of the way down from the
+        mean of the first steps, as a peak for the schedules: with a higher one the network learnt
+        hardly faster, or forgot.
 
     Raises
     ------
@@ -162,19 +163,23 @@ def find_lr(
     run.optimizer.param_groups[0]["lr"] = low
     growth = (high / low) ** (1 / (FIND_LR_STEPS - 1))
     run.scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, growth)
-    curve, smooth = [], 0.0
+    curve, losses, smooth = [], [], 0.0
     for n, batch in enumerate(run.feed.batches(_some_batches(run, FIND_LR_STEPS)), 1):
         rate = run.scheduler.get_last_lr()[0]
         loss = float(np.mean(run.world.gather(float(training.train_step(run, *batch)[0]))))
+        losses.append(loss)
         smooth = 0.9 * smooth + 0.1 * loss  # divided by what the weights sum to so far
         curve.append((rate, smooth / (1 - 0.9**n)))
         report(1)
         best = min(value for _, value in curve)
         if not curve[-1][1] < best + max(1, 3 * abs(best)):
             break
-    first, least = curve[0][1], min(loss for _, loss in curve)
-    if not np.isfinite(first):
-        raise InputError(f"the first loss is {first:g}; no learning rate helps (check the dataset)")
+    if not np.isfinite(losses[0]):
+        raise InputError(
+            f"the first loss is {losses[0]:g}; no learning rate helps (check the dataset)"
+        )
+    # One batch is easier than another: where the way down begins, the mean of some steps tells.
+    first, least = np.mean(losses[: FIND_LR_STEPS // 10]), min(loss for _, loss in curve)
     return curve, next(rate for rate, loss in curve if loss <= least + 0.1 * (first - least))
 
 
