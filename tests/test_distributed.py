@@ -249,9 +249,8 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(tw
         assert found.keys() == alone.keys()
         for name, grad in alone.items():
             scale = float(grad.abs().max())
-            np.testing.assert_allclose(
-                found[name], grad, rtol=1e-5, atol=1e-5 * scale, err_msg=name
-            )
+            # Sums in another order; what two ranks got wrong would be off by many per cent.
+            np.testing.assert_allclose(found[name], grad, rtol=0, atol=1e-4 * scale, err_msg=name)
     assert float(alone["norm"]) > 1e-2
 
 

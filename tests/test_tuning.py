@@ -120,7 +120,7 @@ def test_a_built_song_sounds_as_it_was_recorded(toy_tree, toy_dataset):
 
 
 def test_a_dataset_on_another_grid_is_refused(toy_dataset):
-    with pytest.raises(InputError, match="built with n_fft=1024, not 512"):
+    with pytest.raises(InputError, match="built with n_fft=1024, hop_length=256, not 512, 128"):
         tuning.candidates(toy_dataset, {}, HParams(n_fft=512, hop_length=128))
 
 
