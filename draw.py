@@ -157,26 +157,25 @@ def _hear(
     import audio
     import sampling
 
-    hp = separator.hp
-
-    def spectrum(wave: np.ndarray) -> torch.Tensor:
-        spec = audio.stft(torch.from_numpy(wave), audio.grid_at(sample_rate, hp))
-        return audio.to_network_bins(spec, hp)
-
-    def look(wave: np.ndarray) -> torch.Tensor:
-        return audio.features(spectrum(wave), separator.curve_db, hp.mixture_power, hp)
-
+    hp, curve_db = separator.hp, separator.curve_db
     masks: list[np.ndarray] = []
     stream = separator.stream(sample_rate, n_channels=1, on_mask=masks.append)
     vocals = torch.cat([stream.push(wav[None]), stream.finish()], -1)[0].numpy()
     waves = {"mixture": wav, "vocals": vocals, "accompaniment": wav - vocals}
     if truth is not None:
         waves |= {"true vocals": truth, "true accompaniment": wav - truth}
-    seen = {name: look(wave) for name, wave in waves.items()}
+    grid = audio.grid_at(sample_rate, hp)
+    specs = {
+        name: audio.to_network_bins(audio.stft(torch.from_numpy(wave), grid), hp)
+        for name, wave in waves.items()
+    }
+    seen = {
+        name: audio.features(spec, curve_db, hp.mixture_power, hp) for name, spec in specs.items()
+    }
     seen["mask"] = torch.from_numpy(np.concatenate(masks, -1)[0] / 255)
     if truth is not None:
-        parts = spectrum(truth), spectrum(wav - truth)
-        seen["target"] = sampling.mask_target(*parts, separator.curve_db, hp)
+        parts = specs["true vocals"], specs["true accompaniment"]
+        seen["target"] = sampling.mask_target(*parts, curve_db, hp)
     range_db = -hp.min_level_db * 2 / hp.mixture_power
     return Excerpt(waves, seen, hp.stft_frames, hp.model_type, range_db)
 
@@ -184,16 +183,16 @@ def _hear(
 class _Canvas:
     """A white picture to put spectrograms, waveforms, words and arrows on."""
 
-    def __init__(self, height: int, size: int = 13) -> None:
+    def __init__(self, height: int) -> None:
         from PIL import Image, ImageDraw, ImageFont  # pillow comes with tensorboard
 
         self.image = Image.new("RGB", (WIDTH, height), "white")
         self._pen = ImageDraw.Draw(self.image)
-        self._font = ImageFont.load_default(size)
+        self._font = ImageFont.load_default(13)
 
     def text(self, x: int, y: int, words: str, anchor: str = "la") -> None:
-        """Write words; `anchor` is pillow's, "la" being left of the top, "ma" its middle."""
-        self._pen.multiline_text((x, y), words, "black", self._font, anchor, 3, _align(anchor))
+        """Write words; `anchor` is pillow's, "la" being the top left, "mm" the middle."""
+        self._pen.multiline_text((x, y), words, "black", self._font, anchor, 3)
 
     def spectrogram(self, seen: torch.Tensor, box: Box) -> None:
         """Show a picture in [0, 1], the lowest bin at the bottom."""
@@ -238,10 +237,6 @@ class _Canvas:
         self._pen.line((*start, *back), "black", 2)
         sides = [(back[0] - s * math.sin(turn), back[1] + s * math.cos(turn)) for s in (5, -5)]
         self._pen.polygon([end, *sides], "black")
-
-
-def _align(anchor: str) -> str:
-    return {"l": "left", "m": "center", "r": "right"}[anchor[0]]
 
 
 def _masks(excerpt: Excerpt) -> Image.Image:

@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -122,15 +123,8 @@ def choose_network(args: argparse.Namespace) -> None:
         args.audio = [path for path in (first, *args.audio) if path is not None]
         args.checkpoint = Path(os.path.relpath(commandline.PRETRAINED))
     for path in args.audio:
-        if path.suffix.lower() == ".pth" or is_zip(path):
+        if path.suffix.lower() == ".pth" or (os.path.isfile(path) and zipfile.is_zipfile(path)):
             raise UsageError(f"{path}: is a network; its name ends in .pth, and it comes first")
-
-
-def is_zip(path: Path) -> bool:
-    """Return whether a file is an archive, as networks are, and no song is."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-    return False
 
 
 def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:

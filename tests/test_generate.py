@@ -312,9 +312,11 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(checkpoint, capsys)
         assert generate.main(["bad.pth", "song.wav"]) == 1
         assert_one_error(capsys.readouterr().err, "bad.pth: ")
     Path("folder.pth").mkdir()
-    for missing in ("none.pth", "folder.pth", "x" * 300 + ".pth"):
+    for missing in ("none.pth", "x" * 300 + ".pth"):
         assert generate.main([missing, "song.wav"]) == 1
-        assert_one_error(capsys.readouterr().err, f"{missing}: ")
+        assert_one_error(capsys.readouterr().err, f"{missing}: no such checkpoint")
+    assert generate.main(["folder.pth", "song.wav"]) == 1
+    assert_one_error(capsys.readouterr().err, "folder.pth: is a directory")
     assert made() == []
 
 

@@ -66,7 +66,7 @@ def test_generate_says_the_terms(checkpoint, tmp_path):
     script = Path(__file__).parent.parent / "generate.py"
     words = [sys.executable, script, out, song, "--output-dir", tmp_path]
     run = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
-    assert f": {TERMS}" in run.stdout
+    assert f"network: {out}: {TERMS}" in run.stdout
 
 
 @pytest.mark.parametrize(
