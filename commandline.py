@@ -128,6 +128,8 @@ def script(main: Main) -> Main:
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+        if sys.stderr is None:  # closed ("2>&-"): print would take standard output instead
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name in another alphabet must not end the run
                 stream.reconfigure(errors="backslashreplace")
@@ -221,9 +223,8 @@ def progress(total: float | None, unit: str) -> tqdm:
 
 
 def _to_stderr(kind: str, message: object) -> None:
-    if sys.stderr is not None:
-        name = os.path.basename(sys.argv[0]) or "python"
-        print(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
+    name = os.path.basename(sys.argv[0]) or "python"
+    print(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
 
 
 def _flush_stdout() -> None:
@@ -236,7 +237,7 @@ def _flush_stdout() -> None:
 
 
 def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+    return sys.stderr.isatty()
 
 
 def _on_sigterm() -> object:

@@ -33,8 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
     parser.add_argument("--song", type=Path, help="a recording of yours to separate at the end")
     args = parser.parse_args(argv)
-    if args.song is not None and not args.song.is_file():
-        raise InputError(f"{args.song}: no such file")
+    if args.song is not None:
+        import soundio  # here and below: --help answers at once
+
+        soundio.probe(args.song)
     commandline.settings_of(args)  # a misspelt one is told now, not after the dataset is built
 
     write_songs()
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     separate(RUN / "best.pth", mixture, GENERATED)
     gain_db = report(mixture, TREE / "Sources/Test" / mixture.parent.name / "vocals.wav")
     if args.song is not None:
-        separate_song(args.song)
+        separate_song(args.song.absolute())  # absolute: it may begin with a dash
     if gain_db < NEEDED_DB:
         raise InputError(f"the voice gained {gain_db:.1f} dB; at least {NEEDED_DB:g} were expected")
     return 0
@@ -56,7 +58,7 @@ def write_songs() -> None:
     if TREE.exists():
         print(f"{TREE}: the songs are there already", flush=True)
         return
-    import synthesis  # here and below: --help answers at once
+    import synthesis
 
     print(f"Synthesising {SONGS['n_train']} songs to learn from and one to separate …", flush=True)
     synthesis.write_dsd100(TREE, **SONGS)
@@ -69,14 +71,13 @@ def separate(checkpoint: Path, song: Path, folder: Path) -> None:
 
 def separate_song(song: Path) -> None:
     """Separate the user's recording with the best network there is."""
-    pretrained = Path(os.path.relpath(commandline.PRETRAINED))
-    if pretrained.is_file():
-        checkpoint = pretrained
+    if commandline.PRETRAINED.is_file():
+        checkpoint = commandline.PRETRAINED
     else:
         checkpoint = RUN / "best.pth"
         print(
-            f"\nThere is no {pretrained}. A network that has heard a few minutes of synthesised "
-            "songs will not do well on a real one; do not judge the method by it."
+            f"\nThere is no {commandline.PRETRAINED}. A network that has heard a few minutes of "
+            "synthesised songs will not do well on a real one; do not judge the method by it."
         )
     separate(checkpoint, song, GENERATED / "yours")  # it may be called mixture.wav, too
 

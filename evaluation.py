@@ -145,10 +145,11 @@ def known_songs(checkpoint: Path) -> tuple[dict[str, str] | None, list[dict[str,
         were tuned on, as `tuning.store` has them; empty if it does not say.
     """
     contents = networks.load_checkpoint(checkpoint)
-    learnt, tuned = contents.get("data"), contents.get("tuned_on", [])
-    if learnt is None:
+    tuned = contents.get("tuned_on", [])
+    if "data" not in contents:
         return None, tuned
     # "song x1.15 <hash>" is what build_dataset.py --speed 1.15 made of "song".
+    learnt = networks.learnt_songs(contents)
     return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in learnt}, tuned
 
 

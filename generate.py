@@ -72,7 +72,10 @@ class Job(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Separate every file; one that fails does not stop the rest."""
     parser = make_parser()
-    args = parser.parse_intermixed_args(argv)  # options may stand between checkpoint and songs
+    words = sys.argv[1:] if argv is None else argv
+    n_words = words.index("--") if "--" in words else len(words)  # behind it all are names
+    args = parser.parse_intermixed_args(words[:n_words])  # options may stand between names
+    args.audio += map(as_path, words[n_words + 1 :])
     settings = commandline.settings_of(args)
     choose_network(args)
     is_pipe = args.live or PIPE in args.audio
@@ -109,22 +112,42 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def choose_network(args: argparse.Namespace) -> None:
-    """Take the network that comes with the project where the first path is no ``.pth`` file.
+    """Take a first path that ends in ``.pth`` as the network, or else the project's own.
 
     Raises
     ------
     UsageError
-        If a network seems to be named, but not as the first ``.pth`` file: nobody wants another.
+        If another network seems to be meant: nobody wants the project's instead.
     """
-    if args.checkpoint is None or args.checkpoint.suffix.lower() != ".pth":
-        first = args.checkpoint
-        if args.audio and first != PIPE and not os.path.exists(first):
-            raise UsageError(f"{first}: neither a network (a .pth file) nor a song")
-        args.audio = [path for path in (first, *args.audio) if path is not None]
-        args.checkpoint = Path(os.path.relpath(commandline.PRETRAINED))
+    args.checkpoint = commandline.PRETRAINED
+    if args.audio and args.audio[0].suffix.lower() == ".pth":
+        args.checkpoint, *args.audio = args.audio
+    elif len(args.audio) > 1 and is_mistaken(args.audio[0]):
+        raise UsageError(f"{args.audio[0]}: neither a network (a .pth file) nor a song")
     for path in args.audio:
-        if path.suffix.lower() == ".pth" or (os.path.isfile(path) and zipfile.is_zipfile(path)):
+        if path.suffix.lower() == ".pth" or is_network(path):
             raise UsageError(f"{path}: is a network; its name ends in .pth, and it comes first")
+        if args.checkpoint == commandline.PRETRAINED and os.path.isdir(path):
+            for network in path.glob("*.pth"):
+                raise UsageError(f"{path}: holds networks (name the one to take, as {network})")
+
+
+def is_mistaken(path: Path) -> bool:
+    """Return whether a path leads nowhere and is not called like a song."""
+    import tracks
+
+    return path != PIPE and not os.path.exists(path) and path.suffix.lower() not in tracks.AUDIO
+
+
+def is_network(path: Path) -> bool:
+    """Return whether a file is what torch.save writes, whatever its name."""
+    try:
+        if not os.path.isfile(path):  # opening a FIFO would wait for ever
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:
@@ -139,17 +162,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = commandline.make_parser(__doc__, EPILOG)
     parser.add_argument(
-        "checkpoint",
-        type=as_path,
-        nargs="?",
-        help="a .pth file that train.py wrote; by default the network that comes with the project",
-    )
-    parser.add_argument(
         "audio",
         type=as_path,
         nargs="*",
+        metavar="path",
         help="songs (wav, flac, ogg, mp3, aiff …, m4a with PyAV or ffmpeg), folders of them, or -: "
-        "wav or raw PCM from standard input, to standard output",
+        "wav or raw PCM from standard input, to standard output; before them a .pth file that "
+        "train.py wrote, if another network than the project's is to separate them",
     )
     files = parser.add_argument_group("what is written")
     files.add_argument(
@@ -302,7 +321,7 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
         are = "is" if n_done == 1 else "are"
         print(
             f"{n_done} of {len(songs)} {are} already there "
-            "(--overwrite separates again, also with other settings or another network)"
+            "(--overwrite separates again, also another excerpt or with another network or setting)"
         )
     return jobs, failed, n_done
 

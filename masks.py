@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import struct
 import zipfile
 import zlib
@@ -82,6 +83,8 @@ class SavedMask:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a FIFO would wait for ever
+                raise InputError(f"{path}: is not a regular file (name a saved mask)")
             self._zip = zipfile.ZipFile(path)
             self.about = json.loads(self._unpack("about.json"))
             if self.about["format"] != FORMAT:

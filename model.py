@@ -316,6 +316,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return contents
 
 
+def learnt_songs(checkpoint: dict[str, Any]) -> list[str]:
+    """List all songs that a checkpoint has ever learnt from, as `dataset.identity` names them."""
+    return [*checkpoint.get("learnt_before", ()), *checkpoint.get("data", ())]
+
+
 def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HParams]:
     """Build the network of a loaded checkpoint, weights included.
 

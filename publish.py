@@ -25,12 +25,18 @@ def main(argv: list[str] | None = None) -> int:
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("output", type=Path, nargs="?", help="the .pth to write; without it nothing is written")
     add("--licence", help="terms on which the network may be used")
-    add("--source", action="append", help="music it has learnt from; may be given several times")
+    add(
+        "--source",
+        action="append",
+        help="music it has learnt from, beside what it names already; may be given several times",
+    )
     add("--overwrite", action="store_true", help="replace the output")
     args = parser.parse_args(argv)
     if args.output is None and (args.licence or args.source):
         raise UsageError("--licence and --source go into an output: name the .pth to write")
-    if args.output and not args.licence:
+    if args.settings:
+        raise UsageError("--set: a network is published as it is (evaluate.py tune changes it)")
+    if args.output and not (args.licence or "").strip():
         raise UsageError("--licence is missing: nobody may use a network without terms")
     if args.output and args.output.suffix.lower() != ".pth":
         raise UsageError(f"{args.output}: a network's name ends in .pth")
@@ -49,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = model.load_checkpoint(args.checkpoint)
     network, hp = model.restore_model(args.checkpoint, checkpoint)
     if args.output:
-        checkpoint |= {"licence": args.licence, "sources": args.source or []}
+        sources = [*checkpoint.get("sources", ()), *(args.source or ())]
+        checkpoint |= {"licence": args.licence, "sources": list(dict.fromkeys(sources))}
         own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs
         extra = {name: value for name, value in checkpoint.items() if name not in own}
         model.save_checkpoint(args.output, network, hp, **extra)
@@ -65,11 +72,13 @@ def describe(checkpoint: dict[str, Any], operations: int) -> list[str]:
     hp = checkpoint["hparams"]
     n_weights = sum(weight.numel() for weight in checkpoint["weights"].values())
     frames = hp["sample_rate"] / hp["hop_length"]
+    before = checkpoint.get("learnt_before")
     lines = [
         f"network: {hp['model_type']}, width {hp['width']}, {n_weights / 1e6:.2f} million weights, "
         f"{operations * frames / 1e9:.2f} GFLOP a second of music",
         f"sees: {hp['stft_frames']} frames of {hp['n_fft']} samples at {hp['sample_rate']} Hz",
-        f"learnt: {checkpoint.get('step', '?')} steps on {len(checkpoint.get('data', []))} songs",
+        f"learnt: {checkpoint.get('step', '?')} steps on {len(checkpoint.get('data', []))} songs"
+        + (f"; from {len(before)} before that" if before else ""),
     ]
     for title, name in (("held-out songs", "scores"), ("mask", "mask_settings")):
         values = checkpoint.get(name, {}).items()

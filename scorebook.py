@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,8 @@ def partial(output: Path) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Read what `Scorebook.finish` wrote; InputError if it is something else."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+            raise InputError(f"{path}: is not a regular file (name scores of evaluate.py)")
         stored = json.loads(path.read_text())
         if stored["format"] != FORMAT:
             raise InputError(

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     import dataset
     import training
 
-CHECKPOINTS = ("last.pth", "previous.pth", "best.pth")
+RESUMABLE = ("last.pth", "previous.pth")
+CHECKPOINTS = (*RESUMABLE, "best.pth")
 EPILOG = """examples:
   python train.py data/dsd100
   python train.py data/mir1k data/backings --name mixed --set width=16 --set epochs=20
@@ -146,12 +147,18 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
             took = time.perf_counter() - started
-            is_best = run.finish_epoch(loss, validation.validate(run.listener, valid))
+            scores = validation.validate(run.listener, valid)
+            if not math.isfinite(scores["loss"]):
+                raise InputError(
+                    f"the loss on held-out songs is {scores['loss']} after step {run.step}: the "
+                    "weights have diverged (--set learning_rate= a smaller one); "
+                    "what was saved before is untouched"
+                )
+            is_best = run.finish_epoch(loss, scores)
             if is_best:
                 saves.best()
             saves.last()
             rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / took
-            scores = run.scores
             print(
                 f"epoch {run.epoch:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
                 f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
@@ -247,6 +254,8 @@ def run_folder(args: argparse.Namespace) -> Path:
         raise UsageError("--minutes: a resumed run keeps its number of steps (--adapt starts anew)")
     if args.name is not None and (not args.name or Path(args.name).name != args.name):
         raise UsageError(f"--name {args.name!r}: a name, not a path (runs/<name> is made)")
+    if args.adapt and not args.name and args.checkpoint.name not in RESUMABLE:
+        raise UsageError(f"--adapt: {args.checkpoint} is no run's last.pth (--name the new run)")
     if args.checkpoint and not args.name:
         return args.checkpoint.parent  # whether it may be written there, the checkpoint tells
     folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
@@ -327,6 +336,9 @@ def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespa
 
     False means that it starts anew, from the weights of the checkpoint.
     """
+    import dataset
+    import model
+
     differing = run.differences(checkpoint)
     if differing and not args.adapt:
         raise InputError(
@@ -337,6 +349,12 @@ def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespa
         run.restore(checkpoint)
         return True
     run.start_from(checkpoint)
+    heard = set(dataset.identity(run.valid)) & set(model.learnt_songs(checkpoint))
+    if heard and not run.world.rank:
+        commandline.warn(
+            f"{args.checkpoint}: has learnt from {len(heard)} of the {len(run.valid)} songs to "
+            "validate on; their scores flatter it (hold others out with --validate-on)"
+        )
     print(f"adapting {args.checkpoint}: {'; '.join(differing.values())}")
     return False
 

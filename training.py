@@ -29,7 +29,7 @@ import sampling
 import validation
 from dataset import OpenSong
 from distributed import World
-from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError
+from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, from_dict
 from optimizer import Muon
 from sampling import Chunks
 
@@ -37,6 +37,8 @@ OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
 MOST_FAILED_SAVES = 3  # in a row; a disk may be full for a while
+# What a network keeps when it learns on: its terms, and what it had learnt from before.
+INHERITED = ("licence", "sources", "learnt_before")
 FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run may change them
 
 
@@ -86,6 +88,7 @@ class Run:
         self.epoch = self.batch = self.step = 0
         self.best_db = -np.inf
         self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
+        self.inherited: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []  # of the steps of this epoch
@@ -125,6 +128,7 @@ class Run:
             "data": dataset.identity(self.songs),
             "step": self.step,
             "scores": self.scores,
+            **self.inherited,
         }
         if whole:
             extra["resume"] = {
@@ -156,7 +160,8 @@ class Run:
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
         """Say in what this run differs from the one that saved a checkpoint, by name."""
-        stored, ours, resume = checkpoint["hparams"], asdict(self.hp), checkpoint.get("resume", {})
+        stored, ours = asdict(from_dict(checkpoint["hparams"])), asdict(self.hp)
+        resume = checkpoint.get("resume", {})
         if "weights" not in resume:
             return {"state": "it holds no training state (a last.pth of this version does)"}
         found = {
@@ -185,11 +190,14 @@ class Run:
             self.mask_settings = checkpoint["mask_settings"]
         self.losses = state["losses"]
         self.history = state["history"]
+        self.inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Take only the averaged weights of a checkpoint: a new run that has learnt before."""
         self.model.load_state_dict(checkpoint["weights"])
         self.averaged.load_state_dict(checkpoint["weights"])
+        self.inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
+        self.inherited["learnt_before"] = sorted({*networks.learnt_songs(checkpoint)})
 
 
 def _as_trained(

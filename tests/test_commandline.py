@@ -244,13 +244,14 @@ raise InputError("the error 😀")
 
 
 def test_a_closed_stream_takes_nothing_away_from_the_others(script):
-    command = " ".join(script(SAY_EVERYTHING))
+    command = " ".join(script('print("aside", file=sys.stderr)' + SAY_EVERYTHING))
     ended = run(f"{command} 2>&-", PYTHONUTF8="1")
     assert (ended.returncode, ended.stderr) == (1, b"")
     assert ended.stdout.decode() == "the result 😀 é\n"
     ended = run(f"{command} >&-", PYTHONUTF8="1")
     assert (ended.returncode, ended.stdout) == (1, b"")
-    assert ended.stderr.decode() == "song.py: warning: a warning\nsong.py: error: the error 😀\n"
+    said = "aside\nsong.py: warning: a warning\nsong.py: error: the error 😀\n"
+    assert ended.stderr.decode() == said
     ended = run(f"{command} >&- 2>&- <&-")
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")
 

@@ -91,13 +91,14 @@ def test_a_second_demo_keeps_the_songs_and_trains_anew(folder, commands):
 def test_own_song_is_separated_with_the_best_network_and_an_honest_word(folder, commands, capsys):
     soundfile.write("my song.wav", np.zeros((100, 2)), 44100)
     assert demo.main(["--song", "my song.wav"]) == 0
-    assert commands[-1][1:3] == ["runs/demo/best.pth", "my song.wav"]
+    assert commands[-1][1:3] == ["runs/demo/best.pth", str(folder / "my song.wav")]
     assert commands[-1][-1] not in commands[-2]  # another folder: names may be the same
     assert "will not do well" in capsys.readouterr().out
     demo.commandline.PRETRAINED.parent.mkdir()
     demo.commandline.PRETRAINED.touch()
     assert demo.main(["--song", "my song.wav"]) == 0
-    assert commands[-1][1:3] == ["pretrained/resnet18.pth", "my song.wav"]
+    network = str(demo.commandline.PRETRAINED)
+    assert commands[-1][1:3] == [network, str(folder / "my song.wav")]
     assert "will not do well" not in capsys.readouterr().out
 
 
@@ -105,6 +106,8 @@ def test_own_song_is_separated_with_the_best_network_and_an_honest_word(folder, 
     ("arguments", "code", "message"),
     [
         (["--song", "no such.mp3"], 1, "no such.mp3: no such file"),
+        (["--song", "."], 1, ".: is a directory"),
+        (["--song", __file__], 1, "not audio"),
         (["--set", "widht=8"], 2, "width"),
     ],
 )

@@ -22,6 +22,7 @@ HP = HParams(width=2, stft_frames=3, model_type="convnet")
         ({"data": []}, {}),
         ({"data": ["a song 0f", "b 1e"]}, {"a song 0f": "a song", "b 1e": "b"}),
         ({"data": ["a song x1.15 0f"]}, {"a song x1.15 0f": "a song"}),
+        ({"data": ["b 1e"], "learnt_before": ["a 0f"]}, {"a 0f": "a", "b 1e": "b"}),
     ],
 )
 def test_a_checkpoint_says_what_it_has_learnt_or_that_it_does_not_know(stored, learnt, tmp_path):

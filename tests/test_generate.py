@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -334,14 +335,44 @@ def test_without_a_checkpoint_the_network_of_the_project_listens(checkpoint, cap
     assert_one_error(capsys.readouterr().err, "lost/resnet18.pth: no such checkpoint")
 
 
+def test_names_may_begin_with_a_dash_behind_two(checkpoint, monkeypatch):
+    monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
+    song("-x.wav", 3000)
+    song("-y.wav", 3000)
+    assert generate.main(["--background", "--", "-x.wav"]) == 0
+    assert generate.main([str(checkpoint), "--", "-y.wav"]) == 0
+    assert made() == ["-x_accompaniment.wav", "-x_vocals.wav", "-y_vocals.wav"]
+
+
+def test_a_first_path_that_is_no_song_does_not_stop_the_others(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
+    song("song.wav", 3000)
+    with zipfile.ZipFile("songs.zip", "w") as archive:
+        archive.write("song.wav")
+    os.mkfifo("fifo.wav")
+    firsts = {
+        "lost.wav": "no such file",
+        "songs.zip": "not audio",
+        "fifo.wav": "is not a regular file",
+    }
+    for first, told in firsts.items():
+        assert generate.main([first, "song.wav", "--overwrite"]) == 1
+        assert_one_error(capsys.readouterr().err, f"{first}: {told}")
+        assert made() == ["song_vocals.wav"]
+        Path("generated/song_vocals.wav").unlink()
+
+
 def test_a_network_by_another_name_is_not_replaced_by_the_project_s(checkpoint, capsys):
     song("song.wav", 3000)
     shutil.copy(checkpoint, "net.ckpt")
+    Path("runs").mkdir()
+    shutil.copy(checkpoint, "runs/best.pth")
     for words, told in (
         (["net.ckpt", "song.wav"], "net.ckpt: is a network"),
         (["song.wav", str(checkpoint)], "it comes first"),
-        (["runs/best", "song.wav"], "runs/best: neither a network"),
+        (["runs/worst", "song.wav"], "runs/worst: neither a network"),
         (["x" * 300, "song.wav"], "neither a network"),
+        (["runs", "song.wav"], "runs: holds networks (name the one to take, as runs/best.pth)"),
     ):
         assert generate.main(words) == 2
         assert_one_error(capsys.readouterr().err, told)

@@ -59,6 +59,14 @@ def test_what_is_given_away_separates_alike_and_carries_terms_and_sources(checkp
     assert (Separator.load(out).licence, Separator.load(checkpoint).licence) == (TERMS, "")
 
 
+def test_what_is_published_again_keeps_its_sources(checkpoint, capsys):
+    first, second = checkpoint.with_name("first.pth"), checkpoint.with_name("second.pth")
+    assert publish.main([str(checkpoint), str(first), "--licence", TERMS, "--source", "A"]) == 0
+    assert publish.main([str(first), str(second), "--licence", "free", "--source", "B"]) == 0
+    again = model.load_checkpoint(second)
+    assert (again["licence"], again["sources"]) == ("free", ["A", "B"])
+
+
 def test_generate_says_the_terms(checkpoint, tmp_path):
     out, song = tmp_path / "mine.pth", tmp_path / "song.wav"
     assert publish.main([str(checkpoint), str(out), "--licence", TERMS]) == 0
@@ -74,6 +82,8 @@ def test_generate_says_the_terms(checkpoint, tmp_path):
     [
         (["--licence", "x"], 2, "name the .pth"),
         (["mine.pth"], 2, "--licence is missing"),
+        (["mine.pth", "--licence", " "], 2, "--licence is missing"),
+        (["--set", "widht=3"], 2, "--set: a network is published as it is"),
         (["best.pth", "--licence", "x"], 1, "--overwrite"),
         (["best.pth", "--licence", "x", "--overwrite"], 1, "would overwrite the input"),
         (["no/mine.pth/deeper.pth", "--licence", "x"], 1, "mine.pth"),

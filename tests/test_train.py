@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -24,6 +25,7 @@ import commandline
 import dataset
 import model
 import planning
+import publish
 import sampling
 import train
 import training
@@ -783,6 +785,35 @@ def test_only_the_weights_of_a_best_network_are_needed_to_adapt_it(toy_dataset, 
     options = ["--adapt", "--checkpoint", str(whole / "best.pth"), "--name=new"]
     assert train.main([str(toy_dataset), *options, "--set=steps=1"]) == 0
     assert model.load_checkpoint(Path("runs/new/last.pth"))["step"] == 1
+
+
+def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, whole, capsys):
+    learnt = model.load_checkpoint(whole / "best.pth")["data"]  # two songs; one is held out now
+    ids = [song.rpartition(" ")[0] for song in learnt]
+    others = with_songs(toy_dataset, Path("others"), lambda one: one["id"] in ids)
+    words = ["--licence", "research", "--source", "a band"]
+    assert publish.main([str(whole / "best.pth"), "net.pth", *words]) == 0
+    assert "--name the new run" in refused(
+        capsys, others, "--adapt", "--checkpoint=net.pth", "--set=steps=1", code=2
+    )
+    for network, name, steps in (("net.pth", "one", 1), ("runs/one/last.pth", "two", 2)):
+        options = ["--adapt", "--checkpoint", network, "--name", name, f"--set=steps={steps}"]
+        assert train.main([str(others), *options]) == 0
+        assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
+        found = model.load_checkpoint(Path("runs") / name / "best.pth")
+        assert (found["licence"], found["sources"]) == ("research", ["a band"])
+        assert found["learnt_before"] == sorted(learnt)
+        assert set(model.learnt_songs(found)) == set(learnt)
+
+
+def test_weights_that_answer_nonsense_are_not_saved(toy_dataset, capsys, monkeypatch):
+    nan = math.nan
+    monkeypatch.setattr(
+        validation, "validate", lambda *_: {"loss": nan, "soft": nan, "binary": nan}
+    )
+    assert train.main([str(toy_dataset), *settings(steps=2, epochs=1)]) == 1
+    assert "have diverged" in capsys.readouterr().err
+    assert not list(Path("runs").rglob("*.pth"))
 
 
 def test_an_adapted_run_does_not_overwrite_the_old_one_unasked(toy_dataset, whole, capsys):

@@ -20,7 +20,7 @@ import training
 import validation
 from dataset import PARTS, OpenSong, Song
 from distributed import World
-from hparams import HParams, InputError
+from hparams import BEFORE, HParams, InputError
 from sampling import Chunks
 
 HP = HParams(
@@ -651,6 +651,17 @@ def test_a_number_that_is_none_stops_the_run_and_the_last_save_stays(
     assert "nan" in str(error.value) or "inf" in str(error.value)
     assert len(steps) >= step
     assert model.load_checkpoint(last)["step"] == 3, "finite weights, from before"
+
+
+def test_a_run_from_before_a_setting_had_the_value_of_then(songs, tmp_path):
+    run = make_run(songs, replace(HP, **BEFORE))
+    run.save(tmp_path / "last.pth")
+    checkpoint = model.load_checkpoint(tmp_path / "last.pth")
+    for name in BEFORE:
+        del checkpoint["hparams"][name]
+    assert run.differences(checkpoint) == {}
+    today = make_run(songs, replace(HP, **(BEFORE | {"level_db": 12.0})))
+    assert today.differences(checkpoint) == {"level_db": "its level_db is 0.0, not 12.0"}
 
 
 def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypatch):
