@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tokenize
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,12 @@ def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
 def identity(songs: list[OpenSong]) -> list[str]:
     """Name exactly the data of a run: id and hash of every song."""
     return [f"{song.song.id} {song.song.sha256}" for song in songs]
+
+
+def are_learnt(songs: Iterable[Song], learnt: dict[str, str]) -> list[bool]:
+    """Tell which built songs a network knows, be it at another speed (`model.learnt_songs`)."""
+    played = {name for built, name in learnt.items() if built.rpartition(" ")[0] != name}
+    return [f"{song.id} {song.sha256}" in learnt or song.id in played for song in songs]
 
 
 def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[OpenSong]]:

@@ -119,21 +119,9 @@ def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
 
     import soundio
 
-    with soundio.Reader(path) as reader:
-        rate, length = reader.info.sample_rate, reader.info.n_samples
-        first = round(min(start * rate, length))
-        last = max(first + 1, round(min((start + seconds) * rate, length)))
-        blocks, position = [], 0
-        for block in reader.float_blocks(rate):
-            low, high = max(0, first - position), last - position
-            blocks.append(block[:, low : max(low, high)].mean(0))
-            position += block.shape[1]
-            if position >= last:
-                break
-    wav = np.concatenate(blocks)
-    if not wav.size:
-        raise InputError(f"{path}: nothing left at {start:g} s (choose an earlier --start)")
-    return wav, rate
+    with soundio.Reader(path, start=start, duration=seconds) as reader:
+        rate = reader.info.sample_rate
+        return np.concatenate([block.mean(0) for block in reader.float_blocks(rate)]), rate
 
 
 def _true_vocals(args: argparse.Namespace, wav: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,7 @@ def known_songs(checkpoint: Path) -> tuple[dict[str, str] | None, list[dict[str,
     Returns
     -------
     learnt : dict, optional
-        The names, as recorded, of the songs that it has learnt from, by what identifies them, as
-        `dataset.identity` writes it; None if it does not say.
+        The songs that it has learnt from, as `model.learnt_songs`; None if it does not say.
     tuned : list of dict
         ``name`` and ``sha256``, the hashes of the recordings, of the songs that its mask settings
         were tuned on, as `tuning.store` has them; empty if it does not say.
@@ -148,9 +146,7 @@ def known_songs(checkpoint: Path) -> tuple[dict[str, str] | None, list[dict[str,
     tuned = contents.get("tuned_on", [])
     if "data" not in contents:
         return None, tuned
-    # "song x1.15 <hash>" is what build_dataset.py --speed 1.15 made of "song".
-    learnt = networks.learnt_songs(contents)
-    return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in learnt}, tuned
+    return networks.learnt_songs(contents), tuned
 
 
 def marks(

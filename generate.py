@@ -125,11 +125,13 @@ def choose_network(args: argparse.Namespace) -> None:
     elif len(args.audio) > 1 and is_mistaken(args.audio[0]):
         raise UsageError(f"{args.audio[0]}: neither a network (a .pth file) nor a song")
     for path in args.audio:
-        if path.suffix.lower() == ".pth" or is_network(path):
-            raise UsageError(f"{path}: is a network; its name ends in .pth, and it comes first")
-        if args.checkpoint == commandline.PRETRAINED and os.path.isdir(path):
-            for network in path.glob("*.pth"):
-                raise UsageError(f"{path}: holds networks (name the one to take, as {network})")
+        if path.suffix.lower() == ".pth":
+            raise UsageError(f"{path}: is a network; the network comes first")
+        if is_network(path):
+            raise UsageError(f"{path}: is a network (call it something.pth, and name it first)")
+        networks = sorted(path.glob("*.pth")) if os.path.isdir(path) else []
+        if networks and args.checkpoint == commandline.PRETRAINED:
+            raise UsageError(f"{path}: holds networks (name the one to take, as {networks[0]})")
 
 
 def is_mistaken(path: Path) -> bool:
@@ -146,7 +148,7 @@ def is_network(path: Path) -> bool:
             return False
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
 
 
@@ -240,9 +242,9 @@ def as_seconds(text: str) -> float:
 
 
 def as_path(text: str) -> Path:
-    """Read a path for argparse: an empty one would be the current folder."""
+    """Read a path for argparse; UsageError for an empty one, which would be the current folder."""
     if not text:
-        raise argparse.ArgumentTypeError("an empty name")
+        raise UsageError("a path is empty (leave it out, or name a file)")
     return Path(text)
 
 

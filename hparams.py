@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
 GRID = ("sample_rate", "n_fft", "hop_length")  # bound by a dataset
@@ -238,7 +239,7 @@ def from_dict(stored: dict[str, typing.Any]) -> HParams:
 
 
 def differences(
-    ours: HParams, theirs: HParams, names: tuple[str, ...]
+    ours: HParams, theirs: HParams, names: Iterable[str]
 ) -> dict[str, tuple[typing.Any, typing.Any]]:
     """List the settings among `names` on which two hparams disagree, as {name: (ours, theirs)}."""
     mine, other = asdict(ours), asdict(theirs)

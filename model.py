@@ -17,6 +17,7 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -316,9 +317,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return contents
 
 
-def learnt_songs(checkpoint: dict[str, Any]) -> list[str]:
-    """List all songs that a checkpoint has ever learnt from, as `dataset.identity` names them."""
-    return [*checkpoint.get("learnt_before", ()), *checkpoint.get("data", ())]
+def learnt_songs(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """List all songs that a checkpoint has ever learnt from.
+
+    Returns
+    -------
+    dict
+        By what identifies a built song, as `dataset.identity` writes it, what its recording is
+        called: "song x1.15 0f3a…" is what ``build_dataset.py --speed 1.15`` made of "song".
+    """
+    built = [*checkpoint.get("learnt_before", ()), *checkpoint.get("data", ())]
+    return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in built}
 
 
 def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HParams]:

@@ -139,7 +139,8 @@ def find_lr(
 ) -> tuple[list[tuple[float, float]], float]:
     """Raise the learning rate exponentially over some steps and watch the loss.
 
-    Ends early where the loss has grown to four times its best; `run` is spoilt by it.
+    Ends early where the smoothed loss is above its least by three times that, at least by 1; `run`
+    is spoilt by it.
 
     Returns
     -------
@@ -179,7 +180,8 @@ def find_lr(
             f"the first loss is {losses[0]:g}; no learning rate helps (check the dataset)"
         )
     # One batch is easier than another: where the way down begins, the mean of some steps tells.
-    first, least = np.mean(losses[: FIND_LR_STEPS // 10]), min(loss for _, loss in curve)
+    first = np.mean([loss for loss in losses[: FIND_LR_STEPS // 10] if np.isfinite(loss)])
+    least = min(loss for _, loss in curve)  # never NaN: the first is none
     return curve, next(rate for rate, loss in curve if loss <= least + 0.1 * (first - least))
 
 

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("output", type=Path, nargs="?", help="the .pth to write; without it nothing is written")
-    add("--licence", help="terms on which the network may be used")
+    add("--licence", help="terms on which the network may be used (those that it came with)")
     add(
         "--source",
         action="append",
@@ -36,8 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--licence and --source go into an output: name the .pth to write")
     if args.settings:
         raise UsageError("--set: a network is published as it is (evaluate.py tune changes it)")
-    if args.output and not (args.licence or "").strip():
-        raise UsageError("--licence is missing: nobody may use a network without terms")
     if args.output and args.output.suffix.lower() != ".pth":
         raise UsageError(f"{args.output}: a network's name ends in .pth")
     commandline.refuse_missing(args.checkpoint)
@@ -55,8 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = model.load_checkpoint(args.checkpoint)
     network, hp = model.restore_model(args.checkpoint, checkpoint)
     if args.output:
+        before = checkpoint.get("licence")
+        licence = (before if args.licence is None else args.licence) or ""
+        if not licence.strip():
+            raise UsageError("--licence is missing: nobody may use a network without terms")
+        if before and licence != before:
+            commandline.warn(f"it came as {before!r}; the terms of its sources still hold")
         sources = [*checkpoint.get("sources", ()), *(args.source or ())]
-        checkpoint |= {"licence": args.licence, "sources": list(dict.fromkeys(sources))}
+        checkpoint |= {"licence": licence, "sources": list(dict.fromkeys(sources))}
         own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs
         extra = {name: value for name, value in checkpoint.items() if name not in own}
         model.save_checkpoint(args.output, network, hp, **extra)

@@ -61,7 +61,8 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
 
     A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
     its vocals over the accompaniment of a random place in another song, scaled to their level.
-    Some are left without their voice, as songs have their instrumental stretches.
+    Some are left without their voice, as songs have their instrumental stretches. Voice and backing
+    are moved by up to ``gain_db`` each, and their mixture, whatever its effects, by ``level_db``.
 
     Returns
     -------

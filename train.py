@@ -29,7 +29,6 @@ from hparams import (
     HParams,
     InputError,
     UsageError,
-    from_dict,
     parse_settings,
 )
 
@@ -87,7 +86,7 @@ def set_up(
     import sampling
     import training
 
-    checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
+    checkpoint = load_checkpoint(args.checkpoint, world) if args.checkpoint else None
     if checkpoint:
         hp = resumed_settings(args, checkpoint)
     if hp.batch_size % world.size:
@@ -198,7 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minutes",
-        type=positive,
+        type=commandline.positive_number,
         metavar="M",
         help="measure the speed for some seconds, then train as many steps as take M minutes",
     )
@@ -231,13 +230,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
     commandline.add_device_option(parser)
     return parser
-
-
-def positive(text: str) -> float:
-    """Read a number above 0 for argparse."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return float(text)
 
 
 def run_folder(args: argparse.Namespace) -> Path:
@@ -297,7 +289,7 @@ def locked(folder: Path, world: World) -> Iterator[None]:
         os.close(descriptor)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
     """Load the checkpoint to go on from, or, if it is damaged, the one that was saved before it."""
     import model
 
@@ -311,15 +303,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             checkpoint = model.load_checkpoint(previous)
         except InputError as worse:
             raise InputError(f"{error}; {worse}") from worse
-        commandline.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
+        if not world.rank:
+            commandline.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
         return checkpoint
 
 
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
     """Take the settings of the run that goes on; one that contradicts them is refused."""
+    import model
     import training
 
-    hp = from_dict(checkpoint["hparams"])
+    _, hp = model.restore_model(args.checkpoint, checkpoint)
     asked = parse_settings(args.settings)
     for name, value in asked.items():
         stays = name in TRAINED or not (args.adapt or name in training.FREE)
@@ -349,11 +343,11 @@ def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespa
         run.restore(checkpoint)
         return True
     run.start_from(checkpoint)
-    heard = set(dataset.identity(run.valid)) & set(model.learnt_songs(checkpoint))
-    if heard and not run.world.rank:
+    are_learnt = dataset.are_learnt((s.song for s in run.valid), model.learnt_songs(checkpoint))
+    if any(are_learnt) and not run.world.rank:
         commandline.warn(
-            f"{args.checkpoint}: has learnt from {len(heard)} of the {len(run.valid)} songs to "
-            "validate on; their scores flatter it (hold others out with --validate-on)"
+            f"{args.checkpoint}: has learnt from {sum(are_learnt)} of the {len(run.valid)} songs "
+            "to validate on; their scores flatter it (hold others out with --validate-on)"
         )
     print(f"adapting {args.checkpoint}: {'; '.join(differing.values())}")
     return False

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import sampling
 import validation
 from dataset import OpenSong
 from distributed import World
-from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, from_dict
+from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, differences, from_dict
 from optimizer import Muon
 from sampling import Chunks
 
@@ -160,14 +160,14 @@ class Run:
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
         """Say in what this run differs from the one that saved a checkpoint, by name."""
-        stored, ours = asdict(from_dict(checkpoint["hparams"])), asdict(self.hp)
+        theirs = from_dict(checkpoint["hparams"])
         resume = checkpoint.get("resume", {})
         if "weights" not in resume:
             return {"state": "it holds no training state (a last.pth of this version does)"}
+        bound = [field.name for field in fields(HParams) if field.name not in FREE]
         found = {
-            name: f"its {name} is {stored[name]}, not {ours[name]}"
-            for name in stored
-            if stored[name] != ours[name] and name not in FREE
+            name: f"its {name} is {its}, not {our}"
+            for name, (our, its) in differences(self.hp, theirs, bound).items()
         }
         if checkpoint["data"] != dataset.identity(self.songs):
             found["data"] = "it was trained on other songs, or in another order"
@@ -190,14 +190,17 @@ class Run:
             self.mask_settings = checkpoint["mask_settings"]
         self.losses = state["losses"]
         self.history = state["history"]
-        self.inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
+        self._inherit(checkpoint)
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Take only the averaged weights of a checkpoint: a new run that has learnt before."""
         self.model.load_state_dict(checkpoint["weights"])
         self.averaged.load_state_dict(checkpoint["weights"])
+        self._inherit(checkpoint)
+        self.inherited["learnt_before"] = sorted(networks.learnt_songs(checkpoint))
+
+    def _inherit(self, checkpoint: dict[str, Any]) -> None:
         self.inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
-        self.inherited["learnt_before"] = sorted({*networks.learnt_songs(checkpoint)})
 
 
 def _as_trained(

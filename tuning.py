@@ -101,8 +101,8 @@ def candidates(
     ----------
     folder : Path
     learnt : dict of str
-        As `evaluation.known_songs`; a built song is known by its hash, other music, and a song
-        that was learnt at another speed, by its name.
+        As `evaluation.known_songs`; a built song is known as `dataset.are_learnt` says, other
+        music by its name.
     hp : HParams
         On whose grid a dataset must have been built.
     kind, voice_pattern
@@ -126,15 +126,10 @@ def candidates(
         return [Candidate(t.name, t.split, t.name in names, t) for t in both], found.bad
     manifest = dataset.load_manifest(folder)
     dataset.check_grid(folder, manifest, hp)
-    played = {name for song, name in learnt.items() if song.rpartition(" ")[0] != name}
+    are_learnt = dataset.are_learnt(manifest.songs, learnt)
     return [
-        Candidate(
-            song.id,
-            song.split,
-            f"{song.id} {song.sha256}" in learnt or song.id in played,
-            (folder, song),
-        )
-        for song in manifest.songs
+        Candidate(song.id, song.split, is_learnt, (folder, song))
+        for song, is_learnt in zip(manifest.songs, are_learnt, strict=True)
         if set(song.parts) == set(dataset.PARTS)
     ], []
 

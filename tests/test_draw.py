@@ -140,9 +140,9 @@ def test_the_share_of_clear_bins_is_counted(checkpoint, song):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--start", "1000"], "nothing left at 1000 s"),
+        (["--start", "1000"], "begins at 1000 s"),
         (["--vocals", "SHORT"], "name the vocals of this very song"),
-        (["--start", "1e305"], "nothing left"),
+        (["--start", "1e305"], "cannot begin at 1e+305 s"),
         (["--vocals", "missing.wav"], "missing.wav"),
     ],
 )
@@ -156,6 +156,12 @@ def test_what_cannot_be_drawn_is_told(checkpoint, song, tmp_path, capsys, words,
     assert not list(folder.glob("*"))
 
 
-def test_times_beyond_the_song_show_all_of_it(checkpoint, song, tmp_path):
-    for words in (["--seconds", "1e305"], ["--seconds", "1e-5"]):
-        assert draw.main([str(checkpoint), str(song[0]), str(tmp_path), *words]) == 0
+def test_times_beyond_the_song_show_all_of_it_and_the_shortest_one_sample(
+    checkpoint, song, tmp_path
+):
+    shown = []
+    for seconds in ("1e305", f"{soundfile.info(song[0]).duration}", "1e-5"):
+        words = [str(checkpoint), str(song[0]), str(tmp_path), "--seconds", seconds]
+        assert draw.main(words) == 0
+        shown.append((tmp_path / "masks.png").read_bytes())
+    assert shown[0] == shown[1] != shown[2]

@@ -369,7 +369,7 @@ def test_a_network_by_another_name_is_not_replaced_by_the_project_s(checkpoint, 
     shutil.copy(checkpoint, "runs/best.pth")
     for words, told in (
         (["net.ckpt", "song.wav"], "net.ckpt: is a network"),
-        (["song.wav", str(checkpoint)], "it comes first"),
+        (["song.wav", str(checkpoint)], "the network comes first"),
         (["runs/worst", "song.wav"], "runs/worst: neither a network"),
         (["x" * 300, "song.wav"], "neither a network"),
         (["runs", "song.wav"], "runs: holds networks (name the one to take, as runs/best.pth)"),

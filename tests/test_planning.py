@@ -110,7 +110,19 @@ def test_the_range_test_suggests_the_rate_at_nine_tenths_of_the_fall(songs, monk
     assert 10**-3.2 < suggestion < 10**-2.5, "the smoothing lags by some 10 steps of 0.03 decades"
 
 
-def test_the_range_test_ends_where_the_loss_is_four_times_its_best(songs, monkeypatch):
+@pytest.mark.parametrize("first", [0.3, 5.0])
+def test_one_easy_or_hard_batch_does_not_decide_where_the_way_down_begins(
+    songs, monkeypatch, first
+):
+    def loss(rate: float) -> float:  # falls from 1 at 1e-5 to 0.2 at 1e-3
+        return first if rate < 1.01e-6 else 1 - 0.4 * min(max(math.log10(rate) + 5, 0), 2)
+
+    script_losses(monkeypatch, loss)
+    _, suggestion = planning.find_lr(make_run(songs), lambda _: None)
+    assert 10**-3.4 < suggestion < 10**-2.4
+
+
+def test_the_range_test_ends_where_the_loss_has_grown_by_three_times_its_best(songs, monkeypatch):
     asked = script_losses(monkeypatch, lambda rate: 0.5 if rate < 1e-2 else 50.0)
     curve, suggestion = planning.find_lr(make_run(songs), lambda _: None)
     assert 1e-2 <= asked[-1][0] == curve[-1][0] < 2e-2
@@ -127,6 +139,11 @@ def test_the_range_test_ends_where_the_loss_is_no_number(songs, monkeypatch):
     assert math.isnan(curve[-1][1])
     assert all(math.isfinite(value) for _, value in curve[:-1])
     assert 1e-3 < suggestion < 1e-2
+    # A NaN among the steps that tell where the way down begins.
+    script_losses(monkeypatch, lambda rate: loss(rate * 1e4))
+    curve, suggestion = planning.find_lr(make_run(songs), lambda _: None)
+    assert math.isnan(curve[-1][1])
+    assert suggestion in [rate for rate, _ in curve[:-1]]
     script_losses(monkeypatch, lambda _rate: float("nan"))
     with pytest.raises(InputError, match="the first loss is nan"):
         planning.find_lr(make_run(songs), lambda _: None)

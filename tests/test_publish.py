@@ -65,6 +65,15 @@ def test_what_is_published_again_keeps_its_sources(checkpoint, capsys):
     assert publish.main([str(first), str(second), "--licence", "free", "--source", "B"]) == 0
     again = model.load_checkpoint(second)
     assert (again["licence"], again["sources"]) == ("free", ["A", "B"])
+    assert f"it came as {TERMS!r}; the terms of its sources still hold" in capsys.readouterr().err
+
+
+def test_what_came_with_terms_keeps_them(checkpoint, capsys):
+    first, second = checkpoint.with_name("first.pth"), checkpoint.with_name("second.pth")
+    assert publish.main([str(checkpoint), str(first), "--licence", TERMS]) == 0
+    assert publish.main([str(first), str(second)]) == 0
+    assert model.load_checkpoint(second)["licence"] == TERMS
+    assert capsys.readouterr().err == ""
 
 
 def test_generate_says_the_terms(checkpoint, tmp_path):

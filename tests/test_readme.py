@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from test_layout import ROW
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
@@ -64,8 +65,10 @@ def test_the_readme_shows_the_three_commands():
 
 def test_the_readme_lists_every_file_and_no_other():
     tree = (ROOT / "README.md").read_text().split("## The files")[1].split("## ")[0]
-    listed = set(re.findall(r"^\| `(\w+\.py)` \|", tree, re.MULTILINE))
-    assert listed == {path.name for path in ROOT.glob("*.py")}
+    listed = re.findall(r"^\| `(\w+)\.py` \|", tree, re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in ROOT.glob("*.py"))
+    rows = [ROW[name] for name in listed]
+    assert rows == sorted(rows, reverse=True), "a file imports only from files further down"
 
 
 def test_every_setting_the_readme_names_exists_with_the_default_it_says():

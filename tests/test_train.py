@@ -804,6 +804,24 @@ def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, who
         assert (found["licence"], found["sources"]) == ("research", ["a band"])
         assert found["learnt_before"] == sorted(learnt)
         assert set(model.learnt_songs(found)) == set(learnt)
+    # Only renamed: it is restored, not adapted.
+    words = ["--checkpoint=runs/one/last.pth", "--name=three"]
+    assert train.main([str(others), *words]) == 0
+    found = model.load_checkpoint(Path("runs/three/last.pth"))
+    assert (found["licence"], found["learnt_before"]) == ("research", sorted(learnt))
+
+
+def test_a_song_learnt_at_another_speed_flatters_the_scores_too(toy_dataset, whole, capsys):
+    stored = model.load_checkpoint(whole / "best.pth")
+    ids = [song.rpartition(" ")[0] for song in stored["data"]]
+    others = with_songs(toy_dataset, Path("others"), lambda one: one["id"] in ids)
+    network, hp = model.restore_model(whole / "best.pth", stored)
+    rest = {name: stored[name] for name in stored.keys() - {"weights", "hparams", "data"}}
+    data = [f"{name} x1.15 00" for name in ids]
+    model.save_checkpoint(Path("net.pth"), network, hp, data=data, **rest)
+    options = ["--adapt", "--checkpoint=net.pth", "--name=one", "--set=steps=1"]
+    assert train.main([str(others), *options]) == 0
+    assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
 
 
 def test_weights_that_answer_nonsense_are_not_saved(toy_dataset, capsys, monkeypatch):
