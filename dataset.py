@@ -156,8 +156,14 @@ def identity(songs: list[OpenSong]) -> list[str]:
 
 def are_learnt(songs: Iterable[Song], learnt: dict[str, str]) -> list[bool]:
     """Tell which built songs a network knows, be it at another speed (`model.learnt_songs`)."""
-    played = {name for built, name in learnt.items() if built.rpartition(" ")[0] != name}
-    return [f"{song.id} {song.sha256}" in learnt or song.id in played for song in songs]
+    played: dict[str, set[str]] = {}  # the names at all its speeds, of every recording
+    for built, name in learnt.items():
+        played.setdefault(name, set()).add(built.rpartition(" ")[0])
+    found = []
+    for song in songs:
+        names = played.get(song.id.removesuffix(f" x{song.speed:g}"), set())
+        found.append(f"{song.id} {song.sha256}" in learnt or bool(names - {song.id}))
+    return found
 
 
 def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[OpenSong]]:

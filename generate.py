@@ -126,6 +126,8 @@ def choose_network(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.audio[0]}: neither a network (a .pth file) nor a song")
     for path in args.audio:
         if path.suffix.lower() == ".pth":
+            if args.checkpoint != commandline.PRETRAINED:
+                raise UsageError(f"{path}: a second network beside {args.checkpoint} (name one)")
             raise UsageError(f"{path}: is a network; the network comes first")
         if is_network(path):
             raise UsageError(f"{path}: is a network (call it something.pth, and name it first)")

@@ -58,7 +58,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     matrix : torch.Tensor, shape=(n, m)
-        A zero matrix stays one; values below some 0.0013 of the matrix's norm come out smaller.
+        A zero matrix stays one; values below some 0.0015 of the matrix's norm come out smaller.
     """
     x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--overwrite", action="store_true", help="replace the output")
     args = parser.parse_args(argv)
-    if args.output is None and (args.licence or args.source):
+    if args.output is None and (args.licence is not None or args.source):
         raise UsageError("--licence and --source go into an output: name the .pth to write")
     if args.settings:
         raise UsageError("--set: a network is published as it is (evaluate.py tune changes it)")
@@ -48,17 +48,18 @@ def main(argv: list[str] | None = None) -> int:
     import model  # here: wrong arguments are told before torch is loaded
     import outputs
 
-    if args.output:
-        outputs.check_writable(args.output)
     checkpoint = model.load_checkpoint(args.checkpoint)
     network, hp = model.restore_model(args.checkpoint, checkpoint)
     if args.output:
-        before = checkpoint.get("licence")
-        licence = (before if args.licence is None else args.licence) or ""
+        before = str(checkpoint.get("licence", ""))
+        licence = before if args.licence is None else args.licence
         if not licence.strip():
             raise UsageError("--licence is missing: nobody may use a network without terms")
-        if before and licence != before:
-            commandline.warn(f"it came as {before!r}; the terms of its sources still hold")
+        outputs.check_writable(args.output)
+        if before not in ("", licence):
+            commandline.warn(
+                f"{args.checkpoint}: came as {before!r}; its sources' terms still hold"
+            )
         sources = [*checkpoint.get("sources", ()), *(args.source or ())]
         checkpoint |= {"licence": licence, "sources": list(dict.fromkeys(sources))}
         own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs

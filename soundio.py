@@ -357,6 +357,12 @@ class Reader:
                 f"{path}: header promises {self._n_promised} frames, file holds {self._position} "
                 "(export it again, or generate.py --allow-truncated)"
             )
+        if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
+            begin, end = (n / self.info.sample_rate for n in (self._first, self._position))
+            raise InputError(
+                f"{path}: the excerpt begins at {begin:.3f} s, but the sound ends at {end:.3f} s "
+                "(begin earlier)"
+            )
 
 
 def _seeks_exactly(sound: Sound) -> bool:

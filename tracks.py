@@ -28,7 +28,7 @@ from hparams import InputError
 # Some of them soundio cannot read: it says so, which is better than a song without that stem.
 AUDIO = {
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
-    *(".caf", ".w64", ".rf64", ".au", ".m4a", ".aac", ".wma"),
+    *(".caf", ".w64", ".rf64", ".au", ".m4a", ".aac", ".wma", ".webm"),
 }
 STEM_MP4 = ".stem.mp4"
 STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, bass, other, vocals
@@ -654,7 +654,7 @@ def _stempeg() -> types.ModuleType:
         import stempeg
     except (ImportError, RuntimeError) as error:  # RuntimeError: installed, but finds no ffmpeg
         raise InputError(
-            f".stem.mp4 needs the musdb package and ffmpeg ({error}); pip install musdb and "
+            f".stem.mp4 needs the package stempeg and ffmpeg ({error}); pip install stempeg and "
             "install ffmpeg, or use MUSDB18-HQ, which is plain wav"
         ) from error
     return stempeg

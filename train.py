@@ -24,13 +24,7 @@ import distributed
 import outputs
 from charts import Chart, svg
 from distributed import World
-from hparams import (
-    TRAINED,
-    HParams,
-    InputError,
-    UsageError,
-    parse_settings,
-)
+from hparams import TRAINED, HParams, InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
     import torch

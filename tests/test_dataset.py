@@ -297,6 +297,20 @@ def test_songs_at_another_speed_are_learnt_from_but_not_validated_on_and_stay_wi
         assert set(learn) == set(names(songs)) - {valid[0], f"{valid[0]} x1.2"}
 
 
+def test_a_recording_is_known_at_whatever_speed_it_was_learnt():
+    plain, slow = song("a").song, replace(song("a x0.84").song, speed=0.84)
+    of = {one.id: f"{one.id} {one.sha256}" for one in (plain, slow)}
+    for learnt, known in (
+        ({}, [False, False]),
+        ({of["a"]: "a"}, [True, True]),
+        ({of["a x0.84"]: "a"}, [True, True]),
+        ({"a x1.15 99": "a"}, [True, True]),
+        ({"a 99": "a"}, [False, True]),  # "a" is another recording, or on another grid
+        ({"b 99": "b", "b x0.84 99": "b"}, [False, False]),
+    ):
+        assert dataset.are_learnt([plain, slow], learnt) == known
+
+
 @pytest.mark.parametrize("fraction", [0, 0.5, 0.9])
 @pytest.mark.parametrize("n_songs", [2, 3, 5])
 def test_both_sides_have_songs_whatever_the_fraction(n_songs, fraction):

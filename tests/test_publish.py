@@ -65,7 +65,8 @@ def test_what_is_published_again_keeps_its_sources(checkpoint, capsys):
     assert publish.main([str(first), str(second), "--licence", "free", "--source", "B"]) == 0
     again = model.load_checkpoint(second)
     assert (again["licence"], again["sources"]) == ("free", ["A", "B"])
-    assert f"it came as {TERMS!r}; the terms of its sources still hold" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{first}: came as {TERMS!r}; its sources' terms still hold" in said
 
 
 def test_what_came_with_terms_keeps_them(checkpoint, capsys):
@@ -74,6 +75,9 @@ def test_what_came_with_terms_keeps_them(checkpoint, capsys):
     assert publish.main([str(first), str(second)]) == 0
     assert model.load_checkpoint(second)["licence"] == TERMS
     assert capsys.readouterr().err == ""
+    assert publish.main([str(first), str(second), "--licence", "", "--overwrite"]) == 2
+    assert "--licence is missing" in capsys.readouterr().err
+    assert model.load_checkpoint(second)["licence"] == TERMS
 
 
 def test_generate_says_the_terms(checkpoint, tmp_path):
@@ -90,6 +94,8 @@ def test_generate_says_the_terms(checkpoint, tmp_path):
     ("words", "code", "text"),
     [
         (["--licence", "x"], 2, "name the .pth"),
+        (["--licence", ""], 2, "name the .pth"),
+        (["new/mine.pth"], 2, "--licence is missing"),
         (["mine.pth"], 2, "--licence is missing"),
         (["mine.pth", "--licence", " "], 2, "--licence is missing"),
         (["--set", "widht=3"], 2, "--set: a network is published as it is"),

@@ -334,7 +334,7 @@ def test_stem_mp4_without_its_package_names_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "stempeg", None)
     (tmp_path / "train").mkdir()
     (tmp_path / "train/A - B.stem.mp4").write_bytes(b"x")
-    with pytest.raises(InputError, match="musdb package and ffmpeg"):
+    with pytest.raises(InputError, match="package stempeg and ffmpeg"):
         tracks.find_tracks(tmp_path)
 
 
