@@ -131,9 +131,9 @@ def choose_network(args: argparse.Namespace) -> None:
             raise UsageError(f"{path}: is a network; the network comes first")
         if is_network(path):
             raise UsageError(f"{path}: is a network (call it something.pth, and name it first)")
-        networks = sorted(path.glob("*.pth")) if os.path.isdir(path) else []
-        if networks and args.checkpoint == commandline.PRETRAINED:
-            raise UsageError(f"{path}: holds networks (name the one to take, as {networks[0]})")
+        if args.checkpoint == commandline.PRETRAINED and os.path.isdir(path):
+            for network in sorted(path.glob("*.pth")):
+                raise UsageError(f"{path}: holds networks (name the one to take, as {network})")
 
 
 def is_mistaken(path: Path) -> bool:

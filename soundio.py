@@ -359,15 +359,19 @@ class Reader:
             )
         if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
             begin, end = (n / self.info.sample_rate for n in (self._first, self._position))
-            raise InputError(
-                f"{path}: the excerpt begins at {begin:.3f} s, but the sound ends at {end:.3f} s "
-                "(begin earlier)"
-            )
+            raise _begins_too_late(path, f"{begin:.3f}", end)
 
 
 def _seeks_exactly(sound: Sound) -> bool:
     """Say whether seeking finds the sample that reading from the start would: not in MP3."""
     return isinstance(sound, soundfile.SoundFile) and sound.subtype in headers.SAMPLE_BYTES
+
+
+def _begins_too_late(path: Path, begin: str, end: float) -> InputError:
+    return InputError(
+        f"{path}: the excerpt begins at {begin} s, but the sound ends at {end:.3f} s "
+        "(begin earlier)"
+    )
 
 
 def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int, int]:
@@ -380,10 +384,7 @@ def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int
         raise InputError(f"{info.path}: an excerpt cannot begin at {start:g} s (0 or later)")
     first = round(start * info.sample_rate)
     if first >= info.n_samples:
-        raise InputError(
-            f"{info.path}: the excerpt begins at {start:g} s, but the sound ends at "
-            f"{info.seconds:.3f} s (begin earlier)"
-        )
+        raise _begins_too_late(info.path, f"{start:g}", info.seconds)
     if duration is not None:
         if not duration > 0:
             raise InputError(f"{info.path}: an excerpt cannot last {duration:g} s (more than 0)")
