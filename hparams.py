@@ -65,7 +65,7 @@ class HParams:
 
     # --- Training: free for every run ------------------------------------------------------------
     stft_stride: int = 1  # frames between training slices; inference always has step 1
-    mask_target: str = "ratio"  # what the mask learns: "activity", "dominance" or "ratio"
+    mask_target: str = "ratio"  # what the mask learns: "activity", "dominance", "ratio", "phase"
     vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
     loss: str = "sdr"  # "sdr": energy of what is wrong with the voice; or "cross-entropy"
@@ -84,6 +84,8 @@ class HParams:
     compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
+    second_voice: float = 0.0  # share of chunks in which another voice sings along, 0..1
+    second_backing: float = 0.0  # share of chunks whose backing is two, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     level_db: float = 12.0  # the mixture is moved by up to ± this; 0 for "activity", a fixed level
     equalizer_db: float = 0.0  # voice and backing: standard deviation of each octave's gain
@@ -139,7 +141,7 @@ class HParams:
 CHOICES = {
     "weighting": ("linear", "mel"),
     "model_type": ("resnet18", "convnet"),
-    "mask_target": ("activity", "dominance", "ratio"),
+    "mask_target": ("activity", "dominance", "ratio", "phase"),
     "loss": ("sdr", "cross-entropy"),
     "optimizer": ("muon", "adamw"),
     "schedule": ("one-cycle", "cyclic", "constant"),
@@ -168,6 +170,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "ema_decay": (0, 0.999_999),
     "remix": (0, 1),
     "instrumental": (0, 1),
+    "second_voice": (0, 1),
+    "second_backing": (0, 1),
     "gain_db": (0, 60),
     "level_db": (0, 60),
     "equalizer_db": (0, 20),

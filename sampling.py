@@ -23,6 +23,7 @@ from distributed import World
 from hparams import HParams
 
 SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
+SECOND_DB = 12.0  # by which a second voice or backing is softer at most
 LEAST_ENERGY = 1e-7  # of a chunk: what is below is silence, whatever its mask
 N_AHEAD = 3  # batches being read while the device works on one
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # spectrograms, gains, effects
@@ -33,7 +34,7 @@ class Chunks:
     """Training examples: where the two signals of each come from, and how loud they become.
 
     Every array has a row for each chunk; but for the last, a column each for vocals and
-    accompaniment.
+    accompaniment, and once more for the second voice and backing where there are any.
     """
 
     songs: np.ndarray  # int64, index of the song
@@ -63,6 +64,7 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
     its vocals over the accompaniment of a random place in another song, scaled to their level.
     Some are left without their voice, as songs have their instrumental stretches. Voice and backing
     are moved by up to ``gain_db`` each, and their mixture, whatever its effects, by ``level_db``.
+    A second voice, or backing, from anywhere else joins a share of them, up to `SECOND_DB` softer.
 
     Returns
     -------
@@ -94,6 +96,11 @@ def plan_epoch(songs: list[OpenSong], hp: HParams, epoch: int) -> Chunks:
         gains[rows, part] *= 10 ** (np.where(audible, kept_db - mates_db, 0) / 20)
     gains[rng.random(len(order)) < hp.instrumental, 0] = 0
     effects = augmentation.draw(rng, len(order), hp)
+    if hp.second_voice or hp.second_backing:
+        seconds = _draw_seconds(rng, which, gains, n_frames, song_db, hp)
+        which, where, gains = (
+            np.hstack(pair) for pair in zip((which, where, gains), seconds, strict=True)
+        )
     gains *= 10 ** (rng.uniform(-hp.level_db, hp.level_db, (len(order), 1)) / 20)
     return Chunks(which, where, gains.astype(np.float32), effects)
 
@@ -150,6 +157,7 @@ class Feed:
         before = 1 + np.cumsum(n_parts * n_frames) - n_parts * n_frames
         place = [[p in s.song.parts and s.song.parts.index(p) for p in PARTS] for s in songs]
         self._first_rows = torch.from_numpy(before[:, None] + np.array(place, int)).to(device)
+        self._parts = torch.arange(4, device=device) % 2  # of the columns of `Chunks`
         self._n_parts = torch.from_numpy(n_parts).to(device)
         self._n_frames = torch.from_numpy(n_frames).to(device)
         self._offsets = torch.arange(chunk_frames(hp), device=device)[:, None] - hp.context
@@ -163,11 +171,12 @@ class Feed:
 
         Yields
         ------
-        spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
-            Vocals and accompaniment on the device; ``n_frames`` is ``chunk_frames(hp)``. Zero
-            outside the songs, and above the band that both recordings have: a voice recorded at
-            16 kHz over a backing of 44.1 kHz would teach that voices end at 8 kHz.
-        gains : torch.Tensor, shape=(n, 2)
+        spectrograms : torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
+            Vocals and accompaniment on the device, as in `Chunks`; ``n_frames`` is
+            ``chunk_frames(hp)``. Zero outside the songs, and above the band that all recordings
+            have: a voice recorded at 16 kHz over a backing of 44.1 kHz would teach that voices
+            end at 8 kHz.
+        gains : torch.Tensor, shape=(n, 2 or 4)
         effects : torch.Tensor, shape=(n, n_draws)
         """
         return self._gather(batches) if self.resident else self._read_ahead(batches)
@@ -180,8 +189,9 @@ class Feed:
         sent = (torch.from_numpy(np.concatenate(column)).to(self.device) for column in columns)
         sizes = [len(batch) for batch in batches]
         for songs, starts, *rest in zip(*(column.split(sizes) for column in sent), strict=True):
-            frame = starts[:, None] + self._offsets  # (n, n_frames, 2)
-            row = self._first_rows.gather(0, songs)[:, None] + frame * self._n_parts[songs][:, None]
+            frame = starts[:, None] + self._offsets  # (n, n_frames, 2 or 4)
+            first = self._first_rows[songs, self._parts[: songs.shape[1]]]
+            row = first[:, None] + frame * self._n_parts[songs][:, None]
             outside = (frame < 0) | (frame >= self._n_frames[songs][:, None])
             row.masked_fill_(outside, 0)
             frames = self._frames.index_select(0, row.flatten())
@@ -218,14 +228,14 @@ def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> torch.Tenso
 
     Returns
     -------
-    torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
+    torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
         As `Feed` gives them, on the CPU.
     """
     n_frames = chunk_frames(hp)
-    out = np.zeros((len(batch), n_frames, 2, hp.n_bins, 2), dtype=np.float16)
+    out = np.zeros((len(batch), n_frames, batch.songs.shape[1], hp.n_bins, 2), dtype=np.float16)
     for i, j in np.ndindex(*batch.songs.shape):
         song = songs[batch.songs[i, j]]
-        part = song.song.parts.index(PARTS[j])
+        part = song.song.parts.index(PARTS[j % 2])
         first = int(batch.starts[i, j]) - hp.context  # the first slice begins there
         low, high = max(0, first), min(song.song.n_frames, first + n_frames)
         if low < high:
@@ -257,14 +267,17 @@ def mix(spectrograms: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, 
 
     Parameters
     ----------
-    spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
-    gains : torch.Tensor, shape=(n, 2)
+    spectrograms : torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
+    gains : torch.Tensor, shape=(n, 2 or 4)
+        Of vocals and accompaniment, and of the second ones, which are added to them.
 
     Returns
     -------
     vocals, accompaniment : torch.Tensor, shape=(n, n_bins, n_frames), complex64
     """
     scaled = spectrograms.float() * gains[:, None, :, None, None]
+    if scaled.shape[2] > 2:
+        scaled = scaled.unflatten(2, (-1, 2)).sum(2)
     both = torch.view_as_complex(scaled)  # (n, n_frames, 2, n_bins)
     return both[:, :, 0].mT, both[:, :, 1].mT
 
@@ -284,13 +297,16 @@ def mask_target(
     torch.Tensor, shape=(..., n_bins, n_frames), float32
         "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
         "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the
-        two energies.
+        two energies; "phase": their share of the mixture's amplitude, the phases being what they
+        are.
     """
     if hp.mask_target == "activity":
         level = audio.features(vocals, curve_db, hp.vocals_power, hp)
         return (level > hp.mask_threshold).float()
     if hp.mask_target == "dominance":
         return audio.ideal_binary_mask(vocals, accompaniment)
+    if hp.mask_target == "phase":
+        return audio.ideal_phase_mask(vocals, accompaniment)
     return audio.ideal_ratio_mask(vocals, accompaniment)
 
 
@@ -356,6 +372,30 @@ def _places(
         for song, first in zip(songs, offsets.tolist(), strict=True)
     ]
     return np.repeat(np.arange(len(songs)), [len(some) for some in starts]), np.concatenate(starts)
+
+
+def _draw_seconds(
+    rng: np.random.Generator,
+    which: np.ndarray,
+    gains: np.ndarray,
+    n_frames: np.ndarray,
+    song_db: np.ndarray,
+    hp: HParams,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw songs, frames and gains of second voices and backings, (n, 2) each; most have gain 0.
+
+    What is not to be heard comes from the song that is, so that its band is not narrowed.
+    """
+    second, start, gain = which.copy(), np.zeros_like(which), np.zeros_like(gains)
+    for part, share in enumerate((hp.second_voice, hp.second_backing)):
+        rows = np.flatnonzero(rng.random(len(which)) < share)
+        first = which[rows, part]
+        mates = _draw_mates(n_frames * ~np.isnan(song_db[:, part]), first, rng)
+        level_db = song_db[first, part] - song_db[mates, part] - SECOND_DB * rng.random(len(rows))
+        audible = np.minimum(song_db[first, part], song_db[mates, part]) > SILENT_DB
+        gain[rows, part] = gains[rows, part] * np.where(audible, 10 ** (level_db / 20), 0)
+        second[rows, part], start[rows, part] = mates, rng.integers(n_frames[mates])
+    return second, start, gain
 
 
 def _draw_mates(lengths: np.ndarray, own: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -39,7 +39,9 @@ class Listener:
     def answer(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits of every frame, with silence around the excerpt."""
         padded = F.pad(features, (self.hp.context, self.hp.context))
-        return self.model(padded[:, None].contiguous())
+        # Every song has another length: cuDNN would try all its algorithms for each.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            return self.model(padded[:, None].contiguous())
 
     def target(self, vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
         """Return the mask that the network is to learn."""

@@ -1,0 +1,120 @@
+"""On a GPU everything means what it means on the CPU; skipped where there is none."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_training import HP, first_batch, go, song_of_noise
+
+import audio
+import model
+import sampling
+import training
+import validation
+from hparams import UNTUNED_MASK
+from separation import Separator
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+EXACT = replace(HP, precision="float32")
+EVERYTHING = replace(
+    EXACT, equalizer_db=3, reverb=1, compression=0.5, second_voice=1, second_backing=1
+)
+
+
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch):
+    """A run lets float32 be TF32; here it is float32."""
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def songs():
+    return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
+
+
+def run_on(device: torch.device, songs, hp=EXACT, resident: bool = True) -> training.Run:
+    return training.Run(hp, sampling.Feed(songs, hp, device, resident), songs[:1])
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("hp", [EXACT, EVERYTHING], ids=["plain", "everything"])
+def test_the_gpu_is_fed_what_lies_on_the_disk(songs, hp, resident):
+    plan = sampling.plan_epoch(songs, hp, 0)
+    batches = sampling.batches_of(plan, hp)
+    feed = sampling.Feed(songs, hp, GPU, resident)
+    for batch, (spectrograms, gains, effects) in zip(batches, feed.batches(batches), strict=True):
+        assert spectrograms.is_cuda
+        assert torch.equal(spectrograms.cpu(), sampling.read_batch(songs, batch, hp))
+        np.testing.assert_array_equal(gains.cpu(), batch.gains)
+        np.testing.assert_array_equal(effects.cpu(), batch.effects)
+
+
+@pytest.mark.parametrize("hp", [EXACT, EVERYTHING], ids=["plain", "everything"])
+def test_a_step_on_the_gpu_is_the_step_on_the_cpu(songs, hp):
+    norms, losses, weights = [], [], []
+    for device in (CPU, GPU):
+        run = run_on(device, songs, hp)
+        (fed,) = run.feed.batches([first_batch(songs, hp)])
+        loss, norm = training.train_step(run, *fed)
+        losses.append(float(loss))
+        norms.append(float(norm))
+        weights.append(torch.cat([w.detach().cpu().flatten() for w in run.model.parameters()]))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-3)
+    moved = weights[0] - torch.cat(
+        [w.detach().flatten() for w in run_on(CPU, songs, hp).model.parameters()]
+    )
+    # Adam's first step moves weights with tiny gradients by their signs: a few may disagree.
+    difference = (weights[1] - weights[0]).norm() / moved.norm()
+    assert difference < 0.05, difference
+
+
+def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
+    for first, second in ((GPU, CPU), (CPU, GPU)):
+        path = tmp_path / f"{first}.pth"
+        run = go(run_on(first, songs), until=2)
+        run.save(path)
+        resumed = run_on(second, songs)
+        resumed.restore(model.load_checkpoint(path))
+        assert resumed.step == 2
+        assert resumed.model.head.weight.device.type == second.type
+        go(resumed)
+        assert resumed.is_finished
+        assert np.isfinite(resumed.losses).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_learns_on_the_gpu(songs, precision):
+    hp = replace(HP, precision=precision, remix=0, instrumental=0, steps=150)
+    run = run_on(GPU, songs, hp)
+    before = validation.validate(run.listener, run.valid)
+    go(run)
+    after = validation.validate(run.listener, run.valid)
+    assert after["loss"] < before["loss"] - 0.3
+    assert after["soft"] > before["soft"] + 3
+
+
+@pytest.mark.parametrize("model_type", ["resnet18", "convnet"])
+def test_a_song_is_separated_as_on_the_cpu(model_type):
+    hp = replace(EXACT, model_type=model_type, width=8)
+    torch.manual_seed(0)
+    network = model.build_model(hp).eval()
+    rng = np.random.default_rng(0)
+    wav = 0.1 * rng.standard_normal((2, 3 * 4000), np.float32)
+    found = []
+    for device in (CPU, GPU):
+        curve_db = audio.weighting_curve_db(hp)
+        separator = Separator(copy.deepcopy(network), hp, curve_db, dict(UNTUNED_MASK), device)
+        found.append(separator.separate(wav, 4000)[0])
+    # Masks are rounded to 8 bits: a bin at the edge of a step may fall to either side.
+    np.testing.assert_allclose(found[1], found[0], atol=0.3 / 255)
+    assert np.abs(found[1] - found[0]).mean() < 2e-6
