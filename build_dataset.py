@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -416,4 +415,4 @@ def save(task: Task, layout: str, records: list[dict[str, Any]], n_bad: int) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

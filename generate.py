@@ -703,4 +703,4 @@ class Stopwatch:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

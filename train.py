@@ -12,7 +12,6 @@ import fcntl
 import io
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -406,4 +405,4 @@ def write_svg(run: training.Run, path: Path, charts: list[Chart]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is equal to the last bit is so on a CPU
+# What is equal to the last bit is so on a CPU; CUDA_VISIBLE_DEVICES=0 runs tests/test_cuda.py, too.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import build_dataset
 import synthesis

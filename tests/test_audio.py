@@ -504,11 +504,22 @@ def test_ideal_masks_of_voice_and_accompaniment_share_every_sounding_bin():
     assert torch.equal(ratio > 0.5, audio.ideal_binary_mask(vocals, accompaniment) == 1)
 
 
+def test_no_mask_brings_the_mixture_nearer_to_the_voice_than_the_phase_mask():
+    hand = [[1.0, 0, 2, 1j, 3, 0]], [[1.0, 1, -1, 1, -1, 0]]  # shares: 1/2, 0, 2, 1/2, 3/2, none
+    found = audio.ideal_phase_mask(*map(torch.tensor, hand))
+    np.testing.assert_allclose(found, [[0.5, 0, 1, 0.5, 1, 0]], atol=1e-6)
+    vocals, accompaniment = complex_noise(20, 30), complex_noise(20, 30, seed=1)
+    mixture = vocals + accompaniment
+    best = (audio.ideal_phase_mask(vocals, accompaniment) * mixture - vocals).abs()
+    for value in torch.linspace(0, 1, 101):
+        assert (best <= (value * mixture - vocals).abs() + 1e-5).all()
+
+
 def test_ideal_masks_find_most_of_a_real_voice(data_folder):
     vocals, accompaniment = real_song(data_folder, 12)
     specs = [audio.stft(wav, NATIVE) for wav in (vocals, accompaniment)]
     scores = [si_sdr((vocals + accompaniment).numpy(), vocals.numpy())]
-    for ideal in (audio.ideal_binary_mask, audio.ideal_ratio_mask):
+    for ideal in (audio.ideal_binary_mask, audio.ideal_ratio_mask, audio.ideal_phase_mask):
         wav = audio.istft(sum(specs) * ideal(*specs), NATIVE, len(vocals))
         scores.append(si_sdr(wav.numpy(), vocals.numpy()))
-    assert scores[0] + 5 < scores[1] < scores[2], "mixture, binary, ratio"
+    assert scores[0] + 5 < scores[1] < scores[2] < scores[3], "mixture, binary, ratio, phase"

@@ -1,4 +1,7 @@
-"""On a GPU everything means what it means on the CPU; skipped where there is none."""
+"""On a GPU everything means what it means on the CPU; skipped where none is shown to the tests.
+
+CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_cuda.py
+"""
 
 from __future__ import annotations
 

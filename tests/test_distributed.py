@@ -301,6 +301,19 @@ def test_ranks_agree_on_a_runs_length_on_the_learning_rate_and_on_the_end(two):
     assert ours["error"].startswith("step 2: loss is ")
 
 
+@pytest.mark.parametrize(("size", "said"), [("1", "done\nPython's end\n"), ("2", "done\n")])
+def test_a_rank_leaves_without_pythons_own_end(size, said):
+    words = "import atexit, distributed; atexit.register(print, \"Python's end\"); print('done')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{words}; distributed.leave(3)"],
+        cwd=ROOT,
+        env=os.environ | {"WORLD_SIZE": size},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, said, "")
+
+
 # --- The script ---------------------------------------------------------------------------------
 
 

@@ -214,6 +214,35 @@ def test_the_stated_share_of_chunks_is_left_without_its_voice_and_nothing_else_c
     np.testing.assert_array_equal(plan.gains[:, BAND], whole.gains[:, BAND])
 
 
+@pytest.mark.parametrize("part", [VOICE, BAND])
+def test_the_stated_share_of_chunks_gets_a_second_part_and_the_first_ones_stay(part):
+    songs = [song("a", 4000), song("b", 4000, level_db=-30), song("c", 2000)]
+    share = {"second_voice" if part == VOICE else "second_backing": 0.3}
+    hp = replace(HP, instrumental=0.1)
+    plan, alone = (sampling.plan_epoch(songs, replace(hp, **s), 0) for s in (share, {}))
+    for column, first in zip(columns(plan)[:3], columns(alone)[:3], strict=True):
+        assert column.shape == (len(plan), 4)
+        np.testing.assert_array_equal(column[:, :2], first)
+    assert not plan.gains[:, 3 - part].any(), "only the part that was asked for"
+    drawn = plan.songs[:, 2 + part] != plan.songs[:, part]
+    assert drawn.mean() == pytest.approx(0.3, abs=0.04)
+    np.testing.assert_array_equal(plan.gains[~drawn, 2:], 0)
+    stored_db = np.array([[one.level_db[name] for name in PARTS] for one in songs])[:, part]
+    heard = drawn & (plan.gains[:, part] != 0)
+    np.testing.assert_array_equal(plan.gains[drawn & ~heard, 2:], 0)  # none where none was left
+    with np.errstate(divide="ignore"):
+        level_db = gains_db(plan) + stored_db[plan.songs]
+    below_db = level_db[heard, part] - level_db[heard, 2 + part]
+    np.testing.assert_allclose(np.quantile(below_db, [0, 0.5, 1]), [0, 6, 12], atol=0.8)
+
+
+def test_a_second_voice_is_none_of_silence():
+    songs = [song("a", 400), song("silent", array=signal(400, level_db=-93))]
+    plan = sampling.plan_epoch(songs, replace(HP, remix=0, second_voice=1), 0)
+    assert len(plan) > 50
+    assert not plan.gains[:, 2].any()
+
+
 def test_songs_to_remix_with_are_drawn_by_their_length():
     songs = [song("a", 800), song("none", 900, ("vocals",)), song("b", 3000), song("c", 1000)]
     plan = epochs(songs, replace(HP, remix=1), 6)
@@ -332,12 +361,13 @@ def silence_around(frames: np.ndarray, first: int, n_frames: int) -> np.ndarray:
 
 
 def frame_by_frame(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
-    """What a batch is, from the definition: shape (n, n_frames, 2, n_bins, 2)."""
+    """What a batch is, from the definition: shape (n, n_frames, 2 or 4, n_bins, 2)."""
     n_frames = hp.context + (hp.chunk_slices - 1) * hp.stft_stride + 1 + hp.context
     chunks = []
-    for pair in zip(places(batch, VOICE), places(batch, BAND), strict=True):
+    columns_of = [places(batch, column) for column in range(batch.songs.shape[1])]
+    for chunk in zip(*columns_of, strict=True):
         parts = []
-        for name, (index, start) in zip(PARTS, pair, strict=True):
+        for name, (index, start) in zip(PARTS * (len(chunk) // 2), chunk, strict=True):
             frames = songs[index].spectrogram[:, songs[index].song.parts.index(name)]
             parts.append(silence_around(frames, start - hp.context, n_frames))
         chunks.append(np.stack(parts, 1))
@@ -432,6 +462,14 @@ def test_a_feed_gives_the_frames_of_the_songs(all_kinds, chunk_slices, stride, r
     hp = replace(HP, chunk_slices=chunk_slices, stft_stride=stride, remix=0.5, equalizer_db=3)
     batches = batches_of(sampling.plan_epoch(all_kinds, hp, 0), hp)
     assert_feeds(all_kinds, batches, hp, resident)
+
+
+@both_feeds
+def test_a_feed_gives_second_voices_and_backings(all_kinds, resident):
+    hp = replace(HP, second_voice=0.7, second_backing=0.7)
+    plan = sampling.plan_epoch(all_kinds, hp, 0)
+    assert plan.songs.shape[1] == 4
+    assert_feeds(all_kinds, batches_of(plan, hp), hp, resident)
 
 
 @both_feeds
@@ -585,9 +623,22 @@ def test_a_chunk_teaches_what_its_slices_teach_one_by_one(model_type, stride):
     assert float(dense.norm()) > 1e-3
 
 
+def test_second_voices_and_backings_are_added_to_the_first_ones():
+    generator = torch.Generator().manual_seed(0)
+    spectrograms = torch.randn(3, 5, 4, HP.n_bins, 2, generator=generator).half()
+    gains = torch.randn(3, 4, generator=generator)
+    pairs = [
+        sampling.mix(spectrograms[:, :, columns], gains[:, columns]) for columns in ([0, 1], [2, 3])
+    ]
+    found = sampling.mix(spectrograms, gains)
+    for part in (VOICE, BAND):
+        np.testing.assert_allclose(found[part], pairs[0][part] + pairs[1][part], atol=1e-6)
+
+
 # --- Targets ------------------------------------------------------------------------------------
 
-# Magnitudes of voice and backing at five bins; their phases must not matter.
+# Magnitudes of voice and backing at five bins; their phases must not matter (but to "phase", which
+# is the ideal mask that test_audio.py works out).
 VOCALS = [0.0, 1.0, 1.0, 0.1, 1e-5]
 BACKING = [0.0, 0.0, 2.0, 0.1, 1.0]
 EXPECTED = {
@@ -606,6 +657,21 @@ def test_a_target_is_what_its_definition_says(kind):
     backing = (torch.tensor(BACKING) * phases[1])[:, None]
     found = sampling.mask_target(vocals, backing, torch.zeros(5), hp)
     np.testing.assert_allclose(found[:, 0], EXPECTED[kind], rtol=1e-5, atol=1e-12)
+
+
+def test_the_phase_target_and_only_it_knows_phases():
+    found = {}
+    for kind in (*EXPECTED, "phase"):
+        targets = [
+            sampling.mask_target(
+                torch.tensor([[1.0 + 0j]]), torch.tensor([[phase]]), torch.zeros(1), hp
+            )
+            for hp in [replace(HP, mask_target=kind)]
+            for phase in (1 + 0j, 1j, -0.99 + 0j)
+        ]
+        found[kind] = torch.cat(targets).flatten().tolist()
+    np.testing.assert_allclose(found.pop("phase"), [0.5, 0.5, 1], rtol=1e-6)
+    assert all(np.ptp(values) < 0.02 for kind, values in found.items() if kind != "dominance")
 
 
 def test_the_activity_target_is_weighted_like_the_ear():
