@@ -365,7 +365,7 @@ def ideal_binary_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torc
 
 
 def ideal_ratio_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
-    """Return the voice's share of the two energies: the soft ceiling.
+    """Return the voice's share of the two energies: the soft ceiling that knows no phases.
 
     Energies, as in a Wiener filter, because magnitudes score 0.8 to 1.4 dB less SI-SDR on MIR-1K,
     DSD100-style songs and stems.
@@ -377,7 +377,16 @@ def ideal_ratio_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch
 def ideal_phase_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
     """Return the mask in [0, 1] that brings the mixture, with its own phase, nearest to the voice.
 
-    On MIR-1K clips and DSD100-style songs it scores 1.0 dB more SI-SDR than the share of energies.
+    On 21 clips of MIR-1K and excerpts of three produced songs it scores 1.0 dB more SI-SDR than the
+    share of the energies.
+
+    Parameters
+    ----------
+    vocals, accompaniment : torch.Tensor, shape=(..., n_bins, n_frames), complex64
+
+    Returns
+    -------
+    torch.Tensor, shape=(..., n_bins, n_frames), float32
 
     References
     ----------

@@ -739,4 +739,4 @@ def _peak_megabytes(words: list[str | Path]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

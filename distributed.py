@@ -147,7 +147,7 @@ def leave(code: int) -> NoReturn:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a closed pipe is told by nobody any more
+        with contextlib.suppress(AttributeError, OSError):  # None if closed; a pipe nobody reads
             stream.flush()
     os._exit(code)
 

@@ -84,7 +84,7 @@ class HParams:
     compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
-    second_voice: float = 0.0  # share of chunks in which another voice sings along, 0..1
+    second_voice: float = 0.0  # share of chunks with a voice in which another sings along, 0..1
     second_backing: float = 0.0  # share of chunks whose backing is two, 0..1
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     level_db: float = 12.0  # the mixture is moved by up to ± this; 0 for "activity", a fixed level

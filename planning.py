@@ -102,7 +102,7 @@ def step_bytes(hp: HParams, device: torch.device, n_processes: int = 1) -> int:
     n_chunks = -(-hp.batch_size // n_processes)
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     narrow = 2 if networks.is_narrow(hp, device) else 1
-    example = 64 * hp.n_bins * sampling.chunk_frames(hp)  # two spectrograms, their sum, features …
+    example = 64 * hp.n_bins * sampling.chunk_frames(hp)  # spectrograms, their sums, features …
     return 5 * 4 * n_weights + n_chunks * ((sum(sizes) + 3 * max(sizes)) // narrow + example)
 
 

@@ -384,17 +384,21 @@ def _draw_seconds(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw songs, frames and gains of second voices and backings, (n, 2) each; most have gain 0.
 
-    What is not to be heard comes from the song that is, so that its band is not narrowed.
+    What is not to be heard comes from the song that is, so that its band is not narrowed, and from
+    behind its end, so that nothing is read.
     """
-    second, start, gain = which.copy(), np.zeros_like(which), np.zeros_like(gains)
+    second, gain = which.copy(), np.zeros_like(gains)
+    start = np.full_like(which, n_frames.max() + hp.context)
     for part, share in enumerate((hp.second_voice, hp.second_backing)):
-        rows = np.flatnonzero(rng.random(len(which)) < share)
+        rows = np.flatnonzero((rng.random(len(which)) < share) & (gains[:, part] != 0))
         first = which[rows, part]
         mates = _draw_mates(n_frames * ~np.isnan(song_db[:, part]), first, rng)
         level_db = song_db[first, part] - song_db[mates, part] - SECOND_DB * rng.random(len(rows))
         audible = np.minimum(song_db[first, part], song_db[mates, part]) > SILENT_DB
-        gain[rows, part] = gains[rows, part] * np.where(audible, 10 ** (level_db / 20), 0)
-        second[rows, part], start[rows, part] = mates, rng.integers(n_frames[mates])
+        from_frame, gain_of = rng.integers(n_frames[mates]), 10 ** (level_db / 20)
+        heard, mates = rows[audible], mates[audible]
+        gain[heard, part] = gains[heard, part] * gain_of[audible]
+        second[heard, part], start[heard, part] = mates, from_frame[audible]
     return second, start, gain
 
 

@@ -377,9 +377,9 @@ def train_step(
     Parameters
     ----------
     run : Run
-    spectrograms : torch.Tensor, shape=(n, n_frames, 2, n_bins, 2), float16
-        This rank's share of the batch, on the device.
-    gains : torch.Tensor, shape=(n, 2)
+    spectrograms : torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
+        This rank's share of the batch, on the device, as `sampling.Feed` gives it.
+    gains : torch.Tensor, shape=(n, 2 or 4)
     effects : torch.Tensor, shape=(n, n_draws), optional
 
     Returns

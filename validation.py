@@ -5,7 +5,8 @@ The ranks of a run share the songs, and all of them return the scores of all son
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,7 @@ class Listener:
     def answer(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits of every frame, with silence around the excerpt."""
         padded = F.pad(features, (self.hp.context, self.hp.context))
-        # Every song has another length: cuDNN would try all its algorithms for each.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+        with _of_any_length():
             return self.model(padded[:, None].contiguous())
 
     def target(self, vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
@@ -121,6 +121,17 @@ def picture_and_sound(
     picture = torch.cat([row[0].flip(0) for row in rows]).cpu().numpy()
     named = {"mixture": mixture, "estimate": mixture * mask, "truth": vocals}
     return picture, {name: _waveform(spec, listener.hp) for name, spec in named.items()}
+
+
+@contextlib.contextmanager
+def _of_any_length() -> Iterator[None]:
+    """Keep cuDNN from trying all its algorithms: every song has another length."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _for_each(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-# What is equal to the last bit is so on a CPU; CUDA_VISIBLE_DEVICES=0 runs tests/test_cuda.py, too.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# What is equal to the last bit is so on a CPU; VOCAL_MASK_GPU=0 runs tests/test_cuda.py, too.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("VOCAL_MASK_GPU", "")
 
 import build_dataset
 import synthesis

@@ -1,6 +1,6 @@
 """On a GPU everything means what it means on the CPU; skipped where none is shown to the tests.
 
-CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_cuda.py
+VOCAL_MASK_GPU=0 python -m pytest tests/test_cuda.py
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ EVERYTHING = replace(
 @pytest.fixture(autouse=True)
 def whole_float32(monkeypatch):
     """A run lets float32 be TF32; here it is float32."""
+    torch.set_float32_matmul_precision("highest")
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +88,10 @@ def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
         resumed = run_on(second, songs)
         resumed.restore(model.load_checkpoint(path))
         assert resumed.step == 2
+        for ours, theirs in zip(resumed.model.parameters(), run.model.parameters(), strict=True):
+            assert torch.equal(ours.cpu(), theirs.cpu())
+            moments = (r.optimizer.state[w]["exp_avg"] for r, w in ((resumed, ours), (run, theirs)))
+            assert torch.equal(*(moment.cpu() for moment in moments))
         assert resumed.model.head.weight.device.type == second.type
         go(resumed)
         assert resumed.is_finished

@@ -314,6 +314,27 @@ def test_a_rank_leaves_without_pythons_own_end(size, said):
     assert (done.returncode, done.stdout, done.stderr) == (3, said, "")
 
 
+@pytest.mark.parametrize("script", ["train", "build_dataset", "generate", "benchmark"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_rank_whose_output_is_closed_keeps_its_exit_code(script, closed, tmp_path):
+    """They end by `leave`, not by Python's own end, of which sitecustomize leaves a trace."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, pathlib; atexit.register(pathlib.Path('ended').touch)"
+    )
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    words = {"benchmark": "network --set width=1", "generate": "no.pth no.wav"}
+    done = subprocess.run(
+        f"{sys.executable} {ROOT}/{script}.py {words.get(script, 'nothing there')} {closed}",
+        shell=True,
+        cwd=tmp_path,
+        env=os.environ
+        | rank
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == (2 if script == "benchmark" else 1)
+    assert not (tmp_path / "ended").exists()
+
+
 # --- The script ---------------------------------------------------------------------------------
 
 

@@ -140,7 +140,7 @@ def assert_same(ours: training.Run, theirs: training.Run) -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(model.MODELS))
-@pytest.mark.parametrize("mask_target", ["activity", "dominance", "ratio"])
+@pytest.mark.parametrize("mask_target", ["activity", "dominance", "ratio", "phase"])
 def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, mask_target):
     hp = replace(
         HP,
@@ -417,6 +417,15 @@ def test_resuming_equals_not_stopping(songs, tmp_path, schedule):
         resumed = resumed_from(last, make_run(songs, hp))
         assert_same(resumed, stopped)
         assert_same(go(resumed), whole)
+
+
+def test_resuming_equals_not_stopping_with_all_that_can_be_drawn(songs, tmp_path):
+    shares = dict.fromkeys(("second_voice", "second_backing", "reverb", "compression"), 0.5)
+    hp = replace(HP, mask_target="phase", loss="sdr", equalizer_db=3, level_db=12, **shares)
+    whole, last = go(make_run(songs, hp)), tmp_path / "last.pth"
+    stopped = go(make_run(songs, hp), until=3)
+    stopped.save(last)
+    assert_same(go(resumed_from(last, make_run(songs, hp, resident=False))), whole)
 
 
 def test_resuming_equals_not_stopping_wherever_the_songs_lie_and_in_an_epoch_cut_short(

@@ -67,6 +67,17 @@ def test_a_network_that_knows_the_answer_scores_as_the_ideal_masks(songs):
     assert scores["binary"] == pytest.approx(ideal["ideal_binary"], abs=0.2)
 
 
+def test_cudnn_does_not_look_for_the_best_algorithm_for_every_length(songs, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    listener, asked = listener_of(songs), []
+    listener.model.register_forward_pre_hook(
+        lambda *_: asked.append(torch.backends.cudnn.benchmark)
+    )
+    validation.validate(listener, songs)
+    assert asked == [False] * len(songs)
+    assert torch.backends.cudnn.benchmark, "the steps go on as before"
+
+
 def test_validation_changes_nothing(songs):
     run = make_run(songs)
     run.model.train()
