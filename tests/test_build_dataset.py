@@ -435,6 +435,7 @@ def test_a_song_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+@pytest.mark.torture
 def test_two_ranks_build_the_dataset_that_one_builds(built, toy_tree, tmp_path):
     command = [*LAUNCH, BUILD[1], toy_tree, tmp_path / "out", "--workers=1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

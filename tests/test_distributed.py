@@ -387,6 +387,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     assert list(Path().rglob("*.*")) == []
 
 
+@pytest.mark.torture
 def test_a_run_on_one_process_goes_on_deliberately_on_two(
     toy_dataset, in_an_empty_folder, monkeypatch, capsys
 ):

@@ -572,6 +572,7 @@ def test_a_closed_output_ends_the_run_quietly(checkpoint):
         os.remove("generated/song_vocals.wav")
 
 
+@pytest.mark.torture
 def test_two_ranks_share_the_files_and_tell_a_bad_one_once(checkpoint):
     names = [song(f"song{i}.wav", 5000 + i) for i in range(3)]
     Path("text.wav").write_text("la la la")
@@ -900,6 +901,7 @@ def test_a_pipe_gives_the_bits_of_the_file(checkpoint, data_folder):
     assert done.stdout == accompaniment.tobytes()
 
 
+@pytest.mark.torture
 def test_live_sound_adds_up_and_is_close_to_the_files(checkpoint, data_folder):
     path = real_song(data_folder, "song.wav", 3)
     raw = soundfile.read(path, dtype="int16")[0]

@@ -149,6 +149,7 @@ def test_the_range_test_ends_where_the_loss_is_no_number(songs, monkeypatch):
         planning.find_lr(make_run(songs), lambda _: None)
 
 
+@pytest.mark.torture
 def test_the_range_test_of_a_real_network_suggests_a_rate_that_was_tried(songs):
     curve, suggestion = planning.find_lr(make_run(songs), lambda _: None)
     assert suggestion in [rate for rate, _ in curve]
