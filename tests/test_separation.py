@@ -762,6 +762,7 @@ def test_a_network_that_learned_real_songs_separates_them(data_folder):
         assert abs(metrics.si_sdr(found, truth) - metrics.si_sdr(vocals, truth)) < 0.05
 
 
+@pytest.mark.torture
 def test_the_rule_for_the_upper_bins_is_nearest_to_the_truth(data_folder):
     """Error of the voice above 11 kHz, with the ideal mask below it, on real 44.1 kHz songs."""
     rules = {
