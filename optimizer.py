@@ -65,6 +65,6 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT
-        square = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square²
-        x = torch.addmm(x, square, x, beta=a)
+        change = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square²
+        x = torch.addmm(x, change, x, beta=a)  # a x + change x
     return x.mT if matrix.shape[0] > matrix.shape[1] else x

@@ -297,8 +297,7 @@ def mask_target(
     torch.Tensor, shape=(..., n_bins, n_frames), float32
         "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
         "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the
-        two energies; "phase": their share of the mixture's amplitude, the phases being what they
-        are.
+        two energies; "phase": how much of the mixture points their way, cut to 0 to 1.
     """
     if hp.mask_target == "activity":
         level = audio.features(vocals, curve_db, hp.vocals_power, hp)

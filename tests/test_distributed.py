@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -322,9 +323,10 @@ def test_a_rank_whose_output_is_closed_keeps_its_exit_code(script, closed, tmp_p
         "import atexit, pathlib; atexit.register(pathlib.Path('ended').touch)"
     )
     rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    words = {"benchmark": "network --set width=1", "generate": "no.pth no.wav"}
+    words = {"benchmark": ["network", "--set", "width=1"], "generate": ["no.pth", "no.wav"]}
+    command = [sys.executable, f"{ROOT}/{script}.py", *words.get(script, ["nothing", "there"])]
     done = subprocess.run(
-        f"{sys.executable} {ROOT}/{script}.py {words.get(script, 'nothing there')} {closed}",
+        f"{shlex.join(command)} {closed}",
         shell=True,
         cwd=tmp_path,
         env=os.environ

@@ -219,8 +219,7 @@ def test_the_stated_share_of_chunks_gets_a_second_part_and_the_first_ones_stay(p
     songs = [song("a", 4000), song("b", 3000, level_db=-30), song("c", 1000)]
     share = {"second_voice" if part == VOICE else "second_backing": 0.3}
     hp = replace(HP, instrumental=0.1, level_db=12)
-    plans = [epochs(songs, replace(hp, **some), 4) for some in (share, {})]
-    plan, alone = plans
+    plan, alone = (epochs(songs, replace(hp, **some), 4) for some in (share, {}))
     for column, first in zip(columns(plan)[:2], columns(alone)[:2], strict=True):
         assert column.shape == (len(plan), 4)
         np.testing.assert_array_equal(column[:, :2], first)
