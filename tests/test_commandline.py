@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -244,7 +245,7 @@ raise InputError("the error 😀")
 
 
 def test_a_closed_stream_takes_nothing_away_from_the_others(script):
-    command = " ".join(script('print("aside", file=sys.stderr)' + SAY_EVERYTHING))
+    command = shlex.join(map(str, script('print("aside", file=sys.stderr)' + SAY_EVERYTHING)))
     ended = run(f"{command} 2>&-", PYTHONUTF8="1")
     assert (ended.returncode, ended.stderr) == (1, b"")
     assert ended.stdout.decode() == "the result 😀 é\n"
