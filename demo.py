@@ -1,8 +1,9 @@
 """Hear the project work without downloading anything: make songs, train, separate a new one.
 
 Synthesises a small DSD100 tree, builds the dataset, trains for a minute or two, separates a song
-the network has never heard and says by how many dB the voice came out cleaner. Every step is one
-of the project's own commands, shown as you would type it.
+the network has never heard, also with the network that comes with the project, and says by how many
+dB the voice came out cleaner. Every step is one of the project's own commands, shown as you would
+type it.
 
     python demo.py
     python demo.py --song "my song.mp3"
@@ -21,6 +22,7 @@ from hparams import InputError
 
 HERE = Path(__file__).parent
 TREE, DATASET, GENERATED = Path("demo/dsd100"), Path("demo/dataset"), Path("demo/generated")
+GENERATED_BY_PRETRAINED = GENERATED / "pretrained"
 RUN = Path("runs/demo")
 SONGS = {"n_train": 20, "n_test": 1, "seconds": 24, "sample_rate": 22050, "seed": 0}
 TRAINING = ["width=8", "batch_size=4", "epochs=5"]
@@ -45,9 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
     separate(RUN / "best.pth", mixture, GENERATED)
+    separate(commandline.PRETRAINED, mixture, GENERATED_BY_PRETRAINED)
     gain_db = report(mixture, TREE / "Sources/Test" / mixture.parent.name / "vocals.wav")
     if args.song is not None:
-        separate_song(args.song.absolute())  # absolute: it may begin with a dash
+        # Absolute: it may begin with a dash. A folder for it: it may be called mixture.wav, too.
+        separate(commandline.PRETRAINED, args.song.absolute(), GENERATED / "yours")
     if gain_db < NEEDED_DB:
         raise InputError(f"the voice gained {gain_db:.1f} dB; at least {NEEDED_DB:g} were expected")
     return 0
@@ -69,36 +73,29 @@ def separate(checkpoint: Path, song: Path, folder: Path) -> None:
     run("generate.py", checkpoint, song, "--background", "--output-dir", folder)
 
 
-def separate_song(song: Path) -> None:
-    """Separate the user's recording with the best network there is."""
-    if commandline.PRETRAINED.is_file():
-        checkpoint = commandline.PRETRAINED
-    else:
-        checkpoint = RUN / "best.pth"
-        print(
-            f"\nThere is no {commandline.PRETRAINED}. A network that has heard a few minutes of "
-            "synthesised songs will not do well on a real one; do not judge the method by it."
-        )
-    separate(checkpoint, song, GENERATED / "yours")  # it may be called mixture.wav, too
-
-
 def report(mixture: Path, truth: Path) -> float:
-    """Print the SI-SDR of the vocals before and after; returns the difference [dB]."""
+    """Print the SI-SDR of the vocals before and after; returns what training gained [dB]."""
     from soundfile import read
 
     from metrics import si_sdr
 
-    vocals = GENERATED / "mixture_vocals.wav"
     reference = read(truth)[0].T
-    before, after = si_sdr(read(mixture)[0].T, reference), si_sdr(read(vocals)[0].T, reference)
+    before_db = si_sdr(read(mixture)[0].T, reference)
     print(f"\nSI-SDR of the vocals of “{mixture.parent.name}”, which was not trained on:")
-    print(f"  the mixture as it is  {before:5.1f} dB")
-    print(f"  separated             {after:5.1f} dB   ({after - before:+.1f} dB)")
+    print(f"  the mixture as it is              {before_db:5.1f} dB")
+    gains_db, files = [], [mixture]
+    for folder, network in ((GENERATED, "trained here"), (GENERATED_BY_PRETRAINED, "pretrained")):
+        vocals = folder / "mixture_vocals.wav"
+        after_db = si_sdr(read(vocals)[0].T, reference)
+        gains_db.append(after_db - before_db)
+        print(f"  by the network {network:12}       {after_db:5.1f} dB   ({gains_db[-1]:+.1f} dB)")
+        files += [vocals, folder / "mixture_accompaniment.wav"]
+    print("The pretrained network has not learnt from songs of this kind.")
     print("Listen to:")
-    for file in (mixture, vocals, GENERATED / "mixture_accompaniment.wav", truth):
+    for file in (*files, truth):
         print(f"  {file}")
     sys.stdout.flush()
-    return after - before
+    return gains_db[0]
 
 
 def as_options(settings: list[str]) -> list[str]:

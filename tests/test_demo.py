@@ -21,7 +21,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     """An empty working folder, small songs, and no run that takes minutes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "SONGS", {**demo.SONGS, "n_train": 1, "seconds": 2})
-    monkeypatch.setattr(demo.commandline, "PRETRAINED", tmp_path / "pretrained" / "resnet18.pth")
     monkeypatch.setattr(demo, "HERE", tmp_path)
     return tmp_path
 
@@ -34,24 +33,29 @@ def commands(monkeypatch) -> list[list[str]]:
     def run(script: str, *words: str | Path) -> None:
         said.append([script, *map(str, words)])
         if script == "generate.py" and Path(words[1]).name == "mixture.wav":
-            demo.GENERATED.mkdir(parents=True, exist_ok=True)
+            folder = Path(words[-1])
+            folder.mkdir(parents=True, exist_ok=True)
             truth = next(demo.TREE.glob("Sources/Test/*/vocals.wav"))
             wav, rate = soundfile.read(truth)
             noise = np.random.default_rng(0).standard_normal(wav.shape)
-            soundfile.write(demo.GENERATED / "mixture_vocals.wav", wav + spoiled * noise, rate)
+            soundfile.write(
+                folder / "mixture_vocals.wav", wav + spoiled.get(folder.name, 0) * noise, rate
+            )
 
-    spoiled = 0.01
+    spoiled = {"generated": 0.01, "pretrained": 0.001}
     monkeypatch.setattr(demo, "run", run)
     return said
 
 
 def test_demo_runs_the_projects_own_commands_in_order(folder, commands, capsys):
     assert demo.main([]) == 0
-    assert [command[0] for command in commands] == ["build_dataset.py", "train.py", "generate.py"]
+    scripts = ["build_dataset.py", "train.py", "generate.py", "generate.py"]
+    assert [command[0] for command in commands] == scripts
     mixture = next(demo.TREE.glob("Mixtures/Test/*/mixture.wav"))
     assert commands[0][1:] == ["demo/dsd100", "demo/dataset"]
     assert commands[1][1:4] == ["demo/dataset", "--name", "demo"]
     assert commands[2][1:3] == ["runs/demo/best.pth", str(mixture)]
+    assert commands[3][1:3] == [str(demo.commandline.PRETRAINED), str(mixture)]
     assert "mixture_vocals.wav" in capsys.readouterr().out
 
 
@@ -61,18 +65,21 @@ def test_demo_reports_the_scores_of_the_files_it_names(folder, commands, capsys)
     files = [
         next(demo.TREE.glob("Mixtures/Test/*/mixture.wav")),
         "demo/generated/mixture_vocals.wav",
+        "demo/generated/pretrained/mixture_vocals.wav",
     ]
-    before, after = (metrics.si_sdr(soundfile.read(file)[0], truth) for file in files)
+    before, ours, theirs = (metrics.si_sdr(soundfile.read(file)[0], truth) for file in files)
     printed = capsys.readouterr().out
-    assert f"as it is  {before:5.1f} dB" in printed
-    assert f"separated             {after:5.1f} dB   ({after - before:+.1f} dB)" in printed
+    assert f"as it is              {before:5.1f} dB" in printed
+    assert f"trained here       {ours:5.1f} dB   ({ours - before:+.1f} dB)" in printed
+    assert f"pretrained         {theirs:5.1f} dB   ({theirs - before:+.1f} dB)" in printed
+    assert theirs > ours + 1
 
 
 def test_a_voice_that_is_not_cleaner_fails_the_demo(folder, commands, capsys, monkeypatch):
     def generate_nothing(script: str, *words: str | Path) -> None:
         if script == "generate.py":
-            demo.GENERATED.mkdir(parents=True, exist_ok=True)
-            shutil.copy(words[1], demo.GENERATED / "mixture_vocals.wav")
+            Path(words[-1]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(words[1], Path(words[-1]) / "mixture_vocals.wav")
 
     monkeypatch.setattr(demo, "run", generate_nothing)
     assert demo.main([]) == 1
@@ -83,23 +90,19 @@ def test_a_second_demo_keeps_the_songs_and_trains_anew(folder, commands):
     assert demo.main([]) == 0
     written = {file: file.stat().st_mtime_ns for file in demo.TREE.rglob("*.wav")}
     assert demo.main([]) == 0
-    assert commands[1] == commands[4]
-    assert "--overwrite" in commands[4]
+    assert commands[1] == commands[5]
+    assert "--overwrite" in commands[5]
     assert {file: file.stat().st_mtime_ns for file in demo.TREE.rglob("*.wav")} == written
 
 
-def test_own_song_is_separated_with_the_best_network_and_an_honest_word(folder, commands, capsys):
-    soundfile.write("my song.wav", np.zeros((100, 2)), 44100)
-    assert demo.main(["--song", "my song.wav"]) == 0
-    assert commands[-1][1:3] == ["runs/demo/best.pth", str(folder / "my song.wav")]
-    assert commands[-1][-1] not in commands[-2]  # another folder: names may be the same
-    assert "will not do well" in capsys.readouterr().out
-    demo.commandline.PRETRAINED.parent.mkdir()
-    demo.commandline.PRETRAINED.touch()
-    assert demo.main(["--song", "my song.wav"]) == 0
-    network = str(demo.commandline.PRETRAINED)
-    assert commands[-1][1:3] == [network, str(folder / "my song.wav")]
-    assert "will not do well" not in capsys.readouterr().out
+def test_own_song_is_separated_with_the_pretrained_network_in_a_folder_of_its_own(folder, commands):
+    soundfile.write("mixture.wav", np.zeros((100, 2)), 44100)
+    assert demo.main(["--song", "mixture.wav"]) == 0
+    *others, (script, network, song, *_, own_folder) = commands
+    assert (script, song) == ("generate.py", str(folder / "mixture.wav"))
+    assert network == str(demo.commandline.PRETRAINED)
+    assert Path(network).is_file()
+    assert all(own_folder not in words for words in others)
 
 
 @pytest.mark.parametrize(
