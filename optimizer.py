@@ -32,39 +32,56 @@ class Muon(torch.optim.AdamW):
         """Move all weights that have a gradient."""
         moved = {}
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.ndim == 4 and weight.grad is not None:
-                    self._move(weight, group["lr"], group["weight_decay"])
-                    moved[weight], weight.grad = weight.grad, None  # AdamW passes over them
+            weights = [w for w in group["params"] if w.ndim == 4 and w.grad is not None]
+            if weights:
+                self._move(weights, group["lr"], group["weight_decay"])
+            for weight in weights:
+                moved[weight], weight.grad = weight.grad, None  # AdamW passes over them
         super().step()
         for weight, gradient in moved.items():
             weight.grad = gradient
 
-    def _move(self, weight: torch.Tensor, learning_rate: float, decay: float) -> None:
-        state = self.state[weight]
-        if not state:  # by AdamW's names, which it asks for when a state is loaded
-            state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(weight)
-        state["step"] += 1
-        momentum = state["exp_avg"].lerp_(weight.grad, 1 - MOMENTUM)
-        change = weight.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
-        scale = ADAMW_RMS * max(change.shape) ** 0.5
-        weight.mul_(1 - learning_rate * decay)
-        weight.sub_(orthogonal(change).view(weight.shape), alpha=learning_rate * scale)
+    def _move(self, weights: list[torch.Tensor], learning_rate: float, decay: float) -> None:
+        """Move convolutions; what is done to each alone is one kernel for all (`_foreach`)."""
+        for weight in weights:
+            if not self.state[weight]:  # by AdamW's names, which it asks for when a state is loaded
+                self.state[weight] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight)}
+        gradients = [weight.grad for weight in weights]
+        momenta = [self.state[weight]["exp_avg"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        changes = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
+        # Input channels go last, as they lie in memory: the order of columns changes nothing.
+        last = [change.permute(0, 2, 3, 1) for change in changes]
+        matrices = orthogonal([change.flatten(1) for change in last])
+        paces = [learning_rate * ADAMW_RMS * max(matrix.shape) ** 0.5 for matrix in matrices]
+        changes = [
+            matrix.unflatten(1, change.shape[1:]).permute(0, 3, 1, 2)
+            for matrix, change in zip(torch._foreach_mul(matrices, paces), last, strict=True)
+        ]
+        torch._foreach_mul_(weights, 1 - learning_rate * decay)
+        torch._foreach_sub_(weights, changes)
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Bring all singular values of a matrix to about 1 (0.68 to 1.20), and leave its directions.
+def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring all singular values of matrices to about 1 (0.68 to 1.20), and leave their directions.
 
     Parameters
     ----------
-    matrix : torch.Tensor, shape=(n, m)
-        A zero matrix stays one; values below some 0.0015 of the matrix's norm come out smaller.
+    matrices : list of torch.Tensor, shape=(n, m) each
+        A zero matrix stays one; values below some 0.0015 of a matrix's norm come out smaller.
     """
-    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    norms = torch._foreach_norm(matrices)
+    torch._foreach_add_(norms, 1e-7)
+    return [_orthogonal(matrix) for matrix in torch._foreach_div(matrices, norms)]
+
+
+def _orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """Orthogonalize one matrix of norm 1."""
+    if x.shape[0] > x.shape[1]:
+        return _orthogonal(x.mT).mT
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT
         change = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square²
         x = torch.addmm(x, change, x, beta=a)  # a x + change x
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+    return x
