@@ -239,16 +239,16 @@ class Saves:
         """
         self._attempt("last.pth", True, 1 if is_final else MOST_FAILED_SAVES)
 
-    def best(self) -> None:
-        """Write best.pth; InputError as in `last`."""
-        self._attempt("best.pth", False, MOST_FAILED_SAVES)
+    def best(self, is_final: bool = False) -> bool:
+        """Write best.pth; returns whether it is there now. InputError as in `last`."""
+        return self._attempt("best.pth", False, 1 if is_final else MOST_FAILED_SAVES)
 
     @property
     def is_behind(self) -> bool:
         """Whether the newest state is not on the disk."""
         return self._n_failed > 0
 
-    def _attempt(self, name: str, whole: bool, n_allowed: int) -> None:
+    def _attempt(self, name: str, whole: bool, n_allowed: int) -> bool:
         path, before = self._folder / name, self._folder / ".before.tmp"
         keeps = name == "last.pth" and not self._run.world.rank
         try:
@@ -261,6 +261,7 @@ class Saves:
             if keeps and before.exists():
                 os.replace(before, path.with_name("previous.pth"))
             self._n_failed = 0
+            return True
         except (InputError, OSError) as error:
             self._n_failed += 1
             if self._n_failed >= n_allowed:
@@ -269,6 +270,7 @@ class Saves:
                     "what was saved before is untouched"
                 ) from error
             self._warn(f"{error}; training goes on with what was saved before")
+            return False
         finally:
             if keeps:
                 with contextlib.suppress(OSError):

@@ -521,6 +521,38 @@ def test_a_disk_that_is_full_for_a_while_ends_nothing(toy_dataset, whole, capsys
     assert weights_equal(Path("runs/convnet/last.pth"), whole / "last.pth")
 
 
+def score_epochs(monkeypatch: pytest.MonkeyPatch, decibels: list[float]) -> None:
+    """Let the epochs' networks sound as good as that."""
+
+    def validate(*_args):
+        return {"loss": 0.0, "soft": decibels.pop(0), "binary": -9.0}
+
+    monkeypatch.setattr(validation, "validate", validate)
+
+
+@pytest.mark.parametrize(
+    ("decibels", "fails", "best"),
+    [
+        ([3.0, 2.0], [True], 2),  # what was not saved need not be beaten
+        ([3.0, 2.0], [False, False, False], 1),
+        (
+            [2.0, 3.0],
+            [False, False, True, False, False],
+            2,
+        ),  # the last epoch's is written in the end
+    ],
+)
+def test_the_best_network_that_could_be_saved_is_there(
+    toy_dataset, monkeypatch, decibels, fails, best
+):
+    score_epochs(monkeypatch, decibels)
+    fill_disk(monkeypatch, fails)
+    assert train.main([str(toy_dataset), *settings(epochs=2)]) == 0
+    first, second = steps_of_each_epoch(toy_dataset, Path("runs/convnet"))
+    step = model.load_checkpoint(Path("runs/convnet/best.pth"))["step"]
+    assert step == {1: first, 2: first + second}[best]
+
+
 # --- Stopping and going on ----------------------------------------------------------------------
 
 
