@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         }
         rates = None
         if args.what in ON_DEVICE:
-            rates = roofline.measure_rates(device, networks.is_narrow(hp, device))
+            is_narrow = networks.is_narrow(hp, device, for_inference=args.what != "train")
+            rates = roofline.measure_rates(device, is_narrow)
             about["matrix product [GFLOP/s]"] = rates.operations / 1e9
             about["copy [GB/s]"] = rates.copied / 1e9
         bench = Bench(Path(folder), device, world, args.songs, rates)
@@ -176,26 +177,29 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
     from separation import BLOCK_FRAMES
 
     n, device = hp.block_frames or BLOCK_FRAMES[bench.device.type], bench.device
-    net = networks.for_inference(networks.build_model(hp)).to(device)
-    original = networks.for_inference(_original_network()).to(device)
+    is_narrow = networks.is_narrow(hp, device, for_inference=True)
+    dtype = torch.bfloat16 if is_narrow else torch.float32
+    net = networks.for_inference(networks.build_model(hp)).to(device, dtype)
+    original = networks.for_inference(_original_network()).to(device, dtype)
 
     def in_inference(model: torch.nn.Module, *shape: int) -> Callable[[], Any]:
-        x = torch.rand(*shape, device=device)
+        x = torch.rand(*shape, device=device, dtype=dtype)
         return torch.inference_mode()(lambda: model(x))
 
     work = {"dense": in_inference(net, 1, 1, hp.n_bins, n + hp.stft_frames - 1)}
     for size in (1, 4, 16, 64):
         work[f"slices {size}"] = in_inference(net, size, 1, hp.n_bins, hp.stft_frames)
     work["original"] = in_inference(original, 1, 1, hp.n_bins, hp.stft_frames)
-    operations = networks.operations_per_column(networks.build_model(hp), hp)
+    operations = networks.operations_per_column(hp)
 
     def figures(took: dict[str, float]) -> Figures:
         dense = took["dense"] / n
         per_slice = {k: took[k] / int(k.split()[1]) for k in took if k.startswith("slices")}
         best = min(per_slice, key=per_slice.get)
-        window = torch.zeros(1, 1, hp.n_bins, hp.stft_frames, device=device)
+        window = torch.zeros(1, 1, hp.n_bins, hp.stft_frames, device=device, dtype=dtype)
         return {
             "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
+            "precision": "bfloat16" if is_narrow else "float32",
             "operations per column [MFLOP]": operations / 1e6,
             "dense pass [ms per column]": dense * 1e3,
             "dense pass [GFLOP/s]": operations / dense / 1e9,

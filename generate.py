@@ -675,23 +675,16 @@ class Stopwatch:
     """How long the work on each packet takes, without the time of waiting for it."""
 
     def __init__(self) -> None:
-        self.n, self.total, self.slowest, self._began = 0, 0.0, 0.0, 0.0
-
-    def start(self) -> None:
-        """Begin a packet."""
-        self._began = time.perf_counter()
-
-    def stop(self) -> None:
-        """End a packet."""
-        took = time.perf_counter() - self._began
-        self.n, self.total, self.slowest = self.n + 1, self.total + took, max(self.slowest, took)
+        self.n, self.total, self.slowest = 0, 0.0, 0.0
 
     def between(self, packets: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield packets; what happens until the next one is asked for is work."""
         for packet in packets:
-            self.start()
+            began = time.perf_counter()
             yield packet
-            self.stop()
+            took = time.perf_counter() - began
+            self.n, self.total = self.n + 1, self.total + took
+            self.slowest = max(self.slowest, took)
 
     def summary(self) -> str:
         """Say it in one line."""

@@ -226,34 +226,24 @@ def is_narrow(hp: HParams, device: torch.device, for_inference: bool = False) ->
     return hp.precision == "bfloat16" or (hp.precision == "auto" and has_it)
 
 
-def operations_per_column(model: nn.Module, hp: HParams) -> int:
+def operations_per_column(hp: HParams) -> int:
     """Count the floating-point operations of one more column in a dense pass.
 
-    Multiplications and additions of convolutions and linear layers; one column more than some
-    others, so that what the first column alone costs drops out.
+    Multiplications and additions of convolutions and linear layers, as torch counts them; one
+    column more than some others, so that what the first column alone costs drops out.
     """
-    counted, was_training = 0, model.training
-    model.eval()  # counting must not move the statistics of a network that is being trained
+    from torch.utils.flop_counter import FlopCounterMode
 
-    def count(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        nonlocal counted
-        n_values = output.numel()
-        if isinstance(module, nn.Conv2d):
-            counted += 2 * n_values * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            counted += 2 * n_values * module.in_features
-
-    hooks = [module.register_forward_hook(count) for module in model.modules()]
-    totals = []
-    for n_columns in (8, 9):
-        counted = 0
-        with torch.inference_mode():
-            model(torch.zeros(1, 1, hp.n_bins, n_columns + hp.stft_frames - 1))
-        totals.append(counted)
-    for hook in hooks:
-        hook.remove()
-    model.train(was_training)
-    return totals[1] - totals[0]
+    with torch.device("meta"):  # nothing is computed
+        model = build_model(hp).eval()
+        eight, nine = (
+            torch.zeros(1, 1, hp.n_bins, n_columns + hp.stft_frames - 1) for n_columns in (8, 9)
+        )
+    with FlopCounterMode(display=False) as counter:
+        model(eight)
+        first = counter.get_total_flops()
+        model(nine)
+    return counter.get_total_flops() - 2 * first
 
 
 def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> None:

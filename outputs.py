@@ -132,11 +132,8 @@ def _check_limits(info: AudioInfo, container: str) -> None:
 
 
 def predicted_bytes(info: AudioInfo, fmt: OutputFormat) -> int:
-    """Return the size of a sound as long as the input [bytes], a little generous.
-
-    A pipe of unknown length counts as nothing: then the disk is found full while writing.
-    """
-    n_samples = (info.n_samples or 0) * info.n_channels
+    """Return the size of a sound as long as the input [bytes], a little generous."""
+    n_samples = info.n_samples * info.n_channels
     tags = 4 * sum(len(name) + len(text) + 16 for name, text in info.tags.items())
     if fmt.container in _LOSSY:
         return n_samples * 5 // 8 + tags + 16384  # Vorbis takes this for full-scale noise
@@ -369,7 +366,7 @@ class SoundWriter:
         self._file, self._path, self._info, self._format = file, path, info, fmt
         self._bits = fmt.sample_format.bits
         self._n_written = 0
-        is_long = info.n_samples is None or predicted_bytes(info, fmt) > MAX_WAV_BYTES
+        is_long = predicted_bytes(info, fmt) > MAX_WAV_BYTES
         try:
             # By a descriptor of its own: libsndfile writes its header once more when it closes.
             self._sound = soundfile.SoundFile(
@@ -428,7 +425,6 @@ class SoundWriter:
         """
         if self._sound.closed:
             return
-        container = self._sound.format
         try:
             self._sound.close()
         except soundfile.LibsndfileError as error:
@@ -436,8 +432,6 @@ class SoundWriter:
         fd = self._file.fileno()
         if self._format.container == "wav":
             _clear_peak_time(fd)
-        if container == "RF64" and self._info.n_samples is None:
-            _shorten_header(fd)
         if self._format.container == "ogg":
             _set_ogg_serial(fd)
         self._verify()
@@ -586,19 +580,6 @@ def _clear_peak_time(fd: int) -> None:
             return
         size = int.from_bytes(entry[4:], "little")
         position += 8 + size + size % 2
-
-
-def _shorten_header(fd: int) -> None:
-    """Turn RF64 into the WAV that every player knows, if it came out short enough."""
-    n_bytes = os.fstat(fd).st_size
-    start = os.pread(fd, 4096, 0)
-    data = start.find(b"data")
-    if n_bytes > MAX_WAV_BYTES or start[12:16] != b"ds64" or data < 0:
-        return
-    n_data = int.from_bytes(start[28:36], "little")
-    os.pwrite(fd, b"RIFF" + struct.pack("<I", n_bytes - 8), 0)
-    os.pwrite(fd, b"JUNK", 12)
-    os.pwrite(fd, struct.pack("<I", n_data), data + 4)
 
 
 def _set_ogg_serial(fd: int) -> None:

@@ -85,7 +85,7 @@ def place(
 def step_bytes(hp: HParams, device: torch.device, n_processes: int = 1) -> int:
     """Count the memory that one process needs for a training step [bytes].
 
-    Weights, their gradient, the average and AdamW's two moments, everything that the forward pass
+    Weights, their gradient, the average and two moments (AdamW's), everything that the forward pass
     keeps for the backward one, and the gradients of the largest activations on their way.
     """
     kept: dict[int, torch.Tensor] = {}  # by storage: what is kept twice is there once

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs
         extra = {name: value for name, value in checkpoint.items() if name not in own}
         model.save_checkpoint(args.output, network, hp, **extra)
-    for line in describe(checkpoint, model.operations_per_column(network, hp)):
+    for line in describe(checkpoint, model.operations_per_column(hp)):
         print(commandline.printable(line))
     if args.output:
         print(f"{commandline.printable(args.output)}: {args.output.stat().st_size / 1e6:.1f} MB")

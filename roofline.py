@@ -84,7 +84,7 @@ def least_seconds(
             module.register_forward_hook(count)
         stride = hp.stft_stride if training else 1
         net(torch.zeros(1, 1, hp.n_bins, (n_columns - 1) * stride + hp.stft_frames))
-    if training:  # the optimizer (AdamW's two moments) and the average
+    if training:  # the optimizer, with AdamW's two moments, and the average
         n_weights = sum(weight.numel() for weight in net.parameters())
         seconds += 9 * 4 * n_weights / rates.copied
     return seconds

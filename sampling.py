@@ -341,11 +341,10 @@ def mask_loss(
     """
     if hp.loss == "sdr":
         energy = mixture.real.square() + mixture.imag.square()
-        wrong, true, whole = (
-            (share.square() * energy).sum((1, 2))
-            for share in (logits.sigmoid() - target, target, torch.ones_like(target))
+        wrong, true = (
+            (share.square() * energy).sum((1, 2)) for share in (logits.sigmoid() - target, target)
         )
-        least = whole / 100 + LEAST_ENERGY
+        least = energy.sum((1, 2)) / 100 + LEAST_ENERGY
         return ((wrong + least) / (true + least)).log10().mean()
     level_db = (1 - audio.features(mixture, curve_db, hp.mixture_power, hp)) * hp.min_level_db
     weights = 10 ** (level_db * hp.loss_weight / (10 * hp.mixture_power))

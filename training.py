@@ -1,4 +1,4 @@
-"""What train.py repeats: the step, the epoch, validation, the state of a run and its log.
+"""What train.py repeats: the step, the epoch, the state of a run and its log.
 
 A step mixes a batch of chunks on the device at random gains, learns the mask of every column at
 once, and moves the averaged weights, which are the ones that are validated and shipped. Nothing in

@@ -460,24 +460,9 @@ def test_ogg_checksums_are_those_of_the_specification(tmp_path):
     assert n_pages > 3
 
 
-def test_a_sound_of_unknown_length_becomes_an_ordinary_wav(tmp_path, monkeypatch):
-    info = replace(like(tmp_path / "-", "PCM_24", 3), n_samples=None, tags={"title": "x"})
-    codes = np.arange(-3000, 3000, dtype=np.int32).reshape(3, 2000)
-    for most, magic in ((outputs.MAX_WAV_BYTES, b"RIFF"), (10_000, b"RF64")):
-        monkeypatch.setattr(outputs, "MAX_WAV_BYTES", most)
-        with opened([tmp_path / "out.wav"], info) as files:
-            files[0].write(codes)
-        content = (tmp_path / "out.wav").read_bytes()
-        assert content[:4] == magic
-        assert int.from_bytes(content[4:8], "little") in (len(content) - 8, 0xFFFFFFFF)
-        np.testing.assert_array_equal(read_codes(tmp_path / "out.wav"), codes)
-        seen = probe(tmp_path / "out.wav")
-        assert (seen.tags, seen.warnings) == ({"title": "x"}, ())
-
-
 @pytest.mark.parametrize("container", outputs.CONTAINERS)
 def test_a_disk_that_fills_up_is_told_in_every_format(small_disk, tmp_path, container):
-    info = replace(like(tmp_path / "-", n_channels=2), n_samples=None)
+    info = replace(like(tmp_path / "-", n_channels=2), n_samples=1)  # it turns out longer
     fmt = choose_format(info, container)
     block = soundio.to_codes(3 * noise(100_000).T, fmt.sample_format)
 
