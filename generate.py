@@ -3,9 +3,9 @@
 Outputs have the input's sample rate, channels and length; vocals plus accompaniment are the input.
 
     python generate.py song.wav
-    python generate.py runs/demo/best.pth albums --background --format flac --output-dir stems
-    ffmpeg -i song.m4a -f wav - | python generate.py runs/demo/best.pth - | ffplay -
-    torchrun --nproc-per-node 2 generate.py runs/demo/best.pth albums
+    python generate.py albums --background --format flac --output-dir stems
+    ffmpeg -i song.m4a -f wav - | python generate.py - | ffplay -
+    torchrun --nproc-per-node 2 generate.py albums
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ EPILOG = """what you hear:
 
 examples:
   python generate.py song.wav --background --report
-  python generate.py runs/demo/best.pth albums --format flac --output-dir stems
-  python generate.py runs/demo/best.pth song.wav --save-mask
-  python generate.py runs/demo/best.pth song.wav --mask generated/song_mask.npz --set noise_gate=0.3
-  ffmpeg -i song.m4a -f wav - | python generate.py runs/demo/best.pth - | ffplay -
-  python generate.py runs/demo/best.pth --live"""
+  python generate.py albums --format flac --output-dir stems
+  python generate.py song.wav --save-mask
+  python generate.py song.wav --mask generated/song_mask.npz --set noise_gate=0.3
+  ffmpeg -i song.m4a -f wav - | python generate.py - | ffplay -
+  python generate.py --live
+  python generate.py runs/resnet18/best.pth song.wav    # a network of your own"""
 PIPE = Path("-")
 FILES_ONLY = ("background", "save_mask", "mask", "report", "format", "subtype", "start", "duration")
 RAW = ("sample_format", "rate", "channels")
