@@ -131,7 +131,6 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
             if not world.rank:
                 remove_rest(run_dir)
     log = training.Log(None if world.rank else run_dir, commandline.warn)
-    owes_best = False  # the disk was full when the best weights so far should have been written
     with commandline.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
@@ -147,10 +146,9 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
                     "weights have diverged (--set learning_rate= a smaller one); "
                     "what was saved before is untouched"
                 )
-            best_db = run.best_db
-            owes_best = run.finish_epoch(loss, scores) and not saves.best()
-            if owes_best:
-                run.best_db = best_db  # of what is on the disk: the next epoch need only beat that
+            run.finish_epoch(loss, scores)
+            if run.latest_db > run.best_db and saves.best():
+                run.best_db = run.latest_db
             saves.last()
             rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / took
             print(
@@ -171,7 +169,7 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
             return stop.exit_code
     if saves.is_behind or not (run_dir / "last.pth").exists():  # or a finished run, renamed
         saves.last(is_final=True)
-    if owes_best:
+    if run.latest_db > run.best_db:  # the disk was full when it should have been written
         saves.best(is_final=True)
     print(f"the run is in {run_dir}")
     return 0

@@ -86,7 +86,7 @@ class Run:
         self.steps_per_epoch = sampling.count_batches(songs, hp, 0)  # others vary a little
         self.scheduler = make_scheduler(self.optimizer, hp, self.n_steps, self.steps_per_epoch)
         self.epoch = self.batch = self.step = 0
-        self.best_db = -np.inf
+        self.best_db = -np.inf  # of what best.pth holds
         self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
         self.inherited: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
@@ -145,18 +145,21 @@ class Run:
             }
         networks.save_checkpoint(path, self.averaged, self.hp, **extra)
 
-    def finish_epoch(self, loss: float, scores: dict[str, float]) -> bool:
-        """Note what the epoch came to; returns whether the network was never better."""
+    def finish_epoch(self, loss: float, scores: dict[str, float]) -> None:
+        """Note what the epoch came to."""
         self.scores = scores
-        better = max(scores["soft"], scores["binary"])
-        if np.isnan(better):  # no held-out voice to hear, in any epoch
-            better = -scores["loss"]
-        is_best = bool(better > self.best_db)
-        self.best_db = max(self.best_db, better)
         self.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
         self.history.append({"step": self.step, "loss/train": loss, **scores})
         self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
-        return is_best
+
+    @property
+    def latest_db(self) -> float:
+        """How good the last epoch's network sounded; -inf where there is none or it has moved."""
+        if self.batch or not self.history:
+            return -np.inf
+        latest = self.history[-1]
+        better = max(latest["soft"], latest["binary"])
+        return -latest["loss"] if np.isnan(better) else better  # no held-out voice, in any epoch
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
         """Say in what this run differs from the one that saved a checkpoint, by name."""
@@ -265,9 +268,9 @@ class Saves:
         except (InputError, OSError) as error:
             self._n_failed += 1
             if self._n_failed >= n_allowed:
+                what = f"step {self._run.step}" if whole else "the best network so far"
                 raise InputError(
-                    f"{error}; step {self._run.step} is not saved; "
-                    "what was saved before is untouched"
+                    f"{error}; {what} is not saved; what was saved before is untouched"
                 ) from error
             self._warn(f"{error}; training goes on with what was saved before")
             return False

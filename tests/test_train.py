@@ -553,6 +553,19 @@ def test_the_best_network_that_could_be_saved_is_there(
     assert step == {1: first, 2: first + second}[best]
 
 
+def test_a_best_network_that_was_never_saved_is_written_when_the_run_is_resumed(
+    toy_dataset, capsys, monkeypatch
+):
+    fill_disk(monkeypatch, [True, False, True])
+    assert train.main([str(toy_dataset), *settings(epochs=1)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the best network so far is not saved" in error
+    best, last = (Path("runs/convnet") / name for name in ("best.pth", "last.pth"))
+    assert not best.exists()
+    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
+    assert weights_equal(best, last)
+
+
 # --- Stopping and going on ----------------------------------------------------------------------
 
 
