@@ -174,12 +174,9 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
 
     import model as networks
     import roofline
-    from separation import BLOCK_FRAMES
 
-    n, device = hp.block_frames or BLOCK_FRAMES[bench.device.type], bench.device
-    is_narrow = networks.is_narrow(hp, device, for_inference=True)
-    dtype = torch.bfloat16 if is_narrow else torch.float32
-    net = networks.for_inference(networks.build_model(hp)).to(device, dtype)
+    device, separator = bench.device, _untrained_separator(hp, bench.device)
+    n, net, dtype = separator.block_frames, separator.model, separator.dtype
     original = networks.for_inference(_original_network()).to(device, dtype)
 
     def in_inference(model: torch.nn.Module, *shape: int) -> Callable[[], Any]:
@@ -199,7 +196,7 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
         window = torch.zeros(1, 1, hp.n_bins, hp.stft_frames, device=device, dtype=dtype)
         return {
             "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
-            "precision": "bfloat16" if is_narrow else "float32",
+            "precision": str(dtype).removeprefix("torch."),
             "operations per column [MFLOP]": operations / 1e6,
             "dense pass [ms per column]": dense * 1e3,
             "dense pass [GFLOP/s]": operations / dense / 1e9,

@@ -535,11 +535,8 @@ def score_epochs(monkeypatch: pytest.MonkeyPatch, decibels: list[float]) -> None
     [
         ([3.0, 2.0], [True], 2),  # what was not saved need not be beaten
         ([3.0, 2.0], [False, False, False], 1),
-        (
-            [2.0, 3.0],
-            [False, False, True, False, False],
-            2,
-        ),  # the last epoch's is written in the end
+        # The last epoch's is written in the end.
+        ([2.0, 3.0], [False, False, True, False, False], 2),
     ],
 )
 def test_the_best_network_that_could_be_saved_is_there(
