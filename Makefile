@@ -10,7 +10,7 @@ export SONG_FILE := $(value SONG)
 .PHONY: demo test
 
 demo: .venv/ready
-	.venv/bin/python demo.py $${SONG_FILE:+--song="$$SONG_FILE"}
+	.venv/bin/python -m demo $${SONG_FILE:+--song="$$SONG_FILE"}
 
 test: .venv/ready-to-test
 	.venv/bin/ruff check .

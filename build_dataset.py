@@ -30,13 +30,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import commandline
-import distributed
-import outputs
-import tracks
-from building import JOURNAL, SONGS, Task, build_song, damage, file_of, finished, grid_of
+import cli
 from hparams import InputError
-from tracks import Extent, Track
+from learning import ranks
+from learning.building import JOURNAL, SONGS, Task, build_song, damage, file_of, finished, grid_of
+from sound import tracks, writing
+from sound.tracks import Extent, Track
 
 LOCK = ".lock"  # in the output
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -53,13 +52,11 @@ class Outcome:
     cpu_seconds: float = 0.0
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run the script; returns the exit code."""
-    args, world = make_parser().parse_args(argv), distributed.world()
-    task = Task(
-        args.root, args.output, commandline.settings_of(args), args.verify, args.check_pairs
-    )
+    args, world = make_parser().parse_args(argv), ranks.world()
+    task = Task(args.root, args.output, cli.settings_of(args), args.verify, args.check_pairs)
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     if args.speed != 1:
         found = found._replace(
@@ -79,15 +76,15 @@ def main(argv: list[str] | None = None) -> int:
         try:
             extents[track] = tracks.measure(track)
             for note in extents[track].notes if not world.rank else []:
-                commandline.warn(note)
+                cli.warn(note)
         except InputError as error:
             bad.append(str(error))
     for message in sorted(found.bad + bad) if not world.rank else []:
-        commandline.complain(message)
+        cli.complain(message)
 
     n_workers = args.workers or max(1, (os.cpu_count() or 1) // world.local_size)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(distributed.joined(world))
+        stack.enter_context(ranks.joined(world))
         if not world.rank:
             stack.enter_context(locked(args.output))
             check_output(task, found.tracks, args.overwrite)
@@ -111,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
     add = parser.add_argument
     add("root", type=Path, help="folder of music; its layout is recognised and printed")
     add("output", type=Path, help="folder of the dataset; 1.3 GB an hour (4.1 kB a frame)")
@@ -142,7 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--workers",
-        type=commandline.positive_count,
+        type=cli.positive_count,
         metavar="N",
         help="processes, each building one song at a time (default: one a core)",
     )
@@ -238,7 +235,7 @@ def check_output(task: Task, found: list[Track], overwrite: bool) -> None:
                     "(choose another output, or --overwrite)"
                 )
     text = json.dumps(grid_of(task.hp))
-    outputs.replace_atomically(grid_file, lambda file: file.write(text.encode()))
+    writing.replace_atomically(grid_file, lambda file: file.write(text.encode()))
 
 
 def build_songs(
@@ -257,15 +254,15 @@ def build_songs(
     start, built_seconds, cpu_seconds, n_failed = time.perf_counter(), 0.0, 0.0, 0
     with (
         contextlib.closing(in_parallel(task, jobs, n_workers)) as outcomes,
-        commandline.progress(round(sum(extents[track].seconds for track in jobs)), "s") as bar,
+        cli.progress(round(sum(extents[track].seconds for track in jobs)), "s") as bar,
     ):
         for n_done, (track, outcome) in enumerate(outcomes, 1):
             if outcome.disk_full:
                 raise InputError(outcome.error)
             if outcome.warning:
-                commandline.warn(outcome.warning)
+                cli.warn(outcome.warning)
             if outcome.record is None:
-                commandline.complain(outcome.error)
+                cli.complain(outcome.error)
                 n_failed += 1
                 records.pop(track, None)
             else:
@@ -393,7 +390,7 @@ def save(task: Task, layout: str, records: list[dict[str, Any]], n_bad: int) -> 
             splits_of.setdefault(source["sha256"], {})[song.split] = song.id
     for places in splits_of.values():
         if len(places) > 1:
-            commandline.warn(
+            cli.warn(
                 f"{places['train']} (train) and {places['test']} (test) share a file; scores on "
                 "songs that were trained on are too good"
             )
@@ -415,4 +412,4 @@ def save(task: Task, layout: str, records: list[dict[str, Any]], n_bad: int) -> 
 
 
 if __name__ == "__main__":
-    distributed.leave(main())
+    ranks.leave(main())

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-import outputs
 from hparams import GRID, HParams, InputError, differences, from_dict
+from sound import writing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -56,7 +56,7 @@ class Manifest:
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; a folder without one is an unfinished build."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=True)
-    outputs.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+    writing.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -18,22 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import commandline
-import comparison
+import cli
 import dataset
-import estimates
-import outputs
-import scorebook
-import soundio
-import summary
-import tracks
-import workers
 from hparams import MASK_SETTINGS, HParams, InputError, UsageError, parse_settings
-from scorebook import Record
+from scoring import comparison, estimates, scorebook, tables, workers
+from scoring.scorebook import Record
+from sound import reading, tracks, writing
 
 if TYPE_CHECKING:
-    import evaluation
-    import tuning
+    from scoring import evaluation, tuning
 
 EPILOG = """more:
   evaluate.py bounds ROOT           floor and ceilings alone, of the STFT that --set describes
@@ -68,7 +61,7 @@ BOUNDS_EPILOG = """examples:
   python evaluate.py bounds music/dsd100 --estimates ours=generated --estimates other=theirs"""
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one of the four commands."""
     words = sys.argv[1:] if argv is None else argv
@@ -86,7 +79,7 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
         "compare": (COMPARE, COMPARE_EPILOG),
         "tune": (TUNE, TUNE_EPILOG),
     }
-    parser = commandline.make_parser(*texts[command])
+    parser = cli.make_parser(*texts[command])
     parser.description = texts[command][0]  # all of it: it says what the numbers are
     parser.prog = f"{parser.prog} {command}".rstrip()
     return parser
@@ -109,28 +102,28 @@ def add_song_options(
     )
     songs.add_argument(
         "--every",
-        type=commandline.positive_count,
+        type=cli.positive_count,
         default=1,
         metavar="K",
         help="take only every K-th song",
     )
     songs.add_argument(
         "--subset",
-        type=commandline.positive_count,
+        type=cli.positive_count,
         metavar="N",
         help="take only N songs, evenly spread over the others",
     )
     by_default = f"{seconds:g}" if seconds else "all"
     songs.add_argument(
         "--seconds",
-        type=commandline.positive_number,
+        type=cli.positive_number,
         default=seconds,
         metavar="S",
         help=f"take only the middle S seconds of a song (default: {by_default})",
     )
     parser.add_argument(
         "--workers",
-        type=commandline.positive_count,
+        type=cli.positive_count,
         metavar="N",
         help="processes, each with one song and one thread; 3 GB each for stereo songs of 4 "
         "minutes (default: one a core)",
@@ -191,9 +184,9 @@ def evaluate(argv: list[str]) -> int:
         help="score the binary mask (hard) and the soft one (soft), each as tuned, and not only "
         "the one that the checkpoint prefers",
     )
-    commandline.add_device_option(parser)
+    cli.add_device_option(parser)
     args = parser.parse_args(argv)
-    commandline.refuse_missing(args.checkpoint)
+    cli.refuse_missing(args.checkpoint)
     return run(args, parser)
 
 
@@ -217,18 +210,18 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
-    hp = commandline.settings_of(args)
+    hp = cli.settings_of(args)
     folders = theirs(args)
     refuse_built(args.root)
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     chosen, split = estimates.choose(args.root, found.tracks, args.split, args.every, args.subset)
     jobs, lacking = estimates.pair(chosen, folders)
     for message in (*found.bad, *lacking):
-        commandline.complain(message)
+        cli.complain(message)
     output = args.output or default_output(args, hp)
     check_outputs(output, args, [path for song in found.tracks for path in song.paths])
 
-    import evaluation  # here: a wrong path is told before torch is loaded
+    from scoring import evaluation  # here: a wrong path is told before torch is loaded
 
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     network = network_of(args, parser, hp) if args.checkpoint else None
@@ -246,31 +239,31 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         names = sorted({job.track.name for job in jobs} - failed)
         n_failed = len(found.bad) + len(lacking) + len(failed)
         records = [book.records[name] for name in names]
-        totals = summary.summarise(records)
+        totals = tables.summarise(records)
         counts = {"n_songs": len(records), "n_failed": n_failed}
         selection = {"split": split, "every": args.every, "subset": args.subset}
         book.finish(names, totals, {**selection, **counts})
     report(records, totals)
     if n_failed:
         aside = book.records.keys() - set(names)
-        commandline.warn(
+        cli.warn(
             f"{n_failed} songs failed, each named above"
             + f"; earlier scores of {len(aside)} are kept aside, not counted" * bool(aside)
         )
     if network is None and records:
         grid = f"{hp.n_fft}, {hp.hop_length}"
-        rows = summary.markdown(args.root.resolve().name, grid, len(records), totals)
+        rows = tables.markdown(args.root.resolve().name, grid, len(records), totals)
         say("", *rows, "")
     if args.plot:
-        drawn = summary.figure(records).encode()
-        outputs.replace_atomically(args.plot, lambda file: file.write(drawn))
+        drawn = tables.figure(records).encode()
+        writing.replace_atomically(args.plot, lambda file: file.write(drawn))
     say(f"{output}: every frame's scores" + (f"; {args.plot}: every song's" * bool(args.plot)))
     return int(n_failed > 0)
 
 
 def say(*lines: object) -> None:
     """Print results at once, whatever characters names have."""
-    print(*map(commandline.printable, lines), sep="\n", flush=True)
+    print(*map(cli.printable, lines), sep="\n", flush=True)
 
 
 def refuse_built(root: Path) -> None:
@@ -289,7 +282,7 @@ def check_outputs(output: Path, args: argparse.Namespace, songs: list[Path]) -> 
             raise UsageError(f"{path}: is written as {ending[1:]} (call it something{ending})")
     inputs = [*songs, *([args.checkpoint] if args.checkpoint else [])]
     paths = [output, scorebook.partial(output), *([args.plot] if args.plot else [])]
-    outputs.check_outputs(dict.fromkeys(paths, 0), outputs.identities(inputs))
+    writing.check_outputs(dict.fromkeys(paths, 0), writing.identities(inputs))
 
 
 def is_held(book: scorebook.Scorebook, job: estimates.Job, root: Path) -> bool:
@@ -313,12 +306,12 @@ def score(
     failed = {job.track.name for job in jobs}
     with (
         contextlib.closing(workers.in_parallel(score_job, jobs, n_workers)) as results,
-        commandline.progress(len(jobs), " songs") as bar,
+        cli.progress(len(jobs), " songs") as bar,
     ):
         for result in results:
             bar.update()
             if isinstance(result, InputError):
-                commandline.complain(result)
+                cli.complain(result)
             else:
                 book.add(result | mark(result))
                 failed.remove(result["name"])
@@ -330,7 +323,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Path]:
     names = [name for name, _ in args.estimates]
     own = (["hard", "soft"] if args.both_masks else ["model"]) if args.checkpoint else []
     for name in names:
-        if name in (summary.FLOOR, *summary.IDEALS, "reference", *own) or names.count(name) > 1:
+        if name in (tables.FLOOR, *tables.IDEALS, "reference", *own) or names.count(name) > 1:
             raise UsageError(f"--estimates {name}: the name is taken (choose another)")
     return dict(args.estimates)
 
@@ -339,9 +332,9 @@ def network_of(
     args: argparse.Namespace, parser: argparse.ArgumentParser, hp: HParams
 ) -> evaluation.Network:
     """Say which network runs where, and with which settings."""
-    import evaluation
+    from scoring import evaluation
 
-    device = str(commandline.device_of(args, parser))
+    device = str(cli.device_of(args, parser))
     explicit = tuple(parse_settings(args.settings).items())
     return evaluation.Network(args.checkpoint, device, hp, explicit)
 
@@ -354,21 +347,21 @@ def default_output(args: argparse.Namespace, hp: HParams) -> Path:
     return Path("runs") / f"bounds_{root}_{hp.n_fft}_{hp.hop_length}.json"
 
 
-def report(records: list[Record], totals: summary.Summary) -> None:
+def report(records: list[Record], totals: tables.Summary) -> None:
     """Print the tables, and what they do not show."""
     for record in records:
         for note in record["notes"]:
-            commandline.warn(f"{record['name']}: {note}")
-    say(*summary.tables(totals))
+            cli.warn(f"{record['name']}: {note}")
+    say(*tables.tables(totals))
     minutes = sum(record["seconds"] for record in records) / 60
     print(f"\n{len(records)} songs, {minutes:.1f} minutes, scores in dB", end="")
     print("; % is the part of the way from the floor to the ideal ratio mask" * bool(records))
-    for line in summary.omissions(records, totals):
+    for line in tables.omissions(records, totals):
         say(line)
     if n_learnt := sum(record["learnt"] for record in records):
-        commandline.warn(f"{n_learnt} songs are called like songs that the checkpoint learnt from")
+        cli.warn(f"{n_learnt} songs are called like songs that the checkpoint learnt from")
     if n_tuned := sum(record["tuned"] for record in records):
-        commandline.warn(
+        cli.warn(
             f"{n_tuned} songs are, or are called like, those that the mask settings were tuned on"
         )
 
@@ -389,14 +382,14 @@ def compare(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--metric",
-        choices=summary.METRIC_NAMES,
+        choices=tables.METRIC_NAMES,
         help="only this one, with the difference of every song",
     )
     parser.add_argument(
         "--stem", choices=["vocals", "accompaniment"], default="vocals", help="(%(default)s)"
     )
     args = parser.parse_args(argv)
-    commandline.settings_of(args)
+    cli.settings_of(args)
     names = args.systems or ["model"]
     if len(names) > 2:
         raise UsageError("--systems: one name for both files, or one for each")
@@ -406,7 +399,7 @@ def compare(argv: list[str]) -> int:
         f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {args.stem} of "
         f"{len(pairs)} songs" + f"; {n_single} are in one file only" * bool(n_single)
     )
-    for metric in summary.METRICS:
+    for metric in tables.METRICS:
         if args.metric not in (None, metric.name):
             continue
         found = comparison.differences(pairs, systems, args.stem, metric.name)
@@ -430,30 +423,29 @@ def tune(argv: list[str]) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the curves; leave the checkpoint as it is"
     )
-    commandline.add_device_option(parser)
+    cli.add_device_option(parser)
     args = parser.parse_args(argv)
-    hp = commandline.settings_of(args)
+    hp = cli.settings_of(args)
     named = parse_settings(args.settings).keys() & set(MASK_SETTINGS)
     if named:
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
-    commandline.refuse_missing(args.checkpoint)
+    cli.refuse_missing(args.checkpoint)
 
     if not args.dry_run:
-        outputs.check_writable(args.checkpoint)
+        writing.check_writable(args.checkpoint)
 
-    import evaluation
-    import tuning
+    from scoring import evaluation, tuning
 
-    before = soundio.sha256(args.checkpoint)
+    before = reading.sha256(args.checkpoint)
     network = network_of(args, parser, hp)
     learnt, _ = evaluation.known_songs(args.checkpoint)
     if learnt is None:
-        commandline.warn(f"{args.checkpoint}: does not say which songs it has learnt from")
+        cli.warn(f"{args.checkpoint}: does not say which songs it has learnt from")
     how = {"kind": args.kind, "voice_pattern": args.voice_pattern}
     grid, split = evaluation.load(network).hp, args.split or "train"
     songs, left_out, bad = tuning.validation_songs(args.data, learnt or {}, grid, split, **how)
     for message in bad:
-        commandline.complain(message)
+        cli.complain(message)
     n_failed, songs = len(bad), estimates.thin(songs, args.every, args.subset)
     names = ", ".join(song.name for song in songs[:8]) + ", …" * (len(songs) > 8)
     say(f"left out: {left_out}", f"tuned on {len(songs)} songs: {names}")
@@ -461,15 +453,15 @@ def tune(argv: list[str]) -> int:
     tuned: list[tuning.Tuned] = []
     with (
         contextlib.closing(workers.in_parallel(tune_song, songs, args.workers)) as results,
-        commandline.progress(len(songs), " songs") as bar,
+        cli.progress(len(songs), " songs") as bar,
     ):
         for result in results:
             bar.update()
             if isinstance(result, InputError):
-                commandline.complain(result)
+                cli.complain(result)
                 n_failed += 1
             elif math.isnan(result.scores[0]):
-                commandline.warn(f"{result.name}: silent vocals; left out")
+                cli.warn(f"{result.name}: silent vocals; left out")
             else:
                 tuned.append(result)
     if not tuned:
@@ -480,7 +472,7 @@ def tune(argv: list[str]) -> int:
     if args.dry_run:
         say(f"{args.checkpoint}: left as it is (--dry-run)")
     elif n_failed:
-        commandline.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
+        cli.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
     else:
         tuning.store(args.checkpoint, settings, before, tuned)
         say(f"{args.checkpoint}: these are its defaults now")

@@ -21,21 +21,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import commandline
-import distributed
-from commandline import positive_count, positive_number
+import cli
+from cli import positive_count, positive_number
 from hparams import InputError, UsageError, parse_settings
+from learning import ranks
 
 if TYPE_CHECKING:
     import numpy as np
 
-    import soundio
-    from masks import MaskWriter, SavedMask
-    from outputs import Identity, OutputFormat
-    from piping import PipeReader
-    from report import Report
     from separation import Separator
-    from soundio import AudioInfo
+    from sound import reading
+    from sound.masks import MaskWriter, SavedMask
+    from sound.page import Report
+    from sound.pipes import PipeReader
+    from sound.reading import AudioInfo
+    from sound.writing import Identity, OutputFormat
 
 EPILOG = """what you hear:
   --set mask_at_eval=true        binary mask: cleaner pauses, harsher consonants
@@ -69,7 +69,7 @@ class Job(NamedTuple):
     outputs: dict[str, Path]  # of "vocals", "accompaniment", "mask", "report": those wanted
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Separate every file; one that fails does not stop the rest."""
     parser = make_parser()
@@ -77,25 +77,25 @@ def main(argv: list[str] | None = None) -> int:
     n_words = words.index("--") if "--" in words else len(words)  # behind it all are names
     args = parser.parse_intermixed_args(words[:n_words])  # options may stand between names
     args.audio += map(as_path, words[n_words + 1 :])
-    settings = commandline.settings_of(args)
+    settings = cli.settings_of(args)
     choose_network(args)
     is_pipe = args.live or PIPE in args.audio
     check_usage(args, is_pipe)
-    world = distributed.world()
+    world = ranks.world()
     if not is_pipe:
         jobs, failed, n_done = plan(args, is_first=not world.rank)
         if not jobs:
             return finish(failed, len(failed) + n_done, world)
-    commandline.refuse_missing(args.checkpoint)
+    cli.refuse_missing(args.checkpoint)
 
     from separation import Separator  # here: a wrong path is told before torch is loaded
 
     # A pipe's standard output is sound: what there is to say goes beside it.
     with contextlib.redirect_stdout(sys.stderr) if is_pipe else contextlib.nullcontext():
-        device = commandline.device_of(args, parser, world.local_rank)
+        device = cli.device_of(args, parser, world.local_rank)
     separator = Separator.load(args.checkpoint, device, settings, parse_settings(args.settings))
     if separator.licence and not world.rank:
-        network = commandline.printable(f"{args.checkpoint}: {separator.licence}")
+        network = cli.printable(f"{args.checkpoint}: {separator.licence}")
         print(f"network: {network}", file=sys.stderr if is_pipe else sys.stdout)
     if args.live and device.type == "cpu":
         import torch
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_pipe:
         return pipe(separator, args) if args.audio else live(separator, args)
     n_songs = len(jobs) + len(failed) + n_done
-    with distributed.joined(world):  # torchrun ends all where one ends badly: they leave together
+    with ranks.joined(world):  # torchrun ends all where one ends badly: they leave together
         bad = [job.path for job in world.share(jobs) if not attempt(separator, job, args)]
         failed += [path for paths in world.gather(bad) for path in paths]
     return finish(failed, n_songs, world)
@@ -120,26 +120,26 @@ def choose_network(args: argparse.Namespace) -> None:
     UsageError
         If another network seems to be meant: nobody wants the project's instead.
     """
-    args.checkpoint = commandline.PRETRAINED
+    args.checkpoint = cli.PRETRAINED
     if args.audio and args.audio[0].suffix.lower() == ".pth":
         args.checkpoint, *args.audio = args.audio
     elif len(args.audio) > 1 and is_mistaken(args.audio[0]):
         raise UsageError(f"{args.audio[0]}: neither a network (a .pth file) nor a song")
     for path in args.audio:
         if path.suffix.lower() == ".pth":
-            if args.checkpoint != commandline.PRETRAINED:
+            if args.checkpoint != cli.PRETRAINED:
                 raise UsageError(f"{path}: a second network beside {args.checkpoint} (name one)")
             raise UsageError(f"{path}: is a network; the network comes first")
         if is_network(path):
             raise UsageError(f"{path}: is a network (call it something.pth, and name it first)")
-        if args.checkpoint == commandline.PRETRAINED and os.path.isdir(path):
+        if args.checkpoint == cli.PRETRAINED and os.path.isdir(path):
             for network in sorted(path.glob("*.pth")):
                 raise UsageError(f"{path}: holds networks (name the one to take, as {network})")
 
 
 def is_mistaken(path: Path) -> bool:
     """Return whether a path leads nowhere and is not called like a song."""
-    import tracks
+    from sound import tracks
 
     return path != PIPE and not os.path.exists(path) and path.suffix.lower() not in tracks.AUDIO
 
@@ -155,17 +155,17 @@ def is_network(path: Path) -> bool:
         return False
 
 
-def finish(failed: list[Path], n_songs: int, world: distributed.World) -> int:
+def finish(failed: list[Path], n_songs: int, world: ranks.World) -> int:
     """Name what failed; returns the exit code."""
     if failed and not world.rank and n_songs > 1:
         names = ", ".join(map(str, failed))
-        commandline.warn(f"{len(failed)} of {n_songs} files failed: {names}")
+        cli.warn(f"{len(failed)} of {n_songs} files failed: {names}")
     return int(bool(failed))
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = commandline.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument(
         "audio",
         type=as_path,
@@ -233,7 +233,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--rate", type=positive_count, help="raw and live: samples a second (live: 48000)"
     )
     pipes.add_argument("--channels", type=positive_count, help="raw and live (live: 1)")
-    commandline.add_device_option(parser)
+    cli.add_device_option(parser)
     return parser
 
 
@@ -287,9 +287,9 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
 
     Only the first of several processes tells what is wrong.
     """
-    from outputs import identities
+    from sound.writing import identities
 
-    complain: Callable[[object], None] = commandline.complain if is_first else lambda _: None
+    complain: Callable[[object], None] = cli.complain if is_first else lambda _: None
     songs, failed = [], []
     for root in args.audio:
         try:
@@ -337,7 +337,7 @@ def songs_of(root: Path, output_dir: Path) -> tuple[list[tuple[Path, Path]], lis
     A folder keeps its tree; what an earlier run wrote into it is no song. Folders that cannot be
     read are listed, too.
     """
-    import tracks
+    from sound import tracks
 
     if not os.path.isdir(root):
         return [(root, Path())], []
@@ -355,7 +355,7 @@ def songs_of(root: Path, output_dir: Path) -> tuple[list[tuple[Path, Path]], lis
 
 def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Name the files that come of a song."""
-    from outputs import output_path
+    from sound.writing import output_path
 
     stems = STEMS[: 1 + args.background]
     suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in stems}
@@ -369,7 +369,7 @@ def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, 
 
 def check_job(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespace) -> bool:
     """Find out whether a song can be read and its outputs be written; False if all is there."""
-    from outputs import check_outputs, choose_format, identities
+    from sound.writing import check_outputs, choose_format, identities
 
     with open_song(job.path, args) as reader:
         info = reader.info
@@ -383,13 +383,13 @@ def check_job(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespac
 
 def is_done(job: Job, info: AudioInfo, fmt: OutputFormat, args: argparse.Namespace) -> bool:
     """Return whether all outputs are there, like the song and younger than what made them."""
-    import soundio
-    from headers import MP3_FRAME
+    from sound import reading
+    from sound.headers import MP3_FRAME
 
     try:
         written = [os.stat(output).st_mtime_ns for output in job.outputs.values()]
         made_of = [os.stat(path).st_mtime_ns for path in (job.path, args.checkpoint)]
-        found = soundio.probe(job.outputs["vocals"])
+        found = reading.probe(job.outputs["vocals"])
     except (OSError, InputError):
         return False
     return (
@@ -400,18 +400,18 @@ def is_done(job: Job, info: AudioInfo, fmt: OutputFormat, args: argparse.Namespa
     )
 
 
-def open_song(path: Path, args: argparse.Namespace) -> soundio.Reader:
+def open_song(path: Path, args: argparse.Namespace) -> reading.Reader:
     """Open a song, or what --start and --duration leave of it."""
-    import soundio
+    from sound import reading
 
-    return soundio.Reader(path, args.allow_truncated, args.fix_nonfinite, args.start, args.duration)
+    return reading.Reader(path, args.allow_truncated, args.fix_nonfinite, args.start, args.duration)
 
 
 def sizes_of(
     job: Job, info: AudioInfo, fmt: OutputFormat, args: argparse.Namespace
 ) -> dict[Path, int]:
     """Predict how large each output becomes [bytes]."""
-    from outputs import predicted_bytes
+    from sound.writing import predicted_bytes
 
     n_masks = info.n_channels if args.per_channel else 1
     sizes = {
@@ -431,11 +431,11 @@ def attempt(separator: Separator, job: Job, args: argparse.Namespace) -> bool:
             reader = stack.enter_context(open_song(job.path, args))
             n_limited = render(separator, reader, job, args, stack)
     except InputError as error:
-        commandline.complain(error)
+        cli.complain(error)
         return False
     except torch.OutOfMemoryError:
         n = separator.block_frames
-        commandline.complain(
+        cli.complain(
             f"{job.path}: out of memory on the GPU with blocks of {n} frames "
             f"(try --set block_frames={max(16, n // 4)})"
         )
@@ -444,13 +444,13 @@ def attempt(separator: Separator, job: Job, args: argparse.Namespace) -> bool:
     length, took = reader.n_read / reader.info.sample_rate, time.perf_counter() - started
     names = ", ".join(map(str, job.outputs.values()))
     print(
-        f"{commandline.printable(names)}: {length:.1f} s in {took:.1f} s, "
+        f"{cli.printable(names)}: {length:.1f} s in {took:.1f} s, "
         f"real-time factor {took / length:.3f} ({length / took:.0f} × real time)"
     )
     return True
 
 
-def warn_of(reader: soundio.Reader | PipeReader, n_limited: int) -> None:
+def warn_of(reader: reading.Reader | PipeReader, n_limited: int) -> None:
     """Tell what was odd about a sound, and what was done about it."""
     warnings = [*reader.info.warnings, *getattr(reader, "warnings", ())]
     if getattr(reader, "n_clipped", 0):
@@ -460,20 +460,20 @@ def warn_of(reader: soundio.Reader | PipeReader, n_limited: int) -> None:
     if n_limited:
         warnings.append(f"{n_limited} samples of the vocals limited so that the sum fits")
     for warning in warnings:
-        commandline.warn(f"{reader.info.path}: {warning}")
+        cli.warn(f"{reader.info.path}: {warning}")
 
 
 def render(
     separator: Separator,
-    reader: soundio.Reader,
+    reader: reading.Reader,
     job: Job,
     args: argparse.Namespace,
     stack: contextlib.ExitStack,
 ) -> int:
     """Read, separate and write one song; returns how many samples were limited."""
     import separation
-    import soundio
-    from outputs import AtomicFiles, choose_format
+    from sound import reading
+    from sound.writing import AtomicFiles, choose_format
 
     info, outputs = reader.info, job.outputs
     fmt = choose_format(info, args.format or "wav", args.subtype)
@@ -500,7 +500,7 @@ def render(
         saved=saved.read if saved else None,
         on_mask=keep if mask or report else None,
     )
-    bar = stack.enter_context(commandline.progress(round(info.seconds, 1), " s"))
+    bar = stack.enter_context(cli.progress(round(info.seconds, 1), " s"))
     n_limited, started = 0, time.perf_counter()
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
     for part in separation.split(stream, blocks, fmt.sample_format):
@@ -508,7 +508,7 @@ def render(
             sound.write(getattr(part, stem))
         if report:
             both = (part.mixture, part.vocals)
-            report.add(*(soundio.to_float(codes, fmt.sample_format) for codes in both))
+            report.add(*(reading.to_float(codes, fmt.sample_format) for codes in both))
         n_limited += part.n_limited
         bar.update(part.vocals.shape[1] / info.sample_rate)
         if bar.n:
@@ -542,14 +542,14 @@ def begin_mask(
     file: BinaryIO, separator: Separator, info: AudioInfo, args: argparse.Namespace
 ) -> MaskWriter:
     """Start to save a mask, with what it belongs to."""
-    import soundio
-    from masks import MaskWriter
+    from sound import reading
+    from sound.masks import MaskWriter
 
     about = {
         **mask_identity(separator, info, args),
         "n_masks": info.n_channels if args.per_channel else 1,
         "song": os.fsdecode(info.path.name),
-        "sha256": soundio.sha256(info.path),
+        "sha256": reading.sha256(info.path),
         "checkpoint": os.fsdecode(args.checkpoint.name),
     }
     return MaskWriter(file, about)
@@ -557,27 +557,27 @@ def begin_mask(
 
 def open_mask(separator: Separator, info: AudioInfo, args: argparse.Namespace) -> SavedMask:
     """Open the mask that --mask names, and refuse one that belongs to another song."""
-    import soundio
-    from masks import SavedMask
+    from sound import reading
+    from sound.masks import SavedMask
 
     saved = SavedMask(args.mask)
     saved.check(mask_identity(separator, info, args))
     if saved.about["n_masks"] != 1:
         saved.check({"n_masks": info.n_channels})
     for name, value in (
-        ("sha256", soundio.sha256(info.path)),
+        ("sha256", reading.sha256(info.path)),
         ("checkpoint", os.fsdecode(args.checkpoint.name)),
     ):
         if saved.about.get(name) != value:
             what = "file" if name == "sha256" else "checkpoint"
-            commandline.warn(f"{args.mask}: was saved with another {what} ({info.path})")
+            cli.warn(f"{args.mask}: was saved with another {what} ({info.path})")
     return saved
 
 
 def begin_report(separator: Separator, info: AudioInfo, args: argparse.Namespace) -> Report:
     """Start a song's page."""
     import audio
-    from report import Report
+    from sound.page import Report
 
     hp = separator.hp
     settings = {
@@ -597,7 +597,7 @@ def begin_report(separator: Separator, info: AudioInfo, args: argparse.Namespace
 def pipe(separator: Separator, args: argparse.Namespace) -> int:
     """Separate standard input to standard output, as it comes, for as long as it comes."""
     import separation
-    from piping import PipeReader, PipeWriter, RawFormat
+    from sound.pipes import PipeReader, PipeWriter, RawFormat
 
     raw = None
     if args.sample_format:
@@ -616,7 +616,7 @@ def pipe(separator: Separator, args: argparse.Namespace) -> int:
         separator.warm_up(info.sample_rate, info.n_channels, n_block)
     writer = PipeWriter(sys.stdout and sys.stdout.buffer, info, raw=raw is not None)
     blocks = watch.between(reader.blocks(n_block))
-    with commandline.progress(info.seconds and round(info.seconds, 1), " s") as bar:
+    with cli.progress(info.seconds and round(info.seconds, 1), " s") as bar:
         for part in separation.split(stream, blocks, info.sample_format):
             writer.write(getattr(part, args.stem))
             n_limited += part.n_limited
@@ -632,7 +632,7 @@ def live(separator: Separator, args: argparse.Namespace) -> int:
     import numpy as np
 
     import separation
-    import soundio
+    from sound import reading
 
     try:
         import sounddevice
@@ -645,7 +645,7 @@ def live(separator: Separator, args: argparse.Namespace) -> int:
     n_packet, watch, n_lost = round(PACKET * rate), Stopwatch(), 0
     stream = separator.stream(rate, n_channels, live=True, per_channel=args.per_channel)
     separator.warm_up(rate, n_channels, n_packet)
-    floats = soundio.SampleFormat("FLOAT", None)
+    floats = reading.SampleFormat("FLOAT", None)
 
     def hear() -> Iterator[np.ndarray]:
         nonlocal n_lost
@@ -697,4 +697,4 @@ class Stopwatch:
 
 
 if __name__ == "__main__":
-    distributed.leave(main())
+    ranks.leave(main())

@@ -27,9 +27,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import outputs
-from convolution import convolve, prepare
 from hparams import HParams, InputError, from_dict
+from learning.convolution import convolve, prepare
+from sound import writing
 
 FORMAT = "vocal-mask checkpoint 1"
 Past = dict[nn.Module, torch.Tensor]  # per layer the last frames that it saw
@@ -262,7 +262,7 @@ def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> 
     contents = {"weights": model.state_dict(), "hparams": asdict(hp), **extra}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "sha256": _digest(contents), **contents}, buffer)
-    outputs.replace_atomically(Path(path), lambda file: file.write(buffer.getbuffer()))
+    writing.replace_atomically(Path(path), lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ import torch
 
 import audio
 import model as networks
-import soundio
 from hparams import MASK_SETTINGS, RANGES, TRAINED, UNTUNED_MASK, HParams, InputError, hparams
+from sound import reading
 
 READ_SAMPLES = 1 << 16  # samples read at a time; has no influence on the result
 BLOCK_FRAMES = {"cpu": 256, "cuda": 2048}  # a CPU's cache wants few, a GPU many
@@ -204,7 +204,7 @@ class Stream:
         low, high = RANGES["sample_rate"]
         if not low <= sample_rate <= high:
             raise InputError(f"sample rate {sample_rate} Hz is not between {low} and {high} Hz")
-        if not 1 <= n_channels <= soundio.MAX_CHANNELS:
+        if not 1 <= n_channels <= reading.MAX_CHANNELS:
             raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
         self.per_channel, self.saved, self.on_mask = per_channel, saved, on_mask
@@ -360,7 +360,7 @@ class Part(NamedTuple):
 
 
 def split(
-    stream: Stream, blocks: Iterable[np.ndarray], sample_format: soundio.SampleFormat
+    stream: Stream, blocks: Iterable[np.ndarray], sample_format: reading.SampleFormat
 ) -> Iterator[Part]:
     """Separate the codes of a sound file into vocals and accompaniment that add up to them.
 
@@ -369,7 +369,7 @@ def split(
     stream : Stream
     blocks : iterable of np.ndarray, shape=(n_channels, n)
         Codes of `sample_format`, block by block.
-    sample_format : soundio.SampleFormat
+    sample_format : reading.SampleFormat
 
     Yields
     ------
@@ -382,14 +382,14 @@ def split(
     def part(vocals: torch.Tensor) -> Part:
         nonlocal waiting
         mixture, waiting = waiting[:, : vocals.shape[-1]], waiting[:, vocals.shape[-1] :]
-        codes = soundio.to_codes(vocals.numpy(), sample_format)
-        codes, n_limited = soundio.limit_to_remainder(codes, mixture, sample_format)
+        codes = reading.to_codes(vocals.numpy(), sample_format)
+        codes, n_limited = reading.limit_to_remainder(codes, mixture, sample_format)
         return Part(mixture, codes, mixture - codes, n_limited)
 
     for codes in blocks:
         is_first = waiting is None or not waiting.size
         waiting = codes if is_first else np.concatenate([waiting, codes], axis=1)
-        yield part(stream.push(soundio.to_float(codes, sample_format)))
+        yield part(stream.push(reading.to_float(codes, sample_format)))
     if waiting is not None:
         yield part(stream.finish())
 
@@ -404,6 +404,6 @@ def _copy(wav: np.ndarray | torch.Tensor) -> torch.Tensor:
         wav = wav.detach().to("cpu", torch.float32, copy=True)
     else:
         wav = torch.from_numpy(np.array(wav, dtype=np.float32))
-    if wav.numel() and not wav.abs().max() <= soundio.MAX_LEVEL:  # NaN is not, either
+    if wav.numel() and not wav.abs().max() <= reading.MAX_LEVEL:  # NaN is not, either
         raise InputError("a waveform that is not finite, or far beyond full scale, which is 1")
     return wav

@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import commandline
-import distributed
-import outputs
-from charts import Chart, svg
-from distributed import World
+import cli
 from hparams import TRAINED, HParams, InputError, UsageError, parse_settings
+from learning import ranks
+from learning.ranks import World
+from sound import writing
+from tools.charts import Chart, svg
 
 if TYPE_CHECKING:
     import torch
 
     import dataset
-    import training
+    from learning import run as training
 
 RESUMABLE = ("last.pth", "previous.pth")
 CHECKPOINTS = (*RESUMABLE, "best.pth")
@@ -43,22 +43,22 @@ EPILOG = """examples:
   tensorboard --logdir runs                                          # watch it"""
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Set a run up and see it through."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    hp, run_dir, world = commandline.settings_of(args), run_folder(args), distributed.world()
+    hp, run_dir, world = cli.settings_of(args), run_folder(args), ranks.world()
     for folder in [*args.data, *args.validate_on]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
-    outputs.check_writable(run_dir / "last.pth")
+    writing.check_writable(run_dir / "last.pth")
 
     with contextlib.ExitStack() as stack:
         if world.rank:  # one voice is enough
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        device = commandline.device_of(args, parser, world.local_rank)
-        stack.enter_context(distributed.joined(world, device.type))
+        device = cli.device_of(args, parser, world.local_rank)
+        stack.enter_context(ranks.joined(world, device.type))
         stack.enter_context(locked(run_dir, world))
         run, goes_on = set_up(args, hp, world, device)
         if args.find_lr:
@@ -75,9 +75,8 @@ def set_up(
     Also returns whether it goes on where a checkpoint stopped.
     """
     import dataset  # here, so that --help and wrong paths answer before torch is loaded
-    import planning
-    import sampling
-    import training
+    from learning import planning, sampling
+    from learning import run as training
 
     checkpoint = load_checkpoint(args.checkpoint, world) if args.checkpoint else None
     if checkpoint:
@@ -115,14 +114,14 @@ def set_up(
 
 def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
     """Train, validate and save, epoch after epoch; returns the exit code."""
-    import training
-    import validation
+    from learning import run as training
+    from learning import validation
 
     hp, world, valid = run.hp, run.world, run.valid
     bounds = validation.bounds(run.listener, valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
 
-    saves = training.Saves(run, run_dir, commandline.warn)
+    saves = training.Saves(run, run_dir, cli.warn)
     if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
         run.best_db = -math.inf  # the best.pth of another folder is not this run's
         refuse_overwriting(run_dir, args)
@@ -130,11 +129,11 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
             saves.last(is_final=True)  # the old last.pth stays for a while, as previous.pth
             if not world.rank:
                 remove_rest(run_dir)
-    log = training.Log(None if world.rank else run_dir, commandline.warn)
-    with commandline.Stop() as stop:
+    log = training.Log(None if world.rank else run_dir, cli.warn)
+    with cli.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
-            with commandline.progress(run.slices_left_in_epoch(), " slices") as bar:
+            with cli.progress(run.slices_left_in_epoch(), " slices") as bar:
                 loss = training.train_epoch(run, bar.update, log.scalars, stop, saves.last)
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
@@ -177,7 +176,7 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = commandline.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument("data", type=Path, nargs="+", help="folders that build_dataset.py made")
     parser.add_argument("--name", help="the run's folder is runs/<name> (the model type)")
     parser.add_argument(
@@ -192,7 +191,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minutes",
-        type=commandline.positive_number,
+        type=cli.positive_number,
         metavar="M",
         help="measure the speed for some seconds, then train as many steps as take M minutes",
     )
@@ -223,7 +222,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="learn from the songs of test splits, too: for a network that ships, not for scores",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
-    commandline.add_device_option(parser)
+    cli.add_device_option(parser)
     return parser
 
 
@@ -245,7 +244,7 @@ def run_folder(args: argparse.Namespace) -> Path:
         raise UsageError(f"--adapt: {args.checkpoint} is no run's last.pth (--name the new run)")
     if args.checkpoint and not args.name:
         return args.checkpoint.parent  # whether it may be written there, the checkpoint tells
-    folder = Path("runs") / (args.name or commandline.settings_of(args).model_type)
+    folder = Path("runs") / (args.name or cli.settings_of(args).model_type)
     refuse_overwriting(folder, args)
     return folder
 
@@ -299,14 +298,14 @@ def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
         except InputError as worse:
             raise InputError(f"{error}; {worse}") from worse
         if not world.rank:
-            commandline.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
+            cli.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
         return checkpoint
 
 
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
     """Take the settings of the run that goes on; one that contradicts them is refused."""
     import model
-    import training
+    from learning import run as training
 
     _, hp = model.restore_model(args.checkpoint, checkpoint)
     asked = parse_settings(args.settings)
@@ -340,7 +339,7 @@ def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespa
     run.start_from(checkpoint)
     are_learnt = dataset.are_learnt((s.song for s in run.valid), model.learnt_songs(checkpoint))
     if any(are_learnt) and not run.world.rank:
-        commandline.warn(
+        cli.warn(
             f"{args.checkpoint}: has learnt from {sum(are_learnt)} of the {len(run.valid)} songs "
             "to validate on; their scores flatter it (hold others out with --validate-on)"
         )
@@ -362,9 +361,9 @@ def describe(hp: HParams, learn: list[dataset.OpenSong], valid: list[dataset.Ope
 
 def find_lr(run: training.Run, run_dir: Path) -> None:
     """Do the range test; write its picture and print the suggestion."""
-    import planning
+    from learning import planning
 
-    with commandline.progress(planning.FIND_LR_STEPS, " steps") as bar:
+    with cli.progress(planning.FIND_LR_STEPS, " steps") as bar:
         curve, suggestion = planning.find_lr(run, bar.update)
     chart = Chart(
         "Learning-rate range test",
@@ -401,10 +400,10 @@ def write_svg(run: training.Run, path: Path, charts: list[Chart]) -> None:
     if run.world.rank:
         return
     try:
-        outputs.replace_atomically(path, lambda file: file.write(svg(charts).encode()))
+        writing.replace_atomically(path, lambda file: file.write(svg(charts).encode()))
     except InputError as error:
-        commandline.warn(error)
+        cli.warn(error)
 
 
 if __name__ == "__main__":
-    distributed.leave(main())
+    ranks.leave(main())

@@ -11,7 +11,7 @@ import pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("VOCAL_MASK_GPU", "")
 
 import build_dataset
-import synthesis
+from demo import synthesis
 
 # museval reads data sets with musdb, which does not import without ffmpeg; its scores need neither.
 sys.modules.setdefault("musdb", types.ModuleType("musdb"))

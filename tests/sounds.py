@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soundio import AudioInfo, Reader, SampleFormat
+from sound.reading import AudioInfo, Reader, SampleFormat
 
 RATE = 44100
 INT_FORMATS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from alignment import PairCheck
+from learning.alignment import PairCheck
 
 RATE = 16000
 N_SAMPLES = 6 * RATE

@@ -14,7 +14,7 @@ import torch
 import audio
 from audio import Grid, grid_at
 from hparams import HParams, InputError
-from metrics import si_sdr
+from scoring.metrics import si_sdr
 
 HP = HParams()
 RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 192_000)

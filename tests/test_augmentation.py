@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import audio
-import augmentation
-from augmentation import EQ_HZ, N_DRAWS, N_ROOMS
 from hparams import HParams
+from learning import augmentation
+from learning.augmentation import EQ_HZ, N_DRAWS, N_ROOMS
 
 OFF = HParams()
 ON = replace(OFF, equalizer_db=4, reverb=0.6, compression=0.5)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-import bsseval
-from bsseval import bss_eval_v3, bss_eval_v4
 from hparams import InputError
+from scoring import bsseval
+from scoring.bsseval import bss_eval_v3, bss_eval_v4
 
 RATE = 8000
 
@@ -150,7 +150,8 @@ def test_blocks_change_nothing(n_blocks, monkeypatch):
 )
 def test_memory_does_not_grow_with_the_song(call):
     code = f"""if True:
-        import resource, torch, bsseval
+        import resource, torch
+        from scoring import bsseval
 
         def peak():  # [MB]
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -163,7 +164,7 @@ def test_memory_does_not_grow_with_the_song(call):
         print(peak() - before)
     """
     command = [sys.executable, "-c", code]
-    folder = Path(bsseval.__file__).parent
+    folder = Path(bsseval.__file__).parents[1]
     ran = subprocess.run(command, cwd=folder, capture_output=True, check=True)
     assert float(ran.stdout) < 40, "the four signals in double precision are 85 MB"
 

@@ -18,10 +18,10 @@ import torch
 
 import audio
 import build_dataset
-import building
 import dataset
-import tracks
 from hparams import InputError, hparams
+from learning import building
+from sound import tracks
 
 ROOT = Path(__file__).parent.parent
 RATE = 22050
@@ -414,16 +414,16 @@ def test_the_journal_and_the_manifest_agree(built):
     records = [json.loads(path.read_text()) for path in built.glob(".build/*-*.json")]
     assert {one["song"]["id"]: one["song"]["sha256"] for one in records} == songs
     for path in built.glob("songs/*"):
-        assert building.soundio.sha256(path) in songs.values()
+        assert building.reading.sha256(path) in songs.values()
 
 
 def test_a_song_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "voices/a.wav", noise(1))
     about = task(tmp_path / "voices", tmp_path / "out")
     (track,) = tracks.find_tracks(about.root).tracks
-    hash_file = building.soundio.sha256
+    hash_file = building.reading.sha256
     monkeypatch.setattr(
-        building.soundio, "sha256", lambda p: (hash_file(p), os.utime(path, (1, 1)))[0]
+        building.reading, "sha256", lambda p: (hash_file(p), os.utime(path, (1, 1)))[0]
     )
     with pytest.raises(InputError, match="changed while it was read"):
         building.build_song(about, track)

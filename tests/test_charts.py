@@ -10,8 +10,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-import charts
-from charts import Chart, _Axis, svg
+from tools import charts
+from tools.charts import Chart, _Axis, svg
 
 NS = "{http://www.w3.org/2000/svg}"
 LEFT, RIGHT = charts.LEFT, charts.WIDTH - charts.RIGHT  # edges of the plot [px]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import commandline
+import cli
 import hparams
 from hparams import HParams, InputError
 
@@ -30,9 +30,9 @@ def script(tmp_path):
         path = tmp_path / "song.py"
         path.write_text(
             "import os, signal, sys, time\n"
-            "import commandline\n"
+            "import cli\n"
             "from hparams import InputError\n\n\n"
-            "@commandline.script\n"
+            "@cli.script\n"
             "def main(argv=None):\n"
             f"{textwrap.indent(textwrap.dedent(body), '    ')}\n\n\n"
             "sys.exit(main())\n",
@@ -85,7 +85,7 @@ def test_debug_shows_where_the_error_came_from(script):
 
 
 def test_debug_is_read_from_the_arguments_that_main_is_given(capsys):
-    @commandline.script
+    @cli.script
     def main(argv=None):
         raise InputError("no such file")
 
@@ -103,7 +103,7 @@ def test_a_bug_of_ours_keeps_its_traceback(script):
 
 
 def test_wrong_usage_is_exit_code_2(script):
-    ended = run([*script("commandline.make_parser('Hear.', '').parse_args(argv)"), "--volume=11"])
+    ended = run([*script("cli.make_parser('Hear.', '').parse_args(argv)"), "--volume=11"])
     assert ended.returncode == 2
     assert ended.stderr.endswith(b"song.py: error: unrecognized arguments: --volume=11\n")
 
@@ -151,7 +151,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(script, n_lines):
 def test_the_caller_of_main_gets_its_sigterm_handler_back():
     seen = []
 
-    @commandline.script
+    @cli.script
     def main(argv=None):
         seen.append(signal.getsignal(signal.SIGTERM))
         return 0
@@ -164,7 +164,7 @@ def test_the_caller_of_main_gets_its_sigterm_handler_back():
 
 def test_main_runs_in_a_thread_too():
     codes = []
-    main = commandline.script(lambda argv: 0)
+    main = cli.script(lambda argv: 0)
     thread = threading.Thread(target=lambda: codes.append(main([])))
     thread.start()
     thread.join()
@@ -178,16 +178,16 @@ def test_main_runs_in_a_thread_too():
     ("signum", "code", "second"),
     [
         (signal.SIGINT, 130, KeyboardInterrupt),
-        (signal.SIGTERM, 143, commandline.Terminated),
+        (signal.SIGTERM, 143, cli.Terminated),
     ],
 )
 def test_the_first_signal_asks_and_the_second_ends(signum, code, second, monkeypatch):
-    monkeypatch.setattr(commandline, "SAME_WISH", -1)
+    monkeypatch.setattr(cli, "SAME_WISH", -1)
     wished, before = [], signal.getsignal(signum)
 
-    @commandline.script
+    @cli.script
     def main(argv=None):
-        with commandline.Stop() as stop:
+        with cli.Stop() as stop:
             assert not stop()
             signal.raise_signal(signum)
             assert stop()
@@ -207,27 +207,27 @@ def test_signals_within_a_second_are_one_wish_and_any_later_one_ends(later, monk
     asked = []
 
     def main(argv):
-        with commandline.Stop() as stop:
+        with cli.Stop() as stop:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
             asked.append((stop(), stop.exit_code))
-            monkeypatch.setattr(commandline, "SAME_WISH", -1)
+            monkeypatch.setattr(cli, "SAME_WISH", -1)
             signal.raise_signal(later)
 
-    assert commandline.script(main)([]) == 128 + later
+    assert cli.script(main)([]) == 128 + later
     assert asked == [(True, 130)]
 
 
 def test_where_another_process_was_asked_to_stop_the_exit_code_is_that_of_sigterm():
-    with commandline.Stop() as stop:
+    with cli.Stop() as stop:
         assert not stop()
     assert stop.exit_code == 143
 
 
 def test_without_a_signal_nothing_is_asked_and_the_handlers_return():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with commandline.Stop() as stop:
+    with cli.Stop() as stop:
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] != before
     assert not stop()
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
@@ -236,8 +236,8 @@ def test_without_a_signal_nothing_is_asked_and_the_handlers_return():
 # --- Streams ------------------------------------------------------------------------------------
 
 SAY_EVERYTHING = """
-commandline.warn("a warning")
-with commandline.progress(2, " slices") as bar:
+cli.warn("a warning")
+with cli.progress(2, " slices") as bar:
     bar.update(1)
 print("the result 😀 é")
 raise InputError("the error 😀")
@@ -269,19 +269,19 @@ def test_a_name_in_another_alphabet_is_printed_everywhere(script):
 
 
 def test_what_could_change_the_terminal_is_escaped_and_all_else_kept():
-    found = commandline.printable(CONTROLS)
+    found = cli.printable(CONTROLS)
     assert found == r"a\tb\x1b[31m\x9b\u202e\ud83d.mp3"
     for kept in ("Ça va – 東京 😀.wav", r"back\slash 'and' \"quotes\"", ""):
-        assert commandline.printable(kept) == kept
-    assert commandline.printable(InputError("no such file")) == "no such file"
+        assert cli.printable(kept) == kept
+    assert cli.printable(InputError("no such file")) == "no such file"
 
 
 def test_complaints_and_warnings_name_the_script(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/me/generate.py"])
-    commandline.complain("song.mp3: no such file")
-    commandline.warn(Path("a\nb"))
+    cli.complain("song.mp3: no such file")
+    cli.warn(Path("a\nb"))
     monkeypatch.setattr(sys, "argv", [""])  # an interactive session
-    commandline.warn("quiet")
+    cli.warn("quiet")
     seen = capsys.readouterr()
     assert seen.out == ""
     assert seen.err.splitlines() == [
@@ -292,11 +292,11 @@ def test_complaints_and_warnings_name_the_script(capsys, monkeypatch):
 
 
 def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
-    with commandline.progress(2, " slices") as bar:
+    with cli.progress(2, " slices") as bar:
         bar.update(2)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with commandline.progress(2, " slices") as bar:
+    with cli.progress(2, " slices") as bar:
         bar.update(2)
     seen = capsys.readouterr()
     assert seen.out == ""
@@ -308,7 +308,7 @@ def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
 
 
 def test_every_script_has_set_and_debug():
-    parser = commandline.make_parser("Hear it.\n\nMore.", "examples:\n  python song.py a.wav")
+    parser = cli.make_parser("Hear it.\n\nMore.", "examples:\n  python song.py a.wav")
     args = parser.parse_args([])
     assert (args.settings, args.debug) == ([], False)
     args = parser.parse_args(["--set", "width=8", "--debug", "--set", "width=16"])
@@ -320,23 +320,23 @@ def test_every_script_has_set_and_debug():
 
 
 def test_one_run_does_not_set_the_next(capsys):
-    parser = commandline.make_parser("Hear it.", "")
+    parser = cli.make_parser("Hear it.", "")
     parser.parse_args(["--set", "width=8"])
     assert parser.parse_args([]).settings == []
 
 
 def test_set_changes_this_run_and_not_hparams():
     args = argparse.Namespace(settings=["width=8", "width=16"])
-    assert commandline.settings_of(args) == HParams(width=16)
+    assert cli.settings_of(args) == HParams(width=16)
     assert hparams.hparams == HParams()
     with pytest.raises(InputError, match="did you mean width"):
-        commandline.settings_of(argparse.Namespace(settings=["widht=8"]))
+        cli.settings_of(argparse.Namespace(settings=["widht=8"]))
 
 
 def choose_device(choice: list[str], local_rank: int = 0):
-    parser = commandline.make_parser("Hear it.", "")
-    commandline.add_device_option(parser)
-    return commandline.device_of(parser.parse_args(choice), parser, local_rank)
+    parser = cli.make_parser("Hear it.", "")
+    cli.add_device_option(parser)
+    return cli.device_of(parser.parse_args(choice), parser, local_rank)
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, n_gpus: int) -> list[int]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import comparison
-from comparison import Difference, bootstrap, verdict
 from hparams import InputError
+from scoring import comparison
+from scoring.comparison import Difference, bootstrap, verdict
 
 
 def test_the_interval_is_that_of_a_mean_and_the_same_every_time():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-import convolution
 import model
-from convolution import convolve
 from hparams import HParams
+from learning import convolution
+from learning.convolution import convolve
 
 # (bins, frames) of the kernel, and its dilation along time.
 KERNELS = [((1, 1), 1), ((3, 1), 1), ((3, 3), 1), ((3, 3), 2), ((7, 1), 1), ((7, 3), 2)]

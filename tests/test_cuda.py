@@ -15,10 +15,9 @@ from test_training import HP, first_batch, go, song_of_noise
 
 import audio
 import model
-import sampling
-import training
-import validation
 from hparams import UNTUNED_MASK
+from learning import run as training
+from learning import sampling, validation
 from separation import Separator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -14,9 +14,9 @@ import torch
 
 import audio
 import dataset
-import sampling
 from dataset import PARTS, Manifest, OpenSong, Song
 from hparams import GRID, HParams, InputError
+from learning import sampling
 
 HP = HParams(
     sample_rate=4000,

@@ -14,9 +14,9 @@ import pytest
 import soundfile
 from sounds import RATE, read_codes, write
 
-import decoders
 from hparams import InputError
-from soundio import Reader, SampleFormat, probe
+from sound import decoding
+from sound.reading import Reader, SampleFormat, probe
 
 N_SAMPLES = 132_300  # no whole number of AAC frames
 HAVE_AV = importlib.util.find_spec("av") is not None
@@ -43,7 +43,7 @@ def decoder(request, monkeypatch) -> str:
     elif not HAVE_AV:
         pytest.skip("PyAV is not installed")
     else:
-        monkeypatch.setattr(decoders.shutil, "which", lambda _: None)
+        monkeypatch.setattr(decoding.shutil, "which", lambda _: None)
     return request.param
 
 
@@ -111,7 +111,7 @@ def test_other_containers_are_read_to_their_end(folder, decoder, name):
     if not (folder / name).exists():
         pytest.skip("this ffmpeg has no such encoder")
     info, wav = probe(folder / name), read_floats(folder / name)
-    assert abs(info.n_samples - wav.shape[1]) <= decoders.SLACK
+    assert abs(info.n_samples - wav.shape[1]) <= decoding.SLACK
     assert abs(info.seconds - N_SAMPLES / RATE) < 0.1
     assert np.sqrt(np.mean(wav**2)) == pytest.approx(
         np.sqrt(np.mean(original(folder) ** 2)), rel=0.1
@@ -202,14 +202,14 @@ def test_leaving_early_leaves_no_process(folder, monkeypatch):
         started.append(popen(*args, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(decoders.subprocess, "Popen", start)
+    monkeypatch.setattr(decoding.subprocess, "Popen", start)
     with Reader(folder / "song.m4a") as reader:
         next(reader.blocks(100))
     assert [process.returncode is not None for process in started] == [True, True]  # and ffprobe
 
 
 def test_garbage_and_texts_never_reach_a_decoder(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoders, "open_sound", lambda *_: pytest.fail("handed on"))
+    monkeypatch.setattr(decoding, "open_sound", lambda *_: pytest.fail("handed on"))
     rng = np.random.default_rng(0)
     for content in (b"la la la\n" * 100, b"#EXTM3U\nhttp://x/y.ts\n", b"ffconcat version 1.0\n"):
         with pytest.raises(InputError, match="not audio"):
@@ -221,7 +221,7 @@ def test_garbage_and_texts_never_reach_a_decoder(tmp_path, monkeypatch):
 
 def test_without_a_decoder_the_error_says_what_to_install(tmp_path, monkeypatch):
     hide_av(monkeypatch)
-    monkeypatch.setattr(decoders.shutil, "which", lambda _: None)
+    monkeypatch.setattr(decoding.shutil, "which", lambda _: None)
     path = write(tmp_path / "song.m4a", b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(100))
     with pytest.raises(InputError) as error:
         probe(path)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import demo
-import metrics
+from demo import __main__ as demo
+from scoring import metrics
 
 HERE = Path(__file__).parent.parent
 
@@ -52,10 +52,10 @@ def test_demo_runs_the_projects_own_commands_in_order(folder, commands, capsys):
     scripts = ["build_dataset.py", "train.py", "generate.py", "generate.py"]
     assert [command[0] for command in commands] == scripts
     mixture = next(demo.TREE.glob("Mixtures/Test/*/mixture.wav"))
-    assert commands[0][1:] == ["demo/dsd100", "demo/dataset"]
-    assert commands[1][1:4] == ["demo/dataset", "--name", "demo"]
+    assert commands[0][1:] == ["runs/demo/dsd100", "runs/demo/dataset"]
+    assert commands[1][1:4] == ["runs/demo/dataset", "--name", "demo"]
     assert commands[2][1:3] == ["runs/demo/best.pth", str(mixture)]
-    assert commands[3][1:3] == [str(demo.commandline.PRETRAINED), str(mixture)]
+    assert commands[3][1:3] == [str(demo.cli.PRETRAINED), str(mixture)]
     assert "mixture_vocals.wav" in capsys.readouterr().out
 
 
@@ -64,8 +64,8 @@ def test_demo_reports_the_scores_of_the_files_it_names(folder, commands, capsys)
     truth = soundfile.read(next(demo.TREE.glob("Sources/Test/*/vocals.wav")))[0]
     files = [
         next(demo.TREE.glob("Mixtures/Test/*/mixture.wav")),
-        "demo/generated/mixture_vocals.wav",
-        "demo/generated/pretrained/mixture_vocals.wav",
+        "runs/demo/generated/mixture_vocals.wav",
+        "runs/demo/generated/pretrained/mixture_vocals.wav",
     ]
     before, ours, theirs = (metrics.si_sdr(soundfile.read(file)[0], truth) for file in files)
     printed = capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_own_song_is_separated_with_the_pretrained_network_in_a_folder_of_its_ow
     assert demo.main(["--song", "mixture.wav"]) == 0
     *others, (script, network, song, *_, own_folder) = commands
     assert (script, song) == ("generate.py", str(folder / "mixture.wav"))
-    assert network == str(demo.commandline.PRETRAINED)
+    assert network == str(demo.cli.PRETRAINED)
     assert Path(network).is_file()
     assert all(own_folder not in words for words in others)
 
@@ -139,9 +139,15 @@ def test_a_command_is_shown_as_one_would_type_it_and_its_failure_ends_the_demo(f
 @pytest.mark.slow
 def test_whole_demo_ends_well_twice(tmp_path):
     for _ in range(2):
-        command = [sys.executable, str(HERE / "demo.py")]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "demo"]
+        run = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 0, run.stderr
     made = {path.relative_to(tmp_path).parts[0] for path in tmp_path.iterdir()}
-    assert made == {"demo", "runs"}
-    assert os.path.getsize(tmp_path / "demo/generated/mixture_vocals.wav") > 1000
+    assert made == {"runs"}
+    assert os.path.getsize(tmp_path / "runs/demo/generated/mixture_vocals.wav") > 1000

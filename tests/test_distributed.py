@@ -24,16 +24,14 @@ import torch
 from test_train import settings
 from test_training import HP, first_batch, go, make_run, poison_gradient, song_of_noise
 
-import distributed
 import model
-import planning
-import sampling
 import train
-import training
-import validation
 from dataset import OpenSong
-from distributed import World
 from hparams import InputError
+from learning import planning, sampling, validation
+from learning import ranks as distributed
+from learning import run as training
+from learning.ranks import World
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -304,9 +302,9 @@ def test_ranks_agree_on_a_runs_length_on_the_learning_rate_and_on_the_end(two):
 
 @pytest.mark.parametrize(("size", "said"), [("1", "done\nPython's end\n"), ("2", "done\n")])
 def test_a_rank_leaves_without_pythons_own_end(size, said):
-    words = "import atexit, distributed; atexit.register(print, \"Python's end\"); print('done')"
+    words = "import atexit; atexit.register(print, \"Python's end\"); print('done')"
     done = subprocess.run(
-        [sys.executable, "-c", f"{words}; distributed.leave(3)"],
+        [sys.executable, "-c", f"from learning import ranks; {words}; ranks.leave(3)"],
         cwd=ROOT,
         env=os.environ | {"WORLD_SIZE": size},
         capture_output=True,
@@ -315,7 +313,7 @@ def test_a_rank_leaves_without_pythons_own_end(size, said):
     assert (done.returncode, done.stdout, done.stderr) == (3, said, "")
 
 
-@pytest.mark.parametrize("script", ["train", "build_dataset", "generate", "benchmark"])
+@pytest.mark.parametrize("script", ["train", "build_dataset", "generate", "tools.benchmark"])
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_a_rank_whose_output_is_closed_keeps_its_exit_code(script, closed, tmp_path):
     """They end by `leave`, not by Python's own end, of which sitecustomize leaves a trace."""
@@ -323,17 +321,17 @@ def test_a_rank_whose_output_is_closed_keeps_its_exit_code(script, closed, tmp_p
         "import atexit, pathlib; atexit.register(pathlib.Path('ended').touch)"
     )
     rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    words = {"benchmark": ["network", "--set", "width=1"], "generate": ["no.pth", "no.wav"]}
-    command = [sys.executable, f"{ROOT}/{script}.py", *words.get(script, ["nothing", "there"])]
+    words = {"tools.benchmark": ["network", "--set", "width=1"], "generate": ["no.pth", "no.wav"]}
+    command = [sys.executable, "-m", script, *words.get(script, ["nothing", "there"])]
     done = subprocess.run(
         f"{shlex.join(command)} {closed}",
         shell=True,
         cwd=tmp_path,
         env=os.environ
         | rank
-        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "PYTHONPATH": str(tmp_path)},
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )
-    assert done.returncode == (2 if script == "benchmark" else 1)
+    assert done.returncode == (2 if script == "tools.benchmark" else 1)
     assert not (tmp_path / "ended").exists()
 
 

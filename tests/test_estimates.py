@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-import estimates
-import tracks
 from hparams import InputError
+from scoring import estimates
+from sound import tracks
 
 RATE = 8000
 MIXTURE = np.random.default_rng(0).normal(0, 0.1, (2, RATE)).astype(np.float32)

@@ -14,14 +14,13 @@ import soundfile
 import torch
 
 import evaluate
-import evaluation
 import generate
 import model
-import scoring
-import tracks
-import tuning
 from hparams import UNTUNED_MASK, HParams
-from summary import STEMS
+from scoring import evaluation, tuning
+from scoring import songs as scoring
+from scoring.tables import STEMS
+from sound import tracks
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 

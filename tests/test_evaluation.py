@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluation
 import model
 from hparams import HParams
+from scoring import evaluation
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 

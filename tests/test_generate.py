@@ -22,7 +22,7 @@ import torch
 from test_model import lively
 
 import audio
-import commandline
+import cli
 import generate
 import model as networks
 from hparams import HParams
@@ -325,18 +325,18 @@ def test_without_a_checkpoint_the_network_of_the_project_listens(checkpoint, cap
     song("song.wav", 3000)
     song("other.wav", 3000)
     assert generate.main([str(checkpoint), "song.wav", "--output-dir", "named"]) == 0
-    monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
+    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
     assert generate.main(["song.wav", "other.wav"]) == 0
     found = Path("generated/song_vocals.wav").read_bytes()
     assert found == Path("named/song_vocals.wav").read_bytes()
     assert Path("generated/other_vocals.wav").exists()
-    monkeypatch.setattr(generate.commandline, "PRETRAINED", Path("lost/resnet18.pth").absolute())
+    monkeypatch.setattr(generate.cli, "PRETRAINED", Path("lost/resnet18.pth").absolute())
     assert generate.main(["song.wav", "--overwrite"]) == 1
     assert_one_error(capsys.readouterr().err, "lost/resnet18.pth: no such checkpoint")
 
 
 def test_names_may_begin_with_a_dash_behind_two(checkpoint, monkeypatch):
-    monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
+    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
     song("-x.wav", 3000)
     song("-y.wav", 3000)
     assert generate.main(["--background", "--", "-x.wav"]) == 0
@@ -345,7 +345,7 @@ def test_names_may_begin_with_a_dash_behind_two(checkpoint, monkeypatch):
 
 
 def test_a_first_path_that_is_no_song_does_not_stop_the_others(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(generate.commandline, "PRETRAINED", checkpoint.absolute())
+    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
     song("song.wav", 3000)
     with zipfile.ZipFile("songs.zip", "w") as archive:
         archive.write("song.wav")
@@ -418,7 +418,7 @@ def test_the_command_line_goes_before_hparams_and_hparams_before_the_checkpoint(
     gated = vocals_of(checkpoint, "noise_gate=1")
     assert tuned.any()
     assert np.abs(gated).sum() < 0.1 * np.abs(tuned).sum()
-    monkeypatch.setattr(commandline, "hparams", replace(HParams(), noise_gate=1.0))
+    monkeypatch.setattr(cli, "hparams", replace(HParams(), noise_gate=1.0))
     np.testing.assert_array_equal(vocals_of(checkpoint), gated)
     np.testing.assert_array_equal(vocals_of(checkpoint, "noise_gate=0"), tuned)
     np.testing.assert_array_equal(vocals_of(checkpoint, "noise_gate=none"), tuned)

@@ -21,7 +21,7 @@ import dataset
 import generate
 import model
 from hparams import hparams
-from metrics import si_sdr
+from scoring.metrics import si_sdr
 from separation import Separator
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 from sounds import RATE, noise, read_codes, wav_bytes, write
 
-from headers import MP3_FRAME
 from hparams import InputError
-from soundio import Reader, probe
+from sound.headers import MP3_FRAME
+from sound.reading import Reader, probe
 
 
 def test_a_wav_that_is_cut_off_is_refused_unless_allowed(tmp_path):

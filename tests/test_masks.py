@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hparams import InputError
-from masks import MaskWriter, SavedMask
+from sound.masks import MaskWriter, SavedMask
 
 ABOUT = {"n_masks": 2, "n_bins": 7, "n_samples": 1234}
 

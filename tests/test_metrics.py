@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metrics import si_sdr
+from scoring.metrics import si_sdr
 
 
 @pytest.mark.parametrize(

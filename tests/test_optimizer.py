@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-import optimizer
-from optimizer import Muon
+from learning import muon
+from learning.muon import Muon
 
 
 def network() -> torch.nn.Module:
@@ -38,7 +38,7 @@ def test_all_directions_come_out_alike(shape):
     n = min(shape)
     values = torch.logspace(0, -2, n)
     matrix = left[:, :n] * values @ right[:, :n].T
-    found = left[:, :n].T @ optimizer.orthogonal([matrix])[0] @ right[:, :n]
+    found = left[:, :n].T @ muon.orthogonal([matrix])[0] @ right[:, :n]
     pace = found.diagonal()
     assert pace.min() > 0.6
     assert pace.max() < 1.3
@@ -70,7 +70,7 @@ def test_it_does_what_the_papers_say(shape):
 
 
 def test_nothing_comes_of_nothing():
-    assert not optimizer.orthogonal([torch.zeros(4, 9)])[0].any()
+    assert not muon.orthogonal([torch.zeros(4, 9)])[0].any()
 
 
 def test_only_convolutions_are_moved_otherwise():

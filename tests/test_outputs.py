@@ -20,11 +20,10 @@ import pytest
 import soundfile
 from sounds import FORMATS, RATE, like, names, noise, read_codes, wav_bytes, write
 
-import outputs
-import soundio
 from hparams import InputError
-from outputs import AtomicFiles, OutputFormat, SoundWriter, choose_format, predicted_bytes
-from soundio import AudioInfo, Reader, SampleFormat, probe
+from sound import reading, writing
+from sound.reading import AudioInfo, Reader, SampleFormat, probe
+from sound.writing import AtomicFiles, OutputFormat, SoundWriter, choose_format, predicted_bytes
 
 
 @contextlib.contextmanager
@@ -37,7 +36,7 @@ def opened(paths: list[Path], info: AudioInfo, **kwargs) -> Iterator[list[SoundW
 
 def check(paths: list[Path], info: AudioInfo, inputs: tuple = ()) -> None:
     n_bytes = predicted_bytes(info, choose_format(info))
-    outputs.check_outputs(dict.fromkeys(paths, n_bytes), outputs.identities([info.path, *inputs]))
+    writing.check_outputs(dict.fromkeys(paths, n_bytes), writing.identities([info.path, *inputs]))
 
 
 @pytest.mark.parametrize("subtype", FORMATS)
@@ -78,7 +77,7 @@ def test_the_same_float_sound_is_the_same_file_at_any_time(tmp_path):
         with opened([path], like(tmp_path / "in.wav", "FLOAT")) as files:
             files[0].write(np.ones((1, 100), np.float32))
     assert b"PEAK" in paths[0].read_bytes()
-    assert soundio.sha256(paths[0]) == soundio.sha256(paths[1])
+    assert reading.sha256(paths[0]) == reading.sha256(paths[1])
 
 
 def test_beyond_4_gib_the_header_has_64_bits(tmp_path):
@@ -115,7 +114,7 @@ def test_a_file_that_does_not_read_back_as_written_is_not_kept(tmp_path, monkeyp
     def cut(fd: int) -> None:
         os.ftruncate(fd, 50)
 
-    monkeypatch.setattr(outputs, "_clear_peak_time", cut)
+    monkeypatch.setattr(writing, "_clear_peak_time", cut)
     path = write(tmp_path / "a.wav", b"old")
     info = like(tmp_path / "in.wav")
     with pytest.raises(InputError, match="reads back as"), opened([path], info) as files:
@@ -177,9 +176,9 @@ def test_impossible_outputs_are_told_before_any_work(tmp_path):
         with pytest.raises(InputError, match=what):
             check([tmp_path / name], info)
     with pytest.raises(InputError, match="not a regular file"):
-        outputs.check_writable(Path("/dev/null"))
+        writing.check_writable(Path("/dev/null"))
     with pytest.raises(InputError, match="not writable"):
-        outputs.check_writable(Path("/proc/self/out.wav"))
+        writing.check_writable(Path("/proc/self/out.wav"))
     assert names(tmp_path) == ["file", "folder.wav"]
 
 
@@ -223,14 +222,14 @@ def test_a_disk_that_fills_up_while_writing_keeps_the_old_files(small_disk, tmp_
     assert names(small_disk) == ["a.wav", "b.wav", "stranger"]
     assert [path.read_bytes() for path in paths] == [b"old", b"old"]
     with pytest.raises(InputError, match="no space left on"):
-        outputs.replace_atomically(paths[0], lambda file: file.write(bytes(3_000_000)))
+        writing.replace_atomically(paths[0], lambda file: file.write(bytes(3_000_000)))
     assert names(small_disk) == ["a.wav", "b.wav", "stranger"]
     assert paths[0].read_bytes() == b"old"
 
 
 def test_long_names_are_cut_between_characters_and_stay_different(tmp_path):
     def output(stem: str) -> str:
-        return outputs.output_path(tmp_path, f"folder/{stem}.wav", "_vocals.wav").name
+        return writing.output_path(tmp_path, f"folder/{stem}.wav", "_vocals.wav").name
 
     assert output("a.b.c") == "a.b.c_vocals.wav"
     assert output("x" * 244) == "x" * 244 + "_vocals.wav"
@@ -248,7 +247,7 @@ def test_long_names_are_cut_between_characters_and_stay_different(tmp_path):
 
 def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "manifest.json"
-    outputs.replace_atomically(path, lambda file: file.write(b"first"))
+    writing.replace_atomically(path, lambda file: file.write(b"first"))
     assert path.read_bytes() == b"first"
 
     def fail(file) -> None:
@@ -256,7 +255,7 @@ def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        outputs.replace_atomically(path, fail)
+        writing.replace_atomically(path, fail)
     assert path.read_bytes() == b"first"
     assert names(path.parent) == ["manifest.json"]
 
@@ -276,13 +275,13 @@ def test_a_failed_small_file_tells_the_reason(tmp_path, monkeypatch):
         errno.EIO: "x.npy: could not be written: Input/output error",
     }.items():
         with pytest.raises(InputError, match=what):
-            outputs.replace_atomically(path, fail(number))
+            writing.replace_atomically(path, fail(number))
     with pytest.raises(InputError, match="is a directory"):
-        outputs.replace_atomically(tmp_path, fail(0))
+        writing.replace_atomically(tmp_path, fail(0))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match="no space left on"):  # torch.save says RuntimeError
-        outputs.replace_atomically(path, fail(0, RuntimeError))
+        writing.replace_atomically(path, fail(0, RuntimeError))
     assert names(tmp_path) == []
 
 
@@ -292,7 +291,7 @@ def test_odd_names_are_read_and_written(tmp_path):
     for name in [*odd, "a.b.c.wav", "é" * 125 + ".wav", "x" * 251 + ".wav"]:
         path = write(tmp_path / name, content)
         info = probe(path)
-        output = outputs.output_path(tmp_path / "out", path, "_vocals.wav")
+        output = writing.output_path(tmp_path / "out", path, "_vocals.wav")
         with opened([output], info) as files:
             files[0].write(read_codes(path))
         np.testing.assert_array_equal(read_codes(output), [np.arange(10)])
@@ -329,7 +328,7 @@ def test_the_format_keeps_what_the_container_can(
     assert fmt.subtype == in_file
     path = tmp_path / "out"
     wav = noise(30_000).T
-    sound = soundio.to_codes(wav, fmt.sample_format)
+    sound = reading.to_codes(wav, fmt.sample_format)
     with opened([path], info, container=container, subtype=subtype) as files:
         files[0].write(sound[:, :1])
         files[0].write(sound[:, 1:])
@@ -424,11 +423,11 @@ def test_only_failed_writes_are_told_as_such(tmp_path):
     assert str(caught.value).startswith(f"{tmp_path / 'b.wav'}: could not be written: broken")
 
 
-@pytest.mark.parametrize("container", outputs.CONTAINERS)
+@pytest.mark.parametrize("container", writing.CONTAINERS)
 def test_the_same_run_gives_the_same_bytes(tmp_path, container):
     info = replace(like(tmp_path / "in.wav", "FLOAT", 2, 100_000), tags=TAGS)
     fmt = choose_format(info, container)
-    sound = soundio.to_codes(noise(100_000).T, fmt.sample_format)
+    sound = reading.to_codes(noise(100_000).T, fmt.sample_format)
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         with opened([path], info, container=container) as files:
@@ -460,11 +459,11 @@ def test_ogg_checksums_are_those_of_the_specification(tmp_path):
     assert n_pages > 3
 
 
-@pytest.mark.parametrize("container", outputs.CONTAINERS)
+@pytest.mark.parametrize("container", writing.CONTAINERS)
 def test_a_disk_that_fills_up_is_told_in_every_format(small_disk, tmp_path, container):
     info = replace(like(tmp_path / "-", n_channels=2), n_samples=1)  # it turns out longer
     fmt = choose_format(info, container)
-    block = soundio.to_codes(3 * noise(100_000).T, fmt.sample_format)
+    block = reading.to_codes(3 * noise(100_000).T, fmt.sample_format)
 
     def fill() -> None:
         with opened([small_disk / "a"], info, container=container) as files:

@@ -18,9 +18,9 @@ import pytest
 import soundfile
 from sounds import FORMATS, RATE, like, noise, read_codes, wav_bytes
 
-import soundio
 from hparams import InputError
-from piping import ENCODINGS, PipeReader, PipeWriter, RawFormat
+from sound import reading as soundio
+from sound.pipes import ENCODINGS, PipeReader, PipeWriter, RawFormat
 
 ROOT = Path(__file__).parent.parent
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -212,8 +212,9 @@ def test_a_pipe_is_read_for_ever_in_constant_memory(tmp_path):
     # 5 GiB of stereo: more samples than the 2^30 at which libsndfile stops, were it 4 bytes each.
     script = tmp_path / "read.py"
     script.write_text(
-        "import resource, sys, piping\n"
-        "reader = piping.PipeReader(sys.stdin.buffer)\n"
+        "import resource, sys\n"
+        "from sound import pipes\n"
+        "reader = pipes.PipeReader(sys.stdin.buffer)\n"
         "n, peaks = 0, []\n"
         "for block in reader.blocks(2**20):\n"
         "    n += block.shape[1]\n"

@@ -13,13 +13,11 @@ import torch
 from test_training import CPU, HP, make_run, song_of_noise
 
 import model
-import planning
-import sampling
-import training
-import validation
 from dataset import OpenSong
-from distributed import World
 from hparams import InputError
+from learning import planning, sampling, validation
+from learning import run as training
+from learning.ranks import World
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""publish.py: what a checkpoint says of itself, and what is left in one that is given away."""
+"""tools/publish.py: what a checkpoint says of itself, and what is left of it when given away."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 import audio
 import model
-import publish
 from hparams import HParams
 from separation import Separator
+from tools import publish
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 TERMS = "research use, non-commercial"

@@ -5,9 +5,10 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from test_layout import ROW
+from test_layout import FILES
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
@@ -15,9 +16,9 @@ SCRIPTS = (
     "train",
     "generate",
     "evaluate",
-    "benchmark",
-    "draw",
-    "publish",
+    "tools.benchmark",
+    "tools.figures",
+    "tools.publish",
     "demo",
 )
 
@@ -29,14 +30,21 @@ class Parsed(BaseException):
 def commands_in(text: str) -> list[str]:
     """Find lines such as ``    python train.py data/dsd100    # comment``, or with torchrun."""
     text = re.sub(r"torchrun (--\S+ (\d+ )?)*", "python ", text)
-    found = re.findall(r"^ *(?:\| |[^`\n]* \| )?`?(python \w+\.py[^`|\n]*)", text, re.MULTILINE)
+    command = r"python (?:\w+\.py|-m (?:demo|tools\.\w+))\b[^`|\n]*"
+    found = re.findall(rf"^ *(?:\| |[^`\n]* \| )?`?({command})", text, re.MULTILINE)
     return [re.sub(r"<[^>]*>", "something", line.split("#")[0]).strip() for line in found]
+
+
+def module_of(script: str) -> ModuleType:
+    """Import ``train.py``, ``tools.benchmark`` or the ``demo``, which is a package."""
+    name = script.removesuffix(".py")
+    return importlib.import_module("demo.__main__" if name == "demo" else name)
 
 
 def documented_commands() -> list[str]:
     texts = [(ROOT / "README.md").read_text()]
     for name in SCRIPTS:
-        script = importlib.import_module(name)
+        script = module_of(name)
         texts += [script.__doc__, getattr(script, "EPILOG", "")]
     return sorted({command for text in texts for command in commands_in(text)})
 
@@ -53,9 +61,9 @@ def test_every_documented_command_is_accepted_by_its_parser(command, monkeypatch
     for name in ("parse_args", "parse_intermixed_args"):
         real = getattr(argparse.ArgumentParser, name)
         monkeypatch.setattr(argparse.ArgumentParser, name, accept(real))
-    _, script, *words = shlex.split(command)
+    _, script, *words = [word for word in shlex.split(command) if word != "-m"]
     with pytest.raises(Parsed):
-        importlib.import_module(script.removesuffix(".py")).main(words)
+        module_of(script).main(words)
 
 
 def test_the_readme_shows_the_three_commands():
@@ -65,10 +73,8 @@ def test_the_readme_shows_the_three_commands():
 
 def test_the_readme_lists_every_file_and_no_other():
     tree = (ROOT / "README.md").read_text().split("## The files")[1].split("## ")[0]
-    listed = re.findall(r"^\| `(\w+)\.py` \|", tree, re.MULTILINE)
-    assert sorted(listed) == sorted(path.stem for path in ROOT.glob("*.py"))
-    rows = [ROW[name] for name in listed]
-    assert rows == sorted(rows, reverse=True), "a file imports only from files further down"
+    listed = re.findall(r"^\| `([\w/]+\.py)` \|", tree, re.MULTILINE)
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in FILES)
 
 
 def test_every_setting_the_readme_names_exists_with_the_default_it_says():

@@ -24,10 +24,10 @@ import soundfile
 from PIL import Image
 
 import audio
-import charts
-import report
 from hparams import hparams
-from report import LOW_HZ, OCTAVES, ROWS, Report
+from sound import page as report
+from sound.page import LOW_HZ, OCTAVES, ROWS, Report
+from tools import charts
 
 MEGABYTE = 1_000_000
 

@@ -16,12 +16,12 @@ from test_dataset import save, signal, song
 import audio
 import dataset
 import model
-import sampling
-from augmentation import N_DRAWS
 from dataset import PARTS, OpenSong
-from distributed import World
 from hparams import HParams
-from sampling import Chunks, Feed
+from learning import sampling
+from learning.augmentation import N_DRAWS
+from learning.ranks import World
+from learning.sampling import Chunks, Feed
 
 HP = replace(ALL_LEVELS, level_db=0)
 

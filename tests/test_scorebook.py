@@ -8,10 +8,9 @@ import os
 
 import pytest
 
-import scorebook
-import summary
 from hparams import InputError
-from scorebook import Scorebook
+from scoring import scorebook, tables
+from scoring.scorebook import Scorebook
 
 ABOUT = {"seconds": None, "checkpoint": "abc"}
 
@@ -31,7 +30,7 @@ TOTALS = {"it": {}}
 
 
 def test_the_stems_that_are_checked_are_those_that_are_scored():
-    assert set(summary.STEMS) == scorebook.STEMS
+    assert set(tables.STEMS) == scorebook.STEMS
 
 
 def test_songs_are_kept_until_the_output_is_whole(tmp_path):

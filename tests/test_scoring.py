@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import audio
-import scoring
 from hparams import UNTUNED_MASK, HParams
-from scoring import score_song
-from summary import FLOOR, IDEALS, STEMS, song_score, summarise
+from scoring import songs
+from scoring.songs import score_song
+from scoring.tables import FLOOR, IDEALS, STEMS, song_score, summarise
 
 RATE = 8000
 HP = HParams(sample_rate=8000, n_fft=256, hop_length=64)
@@ -123,7 +123,7 @@ def test_silence_is_counted_and_neither_crashes_nor_becomes_infinite(n_channels,
     assert found["silent"]["reference"] == (0 if silent == "estimate" else 2)
     assert found["silent"]["it"] == (2 if silent == "estimate" else 0)
     summary = summarise([{**found, "seconds": 2.5}])
-    worst = scoring.WORST_DB if silent == "estimate" else None
+    worst = songs.WORST_DB if silent == "estimate" else None
     for stem, of in found["scores"]["it"].items():
         assert of["sdr"] == of["isr"] == of["sir"] == of["sar"] == [worst, worst]
         assert of["si_sdr"] == worst
@@ -147,7 +147,7 @@ def test_silence_where_a_song_is_hard_raises_no_score():
     before, after = found["scores"]["it"], found["scores"]["quiet"]
     for metric in ("sdr", "isr", "sir", "sar", "v3_sdr", "v3_sir", "v3_sar", "si_sdr"):
         if isinstance(before["vocals"][metric], list):
-            assert after["vocals"][metric][0] == scoring.WORST_DB
+            assert after["vocals"][metric][0] == songs.WORST_DB
             assert None not in after["vocals"][metric]
         if metric in ("sdr", "sar"):
             scores = (song_score(of["vocals"], metric) for of in (after, before))
@@ -160,8 +160,8 @@ def test_a_copy_of_the_truth_and_parts_that_are_alike_do_not_outweigh_other_song
     references = song(2, 1)
     found = score_song(references, {"copy": references}, RATE)["scores"]["copy"]
     for stem in STEMS:
-        assert found[stem]["si_sdr"] == found[stem]["v3_sdr"] == scoring.BEST_DB
-        assert found[stem]["v3_sir"] == found[stem]["v3_sar"] == scoring.BITS_DB
+        assert found[stem]["si_sdr"] == found[stem]["v3_sdr"] == songs.BEST_DB
+        assert found[stem]["v3_sir"] == found[stem]["v3_sar"] == songs.BITS_DB
         assert song_score(found[stem], "sdr") > 200
     alike = score_song(references[[0, 0]], {"it": leaky(references)}, RATE)["scores"]
     for system in (FLOOR, "it"):
@@ -212,7 +212,7 @@ def test_inputs_are_not_modified():
 @pytest.mark.parametrize("rate", [8000, 11025])
 def test_ideal_masks_are_those_of_the_whole_songs_stft(rate):
     references = song()
-    found = scoring.ideals(references, rate, HP)
+    found = songs.ideals(references, rate, HP)
     grid = audio.grid_at(rate, HP)
     mixture = torch.from_numpy(references.sum(0))
     specs = audio.stft(torch.from_numpy(references.mean(1)), grid)
@@ -226,7 +226,7 @@ def test_ideal_masks_are_those_of_the_whole_songs_stft(rate):
 
 def test_ceilings_lie_far_above_the_floor():
     references = song()
-    found = score_song(references, scoring.ideals(references, RATE, HP), RATE)
+    found = score_song(references, songs.ideals(references, RATE, HP), RATE)
     summary = summarise([{**found, "seconds": 3.4}])
     for stem in STEMS:
         of = {system: summary[system][stem]["si_sdr"]["value"] for system in summary}
@@ -237,27 +237,27 @@ def test_ceilings_lie_far_above_the_floor():
 
 def test_a_replayed_mask_renders_bit_for_bit_and_settings_stay_the_separators():
     references = song()
-    separator, columns = scoring.without_network(HP), []
-    mask = scoring.ideal_mask(references, RATE, HP, "ideal_ratio")
+    separator, columns = songs.without_network(HP), []
+    mask = songs.ideal_mask(references, RATE, HP, "ideal_ratio")
     mixture = references.sum(0)
 
     def heard(n: int) -> np.ndarray:
         columns.append(mask(n))
         return columns[-1]
 
-    first = scoring.render(separator, mixture, RATE, saved=heard)
+    first = songs.render(separator, mixture, RATE, saved=heard)
     levels = np.concatenate(columns, -1)
-    again = scoring.render(separator, mixture, RATE, saved=scoring.replay(levels))
+    again = songs.render(separator, mixture, RATE, saved=songs.replay(levels))
     np.testing.assert_array_equal(first, again)
-    hard = scoring.render(
-        separator, mixture, RATE, {"mask_at_eval": True}, saved=scoring.replay(levels)
+    hard = songs.render(
+        separator, mixture, RATE, {"mask_at_eval": True}, saved=songs.replay(levels)
     )
     assert np.abs(hard - first).max() > 0.01
     assert separator.mask_settings == UNTUNED_MASK
 
 
 def test_the_middle_is_what_an_excerpt_takes():
-    assert scoring.middle(10, None) == slice(0, 10)
-    assert scoring.middle(10, 4) == slice(3, 7)
-    assert scoring.middle(10, 99) == slice(0, 10)
-    assert scoring.middle(10, 0.1) == slice(4, 5)
+    assert songs.middle(10, None) == slice(0, 10)
+    assert songs.middle(10, 4) == slice(3, 7)
+    assert songs.middle(10, 99) == slice(0, 10)
+    assert songs.middle(10, 0.1) == slice(4, 5)

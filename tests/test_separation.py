@@ -15,12 +15,12 @@ from test_model import lively
 from torch import nn
 
 import audio
-import metrics
 import model as networks
-import soundio
-import synthesis
+from demo import synthesis
 from hparams import HParams, InputError
+from scoring import metrics
 from separation import READ_SAMPLES, Separator, Stream, split
+from sound import reading
 
 SOFT = {"mask_at_eval": False, "eval_mask_threshold": 0.5, "noise_gate": 0.0}
 BINARY = {**SOFT, "mask_at_eval": True}
@@ -576,7 +576,7 @@ def test_each_mask_setting_is_heard():
 
 def separate_path(separator: Separator, path: Path, **options) -> tuple[np.ndarray, ...]:
     """Separate a file; returns codes of mixture, vocals and accompaniment, and what was limited."""
-    with soundio.Reader(path, **options) as reader:
+    with reading.Reader(path, **options) as reader:
         info = reader.info
         stream = separator.stream(info.sample_rate, info.n_channels)
         parts = list(split(stream, reader.blocks(READ_SAMPLES), info.sample_format))
@@ -606,8 +606,8 @@ def test_integer_files_add_up_sample_by_sample(tmp_path, subtype, bits):
         assert low <= signal.min()
         assert signal.max() <= high
         assert signal.std() > 0.05 * high
-    fmt = soundio.SampleFormat(subtype, bits)
-    free = soundio.to_codes(separator.separate(soundio.to_float(mixture, fmt), 44100)[0], fmt)
+    fmt = reading.SampleFormat(subtype, bits)
+    free = reading.to_codes(separator.separate(reading.to_float(mixture, fmt), 44100)[0], fmt)
     assert n_limited == (free != vocals).sum() > 1000
     fits = (mixture - free.astype(np.int64) >= low) & (mixture - free.astype(np.int64) <= high)
     np.testing.assert_array_equal(vocals[fits], free[fits])

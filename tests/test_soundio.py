@@ -17,10 +17,10 @@ import pytest
 import soundfile
 from sounds import FORMATS, INT_FORMATS, RATE, noise, read_codes, wav_bytes, write
 
-import soundio
-from headers import MP3_FRAME
 from hparams import InputError
-from soundio import Reader, SampleFormat, probe
+from sound import reading
+from sound.headers import MP3_FRAME
+from sound.reading import Reader, SampleFormat, probe
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,8 +42,8 @@ def test_a_header_is_told_as_the_standard_library_wrote_it(tmp_path):
 
 def test_every_other_sample_format_becomes_16_bits():
     for subtype in ("ULAW", "IMA_ADPCM", "VORBIS", "MPEG_LAYER_III", "ALAC_24"):
-        assert soundio.sample_format(subtype) == SampleFormat("PCM_16", 16)
-    assert soundio.sample_format("PCM_S8") == SampleFormat("PCM_U8", 8)
+        assert reading.sample_format(subtype) == SampleFormat("PCM_16", 16)
+    assert reading.sample_format("PCM_S8") == SampleFormat("PCM_U8", 8)
 
 
 def test_paths_that_are_no_sound_files_are_named(tmp_path):
@@ -84,12 +84,13 @@ def test_paths_that_are_no_sound_files_are_named(tmp_path):
 
 def test_a_forbidden_file_is_told_as_such(tmp_path):
     code = (
-        "import os, sys, outputs, soundio\n"
+        "import os, sys\n"
+        "from sound import reading, writing\n"
         "os.chdir(sys.argv[1])\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)  # root may read everything\n"
-        "for check in (soundio.probe, soundio.sha256, outputs.check_writable):\n"
-        "    try: check(soundio.Path('locked.wav'))\n"
-        "    except soundio.InputError as error: print(error)\n"
+        "for check in (reading.probe, reading.sha256, writing.check_writable):\n"
+        "    try: check(reading.Path('locked.wav'))\n"
+        "    except reading.InputError as error: print(error)\n"
     )
     write(tmp_path / "locked.wav", wav_bytes(bytes(10))).chmod(0)
     tmp_path.chmod(0o555)
@@ -103,8 +104,8 @@ def test_a_forbidden_file_is_told_as_such(tmp_path):
     ]
 
 
-def test_importing_soundio_is_quick_and_needs_no_torch():
-    code = "import sys, soundio; print('torch' in sys.modules, 'librosa' in sys.modules)"
+def test_importing_reading_is_quick_and_needs_no_torch():
+    code = "import sys, sound.reading; print('torch' in sys.modules, 'librosa' in sys.modules)"
     seen = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -143,7 +144,7 @@ def test_every_container_is_read_whole_and_never_short_when_cut(tmp_path, contai
     reference = soundfile.read(path)[0].T
     assert codes.shape == reference.shape
     assert codes.shape[1] - n_samples in range(2048)  # ADPCM fills its last block
-    got = soundio.to_float(codes, probe(path).sample_format)
+    got = reading.to_float(codes, probe(path).sample_format)
     np.testing.assert_allclose(got, reference.clip(-1, 1), atol=0.51 / 32768)
 
     content = path.read_bytes()
@@ -248,7 +249,7 @@ def test_float_blocks_are_the_codes_over_full_scale(tmp_path):
             wav = np.concatenate(blocks, axis=1)
         assert wav.dtype == np.float32
         assert [block.shape for block in blocks] == [(2, 700)] * 4 + [(2, 200)]
-        expected = soundio.to_float(read_codes(path), reader.info.sample_format)
+        expected = reading.to_float(read_codes(path), reader.info.sample_format)
         np.testing.assert_allclose(wav, expected, atol=1e-7)
 
 
@@ -444,21 +445,21 @@ def test_every_code_becomes_a_float_and_comes_back(subtype):
     fmt = SampleFormat(subtype, FORMATS[subtype])
     top = 2 ** (fmt.bits - 1)
     codes = np.array([-top, -top + 1, -1, 0, 1, top // 3, top - 1])
-    wav = soundio.to_float(codes, fmt)
+    wav = reading.to_float(codes, fmt)
     assert wav.dtype == np.float32
     assert wav[0] == -1
     assert wav[-1] == np.float32((top - 1) / top)
-    np.testing.assert_allclose(soundio.to_codes(wav, fmt), codes, atol=0, rtol=1e-7)
-    np.testing.assert_array_equal(soundio.to_codes(np.array([-9.0, 9.0]), fmt), [-top, top - 1])
-    assert soundio.to_codes(wav, fmt).dtype == np.int32
+    np.testing.assert_allclose(reading.to_codes(wav, fmt), codes, atol=0, rtol=1e-7)
+    np.testing.assert_array_equal(reading.to_codes(np.array([-9.0, 9.0]), fmt), [-top, top - 1])
+    assert reading.to_codes(wav, fmt).dtype == np.int32
 
 
 def test_codes_are_the_nearest_ones():
     fmt = SampleFormat("PCM_16", 16)
     wav = np.array([0.6, -0.6, 0.4, 1.4]) / 32768
-    np.testing.assert_array_equal(soundio.to_codes(wav, fmt), [1, -1, 0, 1])
+    np.testing.assert_array_equal(reading.to_codes(wav, fmt), [1, -1, 0, 1])
     for dtype, subtype in ((np.float32, "FLOAT"), (np.float64, "DOUBLE")):
-        same = soundio.to_codes(np.array([1.5, -40.0]), SampleFormat(subtype, None))
+        same = reading.to_codes(np.array([1.5, -40.0]), SampleFormat(subtype, None))
         assert same.dtype == dtype
         np.testing.assert_array_equal(same, [1.5, -40.0])
 
@@ -470,7 +471,7 @@ def test_vocals_are_limited_so_that_the_rest_can_be_written(bits):
     edges = np.array([low, low + 1, -1, 0, 1, high - 1, high])
     vocals, mixture = (grid.ravel().astype(np.int32) for grid in np.meshgrid(edges, edges))
     before = vocals.copy(), mixture.copy()
-    limited, n_limited = soundio.limit_to_remainder(vocals, mixture, fmt)
+    limited, n_limited = reading.limit_to_remainder(vocals, mixture, fmt)
     remainder = mixture.astype(np.int64) - limited
     assert low <= remainder.min()
     assert remainder.max() <= high
@@ -483,7 +484,7 @@ def test_vocals_are_limited_so_that_the_rest_can_be_written(bits):
 
 def test_float_vocals_have_no_limit():
     vocals = np.array([[3.0, -40.0]], np.float32)
-    limited, n_limited = soundio.limit_to_remainder(vocals, -vocals, SampleFormat("FLOAT", None))
+    limited, n_limited = reading.limit_to_remainder(vocals, -vocals, SampleFormat("FLOAT", None))
     np.testing.assert_array_equal(limited, vocals)
     assert n_limited == 0
 
@@ -491,6 +492,6 @@ def test_float_vocals_have_no_limit():
 def test_a_hash_is_the_published_one(tmp_path):
     path = write(tmp_path / "abc", b"abc")  # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert soundio.sha256(path) == expected
+    assert reading.sha256(path) == expected
     with pytest.raises(InputError, match="no such file"):
-        soundio.sha256(tmp_path / "none")
+        reading.sha256(tmp_path / "none")

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-import summary
-from summary import METRICS, STEMS, summarise
+from scoring import tables
+from scoring.tables import METRICS, STEMS, summarise
 
 
 def record(seconds: float, **scores: dict) -> dict:
@@ -43,7 +43,7 @@ def test_the_share_of_the_way_is_none_where_the_ceiling_is_not_above_the_floor()
 
 def test_a_table_starts_with_the_floor_ends_with_the_ceilings_and_says_what_is_not_there():
     scores = {"ideal_ratio": 8.0, "ideal_binary": 7.0, "it": 5.0, "lost": None, "floor": 2.0}
-    lines = summary.tables(summarise([record(1, **{s: {"si_sdr": v} for s, v in scores.items()})]))
+    lines = tables.tables(summarise([record(1, **{s: {"si_sdr": v} for s, v in scores.items()})]))
     assert [line.split() for line in lines[:7]] == [
         [],
         ["vocals", "SI-SDR"],
@@ -54,26 +54,26 @@ def test_a_table_starts_with_the_floor_ends_with_the_ceilings_and_says_what_is_n
         ["ideal_binary", "7.00"],
     ]
     assert lines[8].split() == ["accompaniment", "SI-SDR"]
-    assert summary.tables(summarise([])) == []
+    assert tables.tables(summarise([])) == []
 
 
 def test_what_is_left_out_is_counted():
     songs = [record(1, floor={"sdr": [1.0], "nsdr": 1}, it={"sdr": [-30.0]}) for _ in range(3)]
     songs[0] = record(1, floor={"sdr": [None]}, it={"sdr": [None]})
     songs[0]["silent"] = {"reference": 2, "floor": 0, "it": 4}
-    assert summary.omissions(songs, summarise(songs)) == [
+    assert tables.omissions(songs, summarise(songs)) == [
         "2 of 12 frames left out of BSSEval v4: a true source is silent",
         "1 of 3 songs left out of SDR: a true source is silent",
         "1 of 3 songs left out of GNSDR: a true source is silent or it was not taken",
         "4 of 12 frames of it count -30 dB: it is silent where the truth is not",
     ]
-    assert summary.omissions([], summarise([])) == []
+    assert tables.omissions([], summarise([])) == []
 
 
 def test_a_row_in_markdown_holds_floor_and_ceilings():
     scores = {"floor": 1.0, "ideal_binary": 2.0, "ideal_ratio": 3.0}
     songs = [record(1, **{s: {"sdr": [v], "si_sdr": -v} for s, v in scores.items()})]
-    *_, row = summary.markdown("music", "1024, 256", 1, summarise(songs))
+    *_, row = tables.markdown("music", "1024, 256", 1, summarise(songs))
     assert row == "| music | 1 | 1024, 256 | 1.00 / -1.00 | 2.00 / -2.00 | 3.00 / -3.00 |"
 
 
@@ -86,8 +86,8 @@ def test_a_figure_has_a_circle_for_every_song_and_a_chart_for_every_metric_that_
         )
         for i in range(5)
     ]
-    svg = summary.figure([*songs, record(1, floor={}, it={"sdr": [math.nan]})])
+    svg = tables.figure([*songs, record(1, floor={}, it={"sdr": [math.nan]})])
     titles = re.findall(r">([^<]*) of the vocals \[dB\]", svg)
     assert titles == ["SDR", "SAR", "NSDR (v3)", "SAR (v3)"]
     assert svg.count("<circle") == len(STEMS) * (10 + 5 + 5 + 5)  # SAR has no strip of the floor
-    assert "<circle" not in summary.figure([])
+    assert "<circle" not in tables.figure([])

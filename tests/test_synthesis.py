@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import metrics
-import synthesis
+from demo import synthesis
+from demo.synthesis import Note, Singer
 from hparams import InputError
-from synthesis import Note, Singer
+from scoring import metrics
 
 RATE = 22050
 # A plain voice: what is measured below is not moved by vibrato or hidden by breath.

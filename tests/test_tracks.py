@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import tracks
 from hparams import InputError
+from sound import tracks
 
 RATE = 8000
 

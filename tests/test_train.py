@@ -21,18 +21,16 @@ import numpy as np
 import pytest
 import torch
 
-import commandline
+import cli
 import dataset
 import model
-import planning
-import publish
-import sampling
 import train
-import training
-import validation
-from distributed import World
 from hparams import InputError, from_dict, hparams
+from learning import planning, sampling, validation
+from learning import run as training
+from learning.ranks import World
 from separation import Separator
+from tools import publish
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 SMALL = {
@@ -679,7 +677,7 @@ def test_a_finished_run_resumes_to_itself(toy_dataset, whole, capsys):
 
 
 def test_a_second_signal_ends_the_run_at_once(toy_dataset, monkeypatch):
-    monkeypatch.setattr(commandline, "SAME_WISH", -1)
+    monkeypatch.setattr(cli, "SAME_WISH", -1)
 
     def twice(*_args) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -15,13 +15,12 @@ import torch
 import audio
 import dataset
 import model
-import sampling
-import training
-import validation
 from dataset import PARTS, OpenSong, Song
-from distributed import World
 from hparams import BEFORE, HParams, InputError
-from sampling import Chunks
+from learning import run as training
+from learning import sampling, validation
+from learning.ranks import World
+from learning.sampling import Chunks
 
 HP = HParams(
     sample_rate=4000,

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 import dataset
-import evaluation
 import model
-import scoring
-import tracks
-import tuning
 from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError
+from scoring import evaluation, tuning
+from scoring import songs as scoring
+from scoring.tuning import Tuned
 from separation import Separator
-from tuning import Tuned
+from sound import tracks
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 

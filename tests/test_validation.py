@@ -11,10 +11,10 @@ import torch
 from test_training import HP, make_run, sine, song, song_of_noise
 
 import audio
-import validation
 from dataset import OpenSong
-from distributed import World
-from validation import Listener
+from learning import validation
+from learning.ranks import World
+from learning.validation import Listener
 
 
 @pytest.fixture(scope="module")

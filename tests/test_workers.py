@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-import workers
 from hparams import InputError, parse_settings
+from scoring import workers
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 
 import audio
-import metrics
-import sampling
 from dataset import OpenSong
-from distributed import World
 from hparams import HParams
-from metrics import WORST_DB
+from learning import sampling
+from learning.ranks import World
+from scoring import metrics
+from scoring.metrics import WORST_DB
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from headers import is_unknown_length
 from hparams import RANGES, InputError
-from soundio import MAX_CHANNELS, AudioInfo, SampleFormat, check_floats, convert_codes, reason
+from sound.headers import is_unknown_length
+from sound.reading import MAX_CHANNELS, AudioInfo, SampleFormat, check_floats, convert_codes, reason
 
 ENCODINGS = {
     "u8": SampleFormat("PCM_U8", 8),
@@ -77,7 +77,7 @@ class RawFormat:
 
 
 class PipeReader:
-    """Read sound from a pipe, as `soundio.Reader` reads a file.
+    """Read sound from a pipe, as `reading.Reader` reads a file.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class PipeReader:
     def blocks(
         self, n_samples: int, sample_format: SampleFormat | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield codes as `soundio.Reader.blocks`, each block as soon as it is complete."""
+        """Yield codes as `reading.Reader.blocks`, each block as soon as it is complete."""
         native = self.info.sample_format
         while True:
             data = self._take_sound(n_samples * self.raw.width)

@@ -24,12 +24,11 @@ import torch
 import torch.nn.functional as F
 
 import audio
-import bsseval
-import metrics
 from hparams import UNTUNED_MASK, HParams
-from metrics import BEST_DB, WORST_DB
+from scoring import bsseval, metrics
+from scoring.metrics import BEST_DB, WORST_DB
+from scoring.tables import FLOOR, IDEALS, STEMS, numbers
 from separation import Separator
-from summary import FLOOR, IDEALS, STEMS, numbers
 
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 SongScores = dict[str, dict[str, dict[str, Any]]]  # of a song: system, stem, metric

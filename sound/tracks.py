@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import soundio
 from hparams import InputError
+from sound import reading
 
 # Some of them soundio cannot read: it says so, which is better than a song without that stem.
 AUDIO = {
@@ -106,7 +106,7 @@ class Extent(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """What of `soundio.AudioInfo` a .stem.mp4 can tell."""
+    """What of `reading.AudioInfo` a .stem.mp4 can tell."""
 
     path: Path
     sample_rate: int
@@ -225,7 +225,7 @@ def _mir1k(folder: Path) -> Found:
         singer = name.split("_")[0]
         split = "train" if singer in MIR1K_TRAIN else "test"
         try:
-            channels = soundio.probe(path).n_channels
+            channels = reading.probe(path).n_channels
             if channels != 2:
                 raise InputError(
                     f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
@@ -599,7 +599,7 @@ def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
         wav = _read_stem(part).mean(0)
         yield from (wav[i : i + n_samples] for i in range(0, len(wav), n_samples))
         return
-    with soundio.Reader(part.path) as reader:
+    with reading.Reader(part.path) as reader:
         for block in reader.float_blocks(n_samples):
             if part.channel is not None:
                 yield block[part.channel]
@@ -613,16 +613,16 @@ def read_part(part: Part) -> np.ndarray:
     """Decode one file, or what is taken of it: (n_channels, n_samples), float32."""
     if part.stream is not None:
         return _read_stem(part)
-    with soundio.Reader(part.path) as reader:
-        blocks = reader.float_blocks(soundio.DISK_BLOCK)
+    with reading.Reader(part.path) as reader:
+        blocks = reader.float_blocks(reading.DISK_BLOCK)
         wav = np.concatenate([np.zeros((reader.info.n_channels, 0), np.float32), *blocks], 1)
     return wav if part.channel is None else wav[part.channel : part.channel + 1]
 
 
-def _probe(part: Part) -> _Header | soundio.AudioInfo:
+def _probe(part: Part) -> _Header | reading.AudioInfo:
     """Read a header."""
     if part.stream is None:
-        return soundio.probe(part.path)
+        return reading.probe(part.path)
     stempeg = _stempeg()
     try:
         info = stempeg.Info(str(part.path))

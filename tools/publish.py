@@ -3,8 +3,8 @@
 What only a resumed training needs is left out; where the network comes from and on what terms it
 may be used is written into it, and every program that loads it can say so.
 
-    python publish.py pretrained/resnet18.pth
-    python publish.py runs/resnet18/best.pth mine.pth --licence "CC BY 4.0" --source DSD100
+    python -m tools.publish pretrained/resnet18.pth
+    python -m tools.publish runs/resnet18/best.pth mine.pth --licence "CC BY 4.0" --source DSD100
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import commandline
+import cli
 from hparams import InputError, UsageError
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Print or publish one checkpoint."""
-    parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("output", type=Path, nargs="?", help="the .pth to write; without it nothing is written")
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--set: a network is published as it is (evaluate.py tune changes it)")
     if args.output and args.output.suffix.lower() != ".pth":
         raise UsageError(f"{args.output}: a network's name ends in .pth")
-    commandline.refuse_missing(args.checkpoint)
+    cli.refuse_missing(args.checkpoint)
     if args.output and args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output}: is already there (--overwrite replaces it)")
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"{args.output}: would overwrite the input (choose another output)")
 
     import model  # here: wrong arguments are told before torch is loaded
-    import outputs
+    from sound import writing
 
     checkpoint = model.load_checkpoint(args.checkpoint)
     network, hp = model.restore_model(args.checkpoint, checkpoint)
@@ -55,20 +55,18 @@ def main(argv: list[str] | None = None) -> int:
         licence = before if args.licence is None else args.licence
         if not licence.strip():
             raise UsageError("--licence is missing: nobody may use a network without terms")
-        outputs.check_writable(args.output)
+        writing.check_writable(args.output)
         if before not in ("", licence):
-            commandline.warn(
-                f"{args.checkpoint}: came as {before!r}; its sources' terms still hold"
-            )
+            cli.warn(f"{args.checkpoint}: came as {before!r}; its sources' terms still hold")
         sources = [*checkpoint.get("sources", ()), *(args.source or ())]
         checkpoint |= {"licence": licence, "sources": list(dict.fromkeys(sources))}
         own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs
         extra = {name: value for name, value in checkpoint.items() if name not in own}
         model.save_checkpoint(args.output, network, hp, **extra)
     for line in describe(checkpoint, model.operations_per_column(hp)):
-        print(commandline.printable(line))
+        print(cli.printable(line))
     if args.output:
-        print(f"{commandline.printable(args.output)}: {args.output.stat().st_size / 1e6:.1f} MB")
+        print(f"{cli.printable(args.output)}: {args.output.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

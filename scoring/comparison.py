@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import summary
 from hparams import InputError
-from scorebook import Record
+from scoring import tables
+from scoring.scorebook import Record
 
 FEWEST = 6  # songs: of fewer, all may differ the same way by chance in more than 1 of 20 cases
 Pair = tuple[Record, Record]  # of one song, before and after
@@ -87,7 +87,7 @@ def differences(
     found = []
     for both in pairs:
         before, after = (
-            summary.song_score(song["scores"][system][stem], metric)
+            tables.song_score(song["scores"][system][stem], metric)
             for song, system in zip(both, systems, strict=True)
         )
         if math.isfinite(after - before):

@@ -21,8 +21,8 @@ import torch
 from PIL import Image  # pillow comes with tensorboard
 
 import audio
-import charts
-from outputs import MPEG_RATES
+from sound.writing import MPEG_RATES
+from tools import charts
 
 MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
 COLUMNS = 1200  # of every picture, at most [pixels]

@@ -5,8 +5,8 @@ the network has never heard, also with the network that comes with the project, 
 dB the voice came out cleaner. Every step is one of the project's own commands, shown as you would
 type it.
 
-    python demo.py
-    python demo.py --song "my song.mp3"
+    python -m demo
+    python -m demo --song "my song.mp3"
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commandline
+import cli
 from hparams import InputError
 
-HERE = Path(__file__).parent
-TREE, DATASET, GENERATED = Path("demo/dsd100"), Path("demo/dataset"), Path("demo/generated")
-GENERATED_BY_PRETRAINED = GENERATED / "pretrained"
+HERE = Path(__file__).parent.parent
 RUN = Path("runs/demo")
+TREE, DATASET, GENERATED = RUN / "dsd100", RUN / "dataset", RUN / "generated"
+GENERATED_BY_PRETRAINED = GENERATED / "pretrained"
 SONGS = {"n_train": 20, "n_test": 1, "seconds": 24, "sample_rate": 22050, "seed": 0}
 TRAINING = ["width=8", "batch_size=4", "epochs=5"]
 NEEDED_DB = 3.0  # 5 is usual: less than this means that something is broken
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Tell the story from the first song to the last number."""
-    parser = commandline.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
     parser.add_argument("--song", type=Path, help="a recording of yours to separate at the end")
     args = parser.parse_args(argv)
     if args.song is not None:
-        import soundio  # here and below: --help answers at once
+        from sound import reading  # here and below: --help answers at once
 
-        soundio.probe(args.song)
-    commandline.settings_of(args)  # a misspelt one is told now, not after the dataset is built
+        reading.probe(args.song)
+    cli.settings_of(args)  # a misspelt one is told now, not after the dataset is built
 
     write_songs()
     run("build_dataset.py", TREE, DATASET)
@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
     separate(RUN / "best.pth", mixture, GENERATED)
-    separate(commandline.PRETRAINED, mixture, GENERATED_BY_PRETRAINED)
+    separate(cli.PRETRAINED, mixture, GENERATED_BY_PRETRAINED)
     gain_db = report(mixture, TREE / "Sources/Test" / mixture.parent.name / "vocals.wav")
     if args.song is not None:
         # Absolute: it may begin with a dash. A folder for it: it may be called mixture.wav, too.
-        separate(commandline.PRETRAINED, args.song.absolute(), GENERATED / "yours")
+        separate(cli.PRETRAINED, args.song.absolute(), GENERATED / "yours")
     if gain_db < NEEDED_DB:
         raise InputError(f"the voice gained {gain_db:.1f} dB; at least {NEEDED_DB:g} were expected")
     return 0
@@ -62,7 +62,7 @@ def write_songs() -> None:
     if TREE.exists():
         print(f"{TREE}: the songs are there already", flush=True)
         return
-    import synthesis
+    from demo import synthesis
 
     print(f"Synthesising {SONGS['n_train']} songs to learn from and one to separate …", flush=True)
     synthesis.write_dsd100(TREE, **SONGS)
@@ -77,7 +77,7 @@ def report(mixture: Path, truth: Path) -> float:
     """Print the SI-SDR of the vocals before and after; returns what training gained [dB]."""
     from soundfile import read
 
-    from metrics import si_sdr
+    from scoring.metrics import si_sdr
 
     reference = read(truth)[0].T
     before_db = si_sdr(read(mixture)[0].T, reference)
@@ -113,7 +113,7 @@ def run(script: str, *words: str | Path) -> None:
     """
     python = min(sys.executable, os.path.relpath(sys.executable), key=len)
     command = [python, os.path.relpath(HERE / script), *map(str, words)]
-    print(f"\n$ {commandline.printable(shlex.join(command))}", flush=True)
+    print(f"\n$ {cli.printable(shlex.join(command))}", flush=True)
     if subprocess.run(command, check=False).returncode:
         raise InputError(f"{script} failed; the demo ends here")
 

@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import estimates
 import model as networks
-import scoring
-import soundio
-import tracks
-from estimates import Job
 from hparams import HParams
-from metrics import BEST_DB, WORST_DB
-from scorebook import Record
+from scoring import estimates, songs
+from scoring.estimates import Job
+from scoring.metrics import BEST_DB, WORST_DB
+from scoring.scorebook import Record
 from separation import Separator
+from sound import reading, tracks
 
 BOTH = {"hard": {"mask_at_eval": True}, "soft": {"mask_at_eval": False}}
 
@@ -44,7 +42,7 @@ class Task:
     root: Path
     hp: HParams  # of the ideal masks, where there is no network
     seconds: float | None
-    v3: bool | None  # as `scoring.score_song` takes it
+    v3: bool | None  # as `songs.score_song` takes it
     network: Network | None  # None: bounds
     both_masks: bool = False  # the network's binary mask and its soft one, not what it prefers
 
@@ -91,7 +89,7 @@ def describe(task: Task, layout: str, folders: dict[str, Path]) -> dict[str, Any
             "silence": f"true source: nobody has a score; estimate only: {WORST_DB:g} dB",
             "limits_db": {
                 "si_sdr, v3_sdr": [WORST_DB, BEST_DB],
-                "v3_sir, v3_sar": [WORST_DB, scoring.BITS_DB],
+                "v3_sir, v3_sar": [WORST_DB, songs.BITS_DB],
             },
         },
         "versions": {
@@ -105,7 +103,7 @@ def describe(task: Task, layout: str, folders: dict[str, Path]) -> dict[str, Any
         separator, checkpoint = load(task.network), task.network.checkpoint
         about["checkpoint"] = {
             "file": checkpoint.name,
-            "sha256": soundio.sha256(checkpoint),
+            "sha256": reading.sha256(checkpoint),
             "dtype": str(separator.dtype).removeprefix("torch."),
             "device": task.network.device.split(":")[0],
         }
@@ -179,7 +177,7 @@ def score_track(task: Task, job: Job) -> Record:
     Returns
     -------
     dict
-        What `scoring.score_song` gives, with what the song is, which files it was read from, and
+        What `songs.score_song` gives, with what the song is, which files it was read from, and
         ``notes`` on what was odd about them.
 
     Raises
@@ -190,7 +188,7 @@ def score_track(task: Task, job: Job) -> Record:
     track, extent = job.track, tracks.measure(job.track)
     rate, notes = extent.sample_rate, list(extent.notes)
     references = tracks.read_channels(track)
-    kept = scoring.middle(references.shape[-1], task.seconds and task.seconds * rate)
+    kept = songs.middle(references.shape[-1], task.seconds and task.seconds * rate)
     theirs, mixture = {}, references.sum(0)
     for name, files in job.estimates.items():
         wav, done = estimates.read(name, files, mixture, rate)
@@ -199,7 +197,7 @@ def score_track(task: Task, job: Job) -> Record:
     references = np.ascontiguousarray(references[..., kept])
     hp = task.hp if task.network is None else load(task.network).hp
     systems = separate(task, np.ascontiguousarray(mixture[..., kept]), rate) | theirs
-    systems |= scoring.ideals(references, rate, hp)
+    systems |= songs.ideals(references, rate, hp)
     n_channels, n_samples = references.shape[1:]
     if n_samples < rate:
         notes.append(f"shorter than a frame of 1 s: one frame of {n_samples} samples")
@@ -212,7 +210,7 @@ def score_track(task: Task, job: Job) -> Record:
         "seconds": n_samples / rate,
         **estimates.sources(job, task.root),
         "notes": notes,
-        **scoring.score_song(references, systems, rate, task.v3),
+        **songs.score_song(references, systems, rate, task.v3),
     }
 
 
@@ -228,9 +226,9 @@ def separate(task: Task, mixture: np.ndarray, sample_rate: int) -> dict[str, np.
         return {}
     separator = load(task.network)
     if not task.both_masks:
-        return {"model": scoring.render(separator, mixture, sample_rate)}
-    levels = scoring.listen(separator, mixture, sample_rate)
+        return {"model": songs.render(separator, mixture, sample_rate)}
+    levels = songs.listen(separator, mixture, sample_rate)
     return {
-        name: scoring.render(separator, mixture, sample_rate, settings, scoring.replay(levels))
+        name: songs.render(separator, mixture, sample_rate, settings, songs.replay(levels))
         for name, settings in BOTH.items()
     }

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import scorebook
-import soundio
-import tracks
 from hparams import InputError
-from tracks import Part, Track
+from scoring import scorebook
+from sound import reading, tracks
+from sound.tracks import Part, Track
 
 
 class Job(NamedTuple):
@@ -124,7 +123,7 @@ def read(
     """
     wavs, notes = {}, []
     for stem, path in files.items():
-        info = soundio.probe(path)
+        info = reading.probe(path)
         if info.sample_rate != sample_rate:
             raise InputError(
                 f"{path}: {info.sample_rate} Hz, the song has {sample_rate} Hz; convert it"

@@ -20,9 +20,8 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-import decoders
-import headers
 from hparams import RANGES, InputError
+from sound import decoding, headers
 
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_LEVEL = 1e6  # +120 dB re full scale: louder float samples would overflow the STFT
@@ -36,7 +35,7 @@ _ENDLESS = 2**60  # samples
 _UNKNOWN_LENGTH = 2**62  # libsndfile's n_samples for a stream of unknown length is 2**63 - 1
 
 
-Sound = soundfile.SoundFile | decoders.Sound  # what both of them can
+Sound = soundfile.SoundFile | decoding.Sound  # what both of them can
 
 
 @dataclass(frozen=True)
@@ -146,11 +145,11 @@ def _open_sound(path: Path, file: BinaryIO) -> Sound:
         sound.seekable = lambda: False
         return sound
     except soundfile.LibsndfileError as error:
-        what, container = error.error_string.rstrip("."), decoders.container_of(file)
+        what, container = error.error_string.rstrip("."), decoding.container_of(file)
         if container is not None:
             try:
-                return decoders.open_sound(path, file, container)
-            except decoders.DecoderError as better:
+                return decoding.open_sound(path, file, container)
+            except decoding.DecoderError as better:
                 what = f"{container}, and {better}"
         raise InputError(
             f"{path}: not audio that can be read: {what} (convert it to wav or flac)"
@@ -320,7 +319,7 @@ class Reader:
         block = np.empty((n_samples, self.info.n_channels), dtype)
         try:
             return self._sound.read(out=block)
-        except (soundfile.LibsndfileError, decoders.DecoderError) as error:
+        except (soundfile.LibsndfileError, decoding.DecoderError) as error:
             if self._allow_truncated and self._position:
                 return block[:0]
             at, what = self._position / self.info.sample_rate, str(error)

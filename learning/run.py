@@ -22,16 +22,14 @@ import numpy as np
 import torch
 
 import audio
-import augmentation
 import dataset
 import model as networks
-import sampling
-import validation
 from dataset import OpenSong
-from distributed import World
 from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, differences, from_dict
-from optimizer import Muon
-from sampling import Chunks
+from learning import augmentation, sampling, validation
+from learning.muon import Muon
+from learning.ranks import World
+from learning.sampling import Chunks
 
 OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 import model as networks
-import sampling
-import training
-import validation
 from dataset import OpenSong
-from distributed import World
 from hparams import HParams, InputError
-from roofline import wait_for
-from sampling import Chunks
+from learning import run as training
+from learning import sampling, validation
+from learning.ranks import World
+from learning.sampling import Chunks
+from tools.roofline import wait_for
 
 FIND_LR = (1e-6, 1.0)  # learning rates of the range test, from … to
 FIND_LR_STEPS = 200

@@ -14,9 +14,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import outputs
-import soundio
 from hparams import InputError
+from sound import reading, writing
 
 FORMAT = "vocal-mask scores 2"
 Record = dict[str, Any]  # of a song, as it is stored
@@ -58,11 +57,11 @@ class Scorebook:
         self.output, self.about = output, about
         self.path = partial(output)
         self.records: dict[str, Record] = {}
-        outputs.check_writable(self.path)
+        writing.check_writable(self.path)
         try:
             self._file = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
         except OSError as error:
-            raise InputError(f"{self.path}: not writable: {soundio.reason(error)}") from error
+            raise InputError(f"{self.path}: not writable: {reading.reason(error)}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             n_kept = 0 if overwrite else self._recall()
@@ -152,7 +151,7 @@ class Scorebook:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise outputs.write_error(self.path, error) from error
+            raise writing.write_error(self.path, error) from error
 
     def finish(self, names: list[str], summary: dict[str, Any], selection: dict[str, Any]) -> None:
         """Write the output, and drop the lines.
@@ -173,7 +172,7 @@ class Scorebook:
             "set_aside": [self.records[name] for name in sorted(self.records.keys() - set(names))],
         }
         data = json.dumps(contents, separators=(",", ":"), allow_nan=False).encode()
-        outputs.replace_atomically(self.output, lambda file: file.write(data))
+        writing.replace_atomically(self.output, lambda file: file.write(data))
         self._file.close()
         self.path.unlink()
 
@@ -198,7 +197,7 @@ def read(path: Path) -> dict[str, Any]:
             stored["summary"][system]
         return {**stored, "about": dict(stored["about"])}
     except OSError as error:
-        raise InputError(f"{path}: {soundio.reason(error)}") from error
+        raise InputError(f"{path}: {reading.reason(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: no scores of evaluate.py, or damaged (score again, with --overwrite)"
@@ -233,7 +232,7 @@ def _check(records: list[Record]) -> None:
 def identity(path: Path, root: Path) -> dict[str, Any]:
     """Say which file this is, wherever its root lies, by what it holds."""
     about = {"path": os.path.relpath(path, root), "size": size_of(path)}
-    return about | {"sha256": soundio.sha256(path)}
+    return about | {"sha256": reading.sha256(path)}
 
 
 def size_of(path: Path) -> int:

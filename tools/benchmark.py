@@ -20,21 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import commandline
-import distributed
+import cli
 from hparams import UNTUNED_MASK, HParams, override
+from learning import ranks as distributed
 
 if TYPE_CHECKING:
     import torch
 
-    from roofline import Rates
+    from tools.roofline import Rates
 
 EPILOG = """examples:
-  python benchmark.py train                               # a training step, stage by stage
-  python benchmark.py train --against width=16            # beside another setting
-  torchrun --nproc-per-node 2 benchmark.py train          # the same on two processes
-  python benchmark.py generate --set width=16 --json      # a whole song"""
-HERE = Path(__file__).parent
+  python -m tools.benchmark train                               # a training step, stage by stage
+  python -m tools.benchmark train --against width=16            # beside another setting
+  torchrun --nproc-per-node 2 -m tools.benchmark train          # the same on two processes
+  python -m tools.benchmark generate --set width=16 --json      # a whole song"""
+HERE = Path(__file__).parent.parent
 SONG_SECONDS = 240
 SONG_RATE = 44100
 EPOCH_SLICES = 2_000_000  # 100 songs of 4 minutes: the size of DSD100
@@ -61,7 +61,7 @@ class Bench(NamedTuple):
     rates: Rates | None  # for those that run on the device
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark, for one or several settings, and print its figures."""
     benchmarks = {
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     parser = make_parser(benchmarks)
     args = parser.parse_args(argv)
-    hp, world = commandline.settings_of(args), distributed.world()
+    hp, world = cli.settings_of(args), distributed.world()
     settings = [hp, *(override(hp, against) for against in args.against)]
     if args.device == "cuda" and args.what not in ON_DEVICE:
         parser.error(f"--device cuda: {args.what} has no part that runs there")
@@ -85,11 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     import model as networks
-    import roofline
+    from tools import roofline
 
     if args.what not in ON_DEVICE:
         args.device = "cpu"
-    device = quietly(commandline.device_of, args, parser, world.local_rank)
+    device = quietly(cli.device_of, args, parser, world.local_rank)
     names = ["these settings", *(" ".join(against) for against in args.against)]
     with tempfile.TemporaryDirectory() as folder, distributed.joined(world, device.type):
         about = {
@@ -121,11 +121,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = commandline.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument("what", choices=benchmarks, help="which part to measure")
     parser.add_argument(
         "--rounds",
-        type=commandline.positive_count,
+        type=cli.positive_count,
         default=5,
         help="rounds in alternation (%(default)s)",
     )
@@ -139,13 +139,13 @@ def make_parser(benchmarks: dict[str, Any]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--songs",
-        type=commandline.positive_count,
+        type=cli.positive_count,
         default=4,
         metavar="N",
         help="train: songs of 4 minutes in the dataset; 100 is the size of DSD100 (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    commandline.add_device_option(parser)
+    cli.add_device_option(parser)
     return parser
 
 
@@ -173,7 +173,7 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
     import torch
 
     import model as networks
-    import roofline
+    from tools import roofline
 
     device, separator = bench.device, _untrained_separator(hp, bench.device)
     n, net, dtype = separator.block_frames, separator.model, separator.dtype
@@ -214,10 +214,9 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
 def train(hp: HParams, bench: Bench) -> Benchmark:
     """Time a training step stage by stage, beside its roofline and beside separate slices."""
     import model as networks
-    import planning
-    import roofline
-    import sampling
-    import training
+    from learning import planning, sampling
+    from learning import run as training
+    from tools import roofline
 
     device, world = bench.device, bench.world
     songs = _songs_in_memory(hp, bench.n_songs)
@@ -299,13 +298,17 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
 def ranks(hp: HParams, bench: Bench) -> Benchmark:
     """Compare two processes of one thread with one process of two threads."""
     settings = [f"{name}={value}" for name, value in vars(hp).items() if value is not None]
-    words = ["benchmark.py", "train", "--rounds=3", "--songs=1", "--json", "--device=cpu"]
+    words = ["tools/benchmark.py", "train", "--rounds=3", "--songs=1", "--json", "--device=cpu"]
     words += [word for setting in settings for word in ("--set", setting)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found: dict[str, float] = {}
 
     def measure(name: str, prefix: list[str], threads: str) -> None:
-        done = _run([*words], environment={"OMP_NUM_THREADS": threads}, prefix=prefix)
+        done = _run(
+            [*words],
+            environment={"OMP_NUM_THREADS": threads, "PYTHONPATH": str(HERE)},
+            prefix=prefix,
+        )
         rate = json.loads(done)["results"]["these settings"]["slices per second"]
         found[name] = max(found.get(name, 0.0), rate)
 
@@ -329,11 +332,10 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     import torch
 
     import audio
-    import masks
-    import roofline
     import separation
-    import soundio
-    from outputs import AtomicFiles, SoundWriter, choose_format, predicted_bytes
+    from sound import masks, reading
+    from sound.writing import AtomicFiles, SoundWriter, choose_format, predicted_bytes
+    from tools import roofline
 
     device, folder = bench.device, bench.folder
     separator = _untrained_separator(hp, device)
@@ -349,8 +351,8 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     mask = torch.rand(1, block, hp.n_bins, device=device).mT
 
     @contextlib.contextmanager
-    def opened() -> Iterator[tuple[soundio.Reader, list[SoundWriter]]]:
-        with soundio.Reader(song) as reader:
+    def opened() -> Iterator[tuple[reading.Reader, list[SoundWriter]]]:
+        with reading.Reader(song) as reader:
             fmt = choose_format(reader.info)
             with AtomicFiles(dict.fromkeys(outputs, predicted_bytes(reader.info, fmt))) as files:
                 yield reader, [files.sound(path, reader.info, fmt) for path in outputs]
@@ -376,8 +378,8 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
         with opened() as (reader, sounds):
             fmt = reader.info.sample_format
             for codes in reader.blocks(separation.READ_SAMPLES):
-                vocals = soundio.to_codes(soundio.to_float(codes, fmt), fmt)
-                vocals, _ = soundio.limit_to_remainder(vocals, codes, fmt)
+                vocals = reading.to_codes(reading.to_float(codes, fmt), fmt)
+                vocals, _ = reading.limit_to_remainder(vocals, codes, fmt)
                 sounds[0].write(vocals)
                 sounds[1].write(codes - vocals)
 
@@ -472,9 +474,9 @@ def build(hp: HParams, bench: Bench) -> Benchmark:
     import hashlib
 
     import audio
-    import building
-    import synthesis
-    import tracks
+    from demo import synthesis
+    from learning import building
+    from sound import tracks
 
     n_songs, seconds, tree = 4, 120, bench.folder / "tree"
     if not tree.exists():
@@ -538,7 +540,7 @@ def read(hp: HParams, bench: Bench) -> Benchmark:
     import numpy as np
 
     import dataset
-    import sampling
+    from learning import sampling
 
     n_frames, n_chunks = 60_000, 20
     path = bench.folder / "song.npy"
@@ -592,7 +594,7 @@ def quietly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _endless_run(hp: HParams, feed: Any, world: distributed.World) -> Any:
     """Make a run whose schedule never ends."""
-    import training
+    from learning import run as training
 
     return training.Run(replace(hp, steps=10**9, schedule="constant"), feed, [], world)
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 
 import audio
-import augmentation
 from dataset import PARTS, OpenSong
-from distributed import World
 from hparams import HParams
+from learning import augmentation
+from learning.ranks import World
 
 SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
 SECOND_DB = 12.0  # by which a second voice or backing is softer at most

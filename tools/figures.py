@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import commandline
+import cli
 from hparams import InputError, parse_settings
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from separation import Separator
 
 EPILOG = """examples:
-  python draw.py runs/demo/best.pth song.wav pictures
-  python draw.py runs/demo/best.pth mixture.wav pictures --vocals vocals.wav --seconds 4"""
+  python -m tools.figures runs/demo/best.pth song.wav pictures
+  python -m tools.figures runs/demo/best.pth mixture.wav pictures --vocals vocals.wav --seconds 4"""
 WIDTH = 960  # of every picture [px]
 PANEL = 200  # height of a panel of masks.png [px]
 MARGIN = 22  # above a panel, for its name [px]
@@ -71,10 +71,10 @@ class Excerpt:
         return half + int(level[half : len(level) - half].argmax())
 
 
-@commandline.script
+@cli.script
 def main(argv: list[str] | None = None) -> int:
     """Draw one excerpt of one song."""
-    parser = commandline.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
     parser.add_argument("audio", type=Path, help="a song")
     parser.add_argument("folder", type=Path, help="where the pictures are written")
@@ -82,21 +82,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--start", type=float, default=0.0, help="seconds into the song (0)")
     parser.add_argument("--seconds", type=float, default=8.0, help="length shown (%(default)s)")
     args = parser.parse_args(argv)
-    settings = commandline.settings_of(args)
+    settings = cli.settings_of(args)
     if not (0 <= args.start < math.inf and 0 < args.seconds < math.inf):
         parser.error("--start must be 0 or more and --seconds more than 0")
-    commandline.refuse_missing(args.checkpoint)
+    cli.refuse_missing(args.checkpoint)
 
-    import outputs
-    import soundio
+    from sound import reading, writing
 
     pictures = {"masks.png": _masks, "inference.png": _inference}
     if args.vocals:
         pictures |= {"why.png": _why, "approach.png": _approach}
     for path in filter(None, (args.audio, args.vocals)):
-        soundio.probe(path)
+        reading.probe(path)
     for name in pictures:
-        outputs.check_writable(args.folder / name)
+        writing.check_writable(args.folder / name)
     wav, sample_rate = _read(args.audio, args.start, args.seconds)
     truth = _true_vocals(args, wav, sample_rate) if args.vocals else None
 
@@ -108,8 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, draw in pictures.items():
         image = draw(excerpt)
         path = args.folder / name
-        outputs.replace_atomically(path, lambda file, i=image: i.save(file, format="png"))
-        print(commandline.printable(path))
+        writing.replace_atomically(path, lambda file, i=image: i.save(file, format="png"))
+        print(cli.printable(path))
     return 0
 
 
@@ -117,9 +116,9 @@ def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
     """Read an excerpt as mono, (n_samples,), and its rate; InputError if there is none."""
     import numpy as np
 
-    import soundio
+    from sound import reading
 
-    with soundio.Reader(path, start=start, duration=seconds) as reader:
+    with reading.Reader(path, start=start, duration=seconds) as reader:
         rate = reader.info.sample_rate
         return np.concatenate([block.mean(0) for block in reader.float_blocks(rate)]), rate
 
@@ -143,7 +142,7 @@ def _hear(
     import torch
 
     import audio
-    import sampling
+    from learning import sampling
 
     hp, curve_db = separator.hp, separator.curve_db
     masks: list[np.ndarray] = []
@@ -184,7 +183,7 @@ class _Canvas:
 
     def spectrogram(self, seen: torch.Tensor, box: Box) -> None:
         """Show a picture in [0, 1], the lowest bin at the bottom."""
-        import charts
+        from tools import charts
 
         self.colours(charts.colours(seen.flip(0).numpy()), box)
 

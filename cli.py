@@ -44,6 +44,7 @@ def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
         Two real commands, shown as they are.
     """
     parser = argparse.ArgumentParser(
+        prog=_script_name(),
         description=doc.split("\n\n")[0],
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -223,8 +224,13 @@ def progress(total: float | None, unit: str) -> tqdm:
 
 
 def _to_stderr(kind: str, message: object) -> None:
-    name = os.path.basename(sys.argv[0]) or "python"
-    print(f"{name}: {kind}: {printable(message)}", file=sys.stderr)
+    print(f"{_script_name()}: {kind}: {printable(message)}", file=sys.stderr)
+
+
+def _script_name() -> str:
+    """Return what was started, as the user calls it; of ``python -m demo`` it is "demo"."""
+    folder, name = os.path.split(sys.argv[0])
+    return os.path.basename(folder) if name == "__main__.py" else name or "python"
 
 
 def _flush_stdout() -> None:

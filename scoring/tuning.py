@@ -14,15 +14,14 @@ import torch
 
 import audio
 import dataset
-import evaluation
 import model as networks
-import scoring
-import soundio
-import tracks
-from evaluation import Network
 from hparams import UNTUNED_MASK, HParams, InputError
+from scoring import evaluation
+from scoring import songs as scoring
+from scoring.evaluation import Network
 from separation import Separator
-from tracks import Track
+from sound import reading, tracks
+from sound.tracks import Track
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 GATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -148,7 +147,7 @@ def tune_candidate(network: Network, seconds: float, song: Candidate) -> Tuned:
     """Score all mask settings on the middle `seconds` of one song."""
     separator = evaluation.load(network)
     if isinstance(song.source, Track):
-        hashes = tuple(map(soundio.sha256, song.source.paths))
+        hashes = tuple(map(reading.sha256, song.source.paths))
         rate = tracks.measure(song.source).sample_rate
         references = tracks.read_channels(song.source)
         kept = scoring.middle(references.shape[-1], seconds * rate)
@@ -273,7 +272,7 @@ def store(path: Path, settings: dict[str, Any], before: str, songs: list[Tuned])
     InputError
         If the file is not the one any more that was tuned.
     """
-    if soundio.sha256(path) != before:
+    if reading.sha256(path) != before:
         raise InputError(f"{path}: has changed since tuning began (tune it again)")
     contents = networks.load_checkpoint(path)
     model, hp = networks.restore_model(path, contents)

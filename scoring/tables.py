@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import charts
 import dataset
-from metrics import WORST_DB
-from scorebook import Record
+from scoring.metrics import WORST_DB
+from scoring.scorebook import Record
+from tools import charts
 
 STEMS = dataset.PARTS
 FLOOR, IDEALS = "floor", ("ideal_binary", "ideal_ratio")
@@ -71,7 +71,7 @@ def summarise(songs: list[Record]) -> Summary:
     Parameters
     ----------
     songs : list of dict
-        Each with ``scores`` as `scoring.score_song` gives them and ``seconds``.
+        Each with ``scores`` as `songs.score_song` gives them and ``seconds``.
 
     Returns
     -------

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-import outputs
-import soundio
-import tracks
-from alignment import PairCheck
 from hparams import GRID, HParams, InputError
-from tracks import Track
+from learning.alignment import PairCheck
+from sound import reading, tracks, writing
+from sound.tracks import Track
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +87,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
             raise InputError(f"{track.vocals[0].path}: {problem} (--no-check-pairs: use as it is)")
 
     try:
-        outputs.replace_atomically(task.output / file, write)
+        writing.replace_atomically(task.output / file, write)
     except OverflowError as error:
         raise InputError(
             f"{track.paths[0]}: too loud: peak {peaks.max():.3g}, where 1 is full scale (lower it)"
@@ -98,7 +96,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
         {
             "path": _within(task, path),
             "size": path.stat().st_size,
-            "sha256": soundio.sha256(path),
+            "sha256": reading.sha256(path),
         }
         for path in track.paths
     ]
@@ -126,7 +124,7 @@ def build_song(task: Task, track: Track) -> dict[str, Any]:
         "silent": bool(track.vocals and peaks[0] < SILENT),
     }
     text = json.dumps(record)
-    outputs.replace_atomically(journal_of(task, file), lambda out: out.write(text.encode()))
+    writing.replace_atomically(journal_of(task, file), lambda out: out.write(text.encode()))
     return record
 
 
@@ -208,11 +206,11 @@ def finished(task: Task, track: Track) -> dict[str, Any] | None:
 
 def damage(task: Task, song: dict[str, Any]) -> str:
     """Hash a finished song and its sources; returns what differs from the record, or ""."""
-    if soundio.sha256(task.output / song["file"]) != song["sha256"]:
+    if reading.sha256(task.output / song["file"]) != song["sha256"]:
         return f"{task.output / song['file']}: damaged; built again"
     for source in song["inputs"]:
         path = task.root / source["path"]
-        if soundio.sha256(path) != source["sha256"]:
+        if reading.sha256(path) != source["sha256"]:
             return f"{path}: other content under the same size and date; built again"
     return ""
 

@@ -22,9 +22,9 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from headers import SAMPLE_BYTES
 from hparams import InputError
-from soundio import DISK_BLOCK, AudioInfo, SampleFormat, code_range, reason
+from sound.headers import SAMPLE_BYTES
+from sound.reading import DISK_BLOCK, AudioInfo, SampleFormat, code_range, reason
 
 MAX_WAV_BYTES = 2**32 - 2**16  # the sizes in a WAV header have 32 bits; RF64 beyond this
 MAX_NAME_BYTES = 255  # of a file name, on every common file system

@@ -1,0 +1,1 @@
+"""The whole path on songs made of arithmetic: ``python -m demo``."""

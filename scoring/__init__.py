@@ -1,0 +1,1 @@
+"""How good a separation is: metrics, scores of songs, tables, tuning."""

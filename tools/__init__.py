@@ -1,0 +1,1 @@
+"""What maintainers run: benchmarks, pictures, publishing a network."""
