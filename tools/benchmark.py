@@ -333,7 +333,7 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
 
     import audio
     import separation
-    from sound import masks, reading
+    from sound import reading
     from sound.writing import AtomicFiles, SoundWriter, choose_format, predicted_bytes
     from tools import roofline
 
@@ -357,22 +357,13 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
             with AtomicFiles(dict.fromkeys(outputs, predicted_bytes(reader.info, fmt))) as files:
                 yield reader, [files.sound(path, reader.info, fmt) for path in outputs]
 
-    def whole(**options: Any) -> None:
+    def whole() -> None:
         with opened() as (reader, sounds):
-            stream = separator.stream(SONG_RATE, 2, **options)
+            stream = separator.stream(SONG_RATE, 2)
             fmt = reader.info.sample_format
             for part in separation.split(stream, reader.blocks(separation.READ_SAMPLES), fmt):
                 sounds[0].write(part.vocals)
                 sounds[1].write(part.accompaniment)
-
-    with open(folder / "mask.npz", "wb") as file:
-        kept = masks.MaskWriter(file, {"n_masks": 1, "n_bins": hp.n_bins, "n_samples": 0})
-        whole(on_mask=kept.write)
-        kept.close()
-
-    def render() -> None:
-        with masks.SavedMask(folder / "mask.npz") as saved:
-            whole(saved=saved.read)
 
     def copy() -> None:
         with opened() as (reader, sounds):
@@ -412,11 +403,10 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
             "reading and writing / whole": took["files"] / whole,
             "STFT and features / whole": took["stft"] / whole,
             "mask and inverse / whole": took["inverse"] / whole,
-            "whole / rendering from a saved mask": whole / took["render"],
         }
 
     inference = torch.inference_mode()
-    work = {"whole": whole, "network": think, "files": copy, "render": render}
+    work = {"whole": whole, "network": think, "files": copy}
     return Benchmark(work | {"stft": inference(hear), "inverse": inference(invert)}, figures)
 
 

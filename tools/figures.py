@@ -138,16 +138,13 @@ def _hear(
     separator: Separator, wav: np.ndarray, sample_rate: int, truth: np.ndarray | None
 ) -> Excerpt:
     """Separate an excerpt and look at everything as the network does."""
-    import numpy as np
     import torch
 
     import audio
     from learning import sampling
 
     hp, curve_db = separator.hp, separator.curve_db
-    masks: list[np.ndarray] = []
-    stream = separator.stream(sample_rate, n_channels=1, on_mask=masks.append)
-    vocals = torch.cat([stream.push(wav[None]), stream.finish()], -1)[0].numpy()
+    vocals, _ = separator.separate(wav, sample_rate)
     waves = {"mixture": wav, "vocals": vocals, "accompaniment": wav - vocals}
     if truth is not None:
         waves |= {"true vocals": truth, "true accompaniment": wav - truth}
@@ -159,7 +156,7 @@ def _hear(
     seen = {
         name: audio.features(spec, curve_db, hp.mixture_power, hp) for name, spec in specs.items()
     }
-    seen["mask"] = torch.from_numpy(np.concatenate(masks, -1)[0] / 255)
+    seen["mask"] = separator.song_mask(wav, sample_rate)[0]
     if truth is not None:
         parts = specs["true vocals"], specs["true accompaniment"]
         seen["target"] = sampling.mask_target(*parts, curve_db, hp)
