@@ -68,7 +68,7 @@ def test_the_mask_that_is_shown_is_the_network_s(checkpoint, song, tmp_path):
     wav, rate = figures._read(song[0], 0, 30)
     spec = audio.to_network_bins(audio.stft(torch.from_numpy(wav), audio.grid_at(rate, hp)), hp)
     seen = audio.features(spec, separator.curve_db, hp.mixture_power, hp)
-    mask = separator.mask(torch.nn.functional.pad(seen, (hp.context, hp.context)))
+    mask = separator.mask(torch.nn.functional.pad(seen, (hp.lookahead, hp.lookahead)))
     expected = Image.fromarray(charts.colours(mask.flip(0).numpy()))
 
     def small(picture: Image.Image) -> np.ndarray:
