@@ -4,7 +4,7 @@
 
 One unit of work is N = `block_frames` frames, counted from the start of the song, always of the
 same shape: how the samples arrive changes nothing. Live audio works off the frames that are there.
-The network looks `context` (12) frames ahead, so a unit's mask columns lie that much behind:
+The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie that much behind:
 
     frames of unit k          │◀─ 24 remembered ─▶│ kN ……………………… kN + N - 1 │
     mask columns, vocals            kN - 12 ……………………… kN + N - 13 │
@@ -219,17 +219,17 @@ class Stream:
         self.n_waiting = grid.n_fft // 2
         # What the first unit remembers is silence.
         n_masks = n_channels if per_channel else 1
-        self.features = torch.zeros(n_masks, hp.n_bins, 2 * hp.context, device=device)
+        self.features = torch.zeros(n_masks, hp.n_bins, hp.stft_frames - 1, device=device)
         self.past: networks.Past | None = None
         if live:
             self.past = {}
         if live and saved is None:
-            silence = torch.zeros(n_masks, hp.n_bins, 2 * hp.context + 1, device=device)
+            silence = torch.zeros(n_masks, hp.n_bins, hp.stft_frames, device=device)
             separator.mask(silence, self.past)
-        self.spec = torch.zeros(n_channels, hp.context, grid.n_bins, device=device).mT + 0j
+        self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Finished samples that lie before the song: the mask's delay and half a window.
-        self.n_early = hp.context * grid.hop_length + grid.n_fft // 2
+        self.n_early = hp.lookahead * grid.hop_length + grid.n_fft // 2
         self.full_envelope = audio.full_envelope(grid).to(device)
 
     @property
@@ -241,7 +241,7 @@ class Stream:
     def delay(self) -> int:
         """Samples that the vocals lie behind what was pushed, at most, before `finish`."""
         hop = self.grid.hop_length
-        return self.grid.n_fft + (self.separator.hp.context + self.least_frames - 1) * hop
+        return self.grid.n_fft + (self.separator.hp.lookahead + self.least_frames - 1) * hop
 
     def push(self, wav: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Take samples; return the vocals that they finish, on the CPU.
@@ -303,13 +303,13 @@ class Stream:
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
         spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
 
-        begin = min(n, max(0, hp.context - first))  # columns begin … end - 1 are the song's
-        end = max(begin, min(n, n_song + hp.context - first))
+        begin = min(n, max(0, hp.lookahead - first))  # columns begin … end - 1 are the song's
+        end = max(begin, min(n, n_song + hp.lookahead - first))
         mask = self._listen(spec) if self.saved is None else self._recall(begin, end, n)
         if self.on_mask is not None:
             self.on_mask(audio.mask_levels(mask[..., begin:end]).cpu().numpy())
 
-        spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, context + n)
+        spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, lookahead + n)
         applied = audio.vocals_mask(mask, **separator.mask_settings)
         wav = audio.spec_to_frames(audio.apply_mask(spec[..., :n], applied), grid)
         wav[:, : self.carry.shape[-1]] += self.carry
@@ -317,7 +317,7 @@ class Stream:
         n_finished = n * grid.hop_length
         self.spec, self.carry = spec[..., n:], wav[:, n_finished:]
         self.n_seen += n
-        return (wav[:, :n_finished] / self._envelope(first - hp.context, n, n_song)).cpu()
+        return (wav[:, :n_finished] / self._envelope(first - hp.lookahead, n, n_song)).cpu()
 
     def _listen(self, spec: torch.Tensor) -> torch.Tensor:
         """Ask the network about n frames; returns (n_masks, n_bins, n)."""
@@ -326,8 +326,8 @@ class Stream:
         seen = seen if self.per_channel else audio.mono(seen)[None]
         seen = audio.features(seen, separator.curve_db, hp.mixture_power, hp)
         if self.past is None:
-            seen = torch.cat([self.features, seen], -1)  # (n_masks, hp.n_bins, 2 context + n)
-            self.features = seen[..., seen.shape[-1] - 2 * hp.context :]
+            seen = torch.cat([self.features, seen], -1)  # (n_masks, hp.n_bins, stft_frames - 1 + n)
+            self.features = seen[..., seen.shape[-1] - hp.stft_frames + 1 :]
         return separator.mask(seen, self.past)
 
     def _recall(self, begin: int, end: int, n: int) -> torch.Tensor:
