@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from demo import synthesis
-from hparams import InputError
+from hparams import HParams, InputError
 from separation import Separator
 from tools import figures
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_drawn_is_told(song, tmp_path, capsys, words, said):
 
 def test_a_slice_longer_than_the_song_can_be_drawn():
     seen = {name: torch.rand(9, 5) for name in ("mixture", "mask", "target", "true vocals")}
-    figures.draw_approach(seen, 25)
+    figures.draw_approach(seen, HParams(stft_lookahead=4))
 
 
 def test_scores_become_points_and_a_median(tmp_path):

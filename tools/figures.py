@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from hparams import HParams
     from separation import Separator
 
 WIDTH = 9.6  # of every picture [inches of 100 pixels]
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if truth is not None:
         range_db = -2 * separator.hp.min_level_db / separator.hp.mixture_power
         pictures["why.png"] = draw_why(waves, seen, range_db)
-        pictures["approach.png"] = draw_approach(seen, separator.hp.stft_frames)
+        pictures["approach.png"] = draw_approach(seen, separator.hp)
     for name, picture in pictures.items():
         save(picture, args.folder / name)
         print(cli.printable(args.folder / name))
@@ -108,7 +109,7 @@ def look(
         name: audio.features(spec, separator.curve_db, hp.mixture_power, hp)
         for name, spec in specs.items()
     }
-    padded = torch.nn.functional.pad(seen["mixture"], (hp.context, hp.context))
+    padded = torch.nn.functional.pad(seen["mixture"], (hp.lookback, hp.lookahead))
     seen["mask"] = separator.mask(padded)
     if truth is not None:
         parts = specs["true vocals"], specs["true accompaniment"]
@@ -170,26 +171,25 @@ def percent_clear(seen: Seen, range_db: float) -> float:
     return float(100 * energy[is_clear].sum() / energy.sum())
 
 
-def draw_approach(seen: Seen, n_slice: int) -> Figure:
+def draw_approach(seen: Seen, hp: HParams) -> Figure:
     """Show a slice of the mixture, the network's answer for its column, and the true answer."""
-    n_frames = seen["mixture"].shape[1]
-    half = n_slice // 2
+    n_frames, n_shown = seen["mixture"].shape[1], 4 * hp.stft_frames
     level = seen["true vocals"].mean(0)
-    inside = level[half : n_frames - half]
-    column = half + int(inside.argmax()) if len(inside) else n_frames // 2
-    first = max(0, min(column - 4 * half, n_frames - 8 * half))
-    around = slice(first, first + 8 * half)
-    at = slice(max(0, column - half), column + half + 1)
+    inside = level[hp.lookback : n_frames - hp.lookahead]
+    column = hp.lookback + int(inside.argmax()) if len(inside) else n_frames // 2
+    first = max(0, min(column - n_shown // 2, n_frames - n_shown))
+    around = slice(first, first + n_shown)
+    at = slice(max(0, column - hp.lookback), column + hp.lookahead + 1)
     picture = new_figure(4.0)
     panels = picture.subplots(2, 3, width_ratios=[5, 2, 0.4])
-    extent = (first, min(first + 8 * half, n_frames), 0, 1)
+    extent = (first, min(first + n_shown, n_frames), 0, 1)
     for row, name, title, edges in (
         (panels[0], "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
         (panels[1], "target", "what it should answer (known in training)", (column, column + 1)),
     ):
         show(row[0], seen[name][:, around], title, extent=extent)
         row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
-    show(panels[0][1], seen["mixture"][:, at], f"a slice, {n_slice} frames →")
+    show(panels[0][1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
     show(panels[0][2], seen["mask"][:, column : column + 1], "answer")
     show(panels[1][2], seen["target"][:, column : column + 1], "truth")
     panels[1][1].axis("off")
