@@ -279,7 +279,7 @@ def slices(features: torch.Tensor, hp: HParams) -> torch.Tensor:
             └───── slice 0 ─────┘               centred on f0
                └───── slice 1 ─────┘            centred on f1, one stride later
     """
-    padded = F.pad(features, (hp.context, hp.context))
+    padded = F.pad(features, (hp.lookback, hp.lookahead))
     return padded.unfold(-1, hp.stft_frames, hp.stft_stride).movedim(1, 0)[:, None]
 
 

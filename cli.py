@@ -7,16 +7,19 @@ Exit codes: 0 all done, 1 some input failed, 2 wrong usage, 130 interrupted, 143
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hparams import HParams, InputError, UsageError, hparams, override
 
@@ -198,6 +201,126 @@ class Stop:
     def _restore(self) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+
+
+def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a temporary file, flush it to disk and rename it over `path`.
+
+    What was there stays until the new file is whole; InputError if it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # renaming onto /dev/null would replace the device
+        raise InputError(f"{path}: is not a regular file (choose another name)")
+    temporary = path.with_name(f".{path.name[-40:]}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of an existing folder; the lock ends with the process."""
+    import filelock  # 0.1 s that --help need not wait for
+
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InputError(f"{folder}: another process works here (wait until it is done)") from None
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror} (choose another folder)") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def in_processes(
+    function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Call a module's function for all jobs, each in a process of one thread.
+
+    Close the iterator (`contextlib.closing`) where it may be left early. By default there is one
+    process a core; a single one is this process.
+
+    Yields
+    ------
+    tuple
+        A job, and what the function returned or the InputError that it raised; first done, first.
+
+    Raises
+    ------
+    InputError
+        If a process dies.
+    """
+    n_workers = min(n_workers or os.cpu_count() or 1, len(jobs))
+    if n_workers <= 1:
+        yield from ((job, _attempt(function, job)) for job in jobs)
+        return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_workers, context, _start_worker)
+    try:
+        # Ctrl-C reaches the whole group, and the parent decides: children inherit the deaf ear.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            job_of = {pool.submit(_attempt, function, job): job for job in jobs}
+        finally:
+            signal.signal(signal.SIGINT, before)
+        for future in as_completed(job_of):
+            yield job_of[future], future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process died; was it out of memory? (run again, with fewer --workers; "
+            "what is finished is kept)"
+        ) from None
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
+    """Return what a function gives, or the InputError that it raises; on one thread.
+
+    The number of threads changes the last bits of a sum, and it is jobs that are parallel.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(job)
+    except InputError as error:
+        return error
+    finally:
+        torch.set_num_threads(before)
+
+
+def _start_worker() -> None:
+    """Ignore Ctrl-C, and end with the parent, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def complain(message: object) -> None:

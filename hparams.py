@@ -20,6 +20,7 @@ TRAINED = (  # bound by a checkpoint
     "min_level_db",
     "mixture_power",
     "stft_frames",
+    "stft_lookahead",
     "model_type",
     "width",
 )
@@ -59,7 +60,8 @@ class HParams:
     weighting: str = "linear"  # A-curve at the bins' own frequencies, or "mel" as first published
     min_level_db: float = -100.0  # dB re full-scale sine; this level and below is feature 0
     mixture_power: float = 2.0  # exponent of |X| before dB in the network's input
-    stft_frames: int = 25  # frames the network sees, odd; 25 = 290 ms
+    stft_frames: int = 25  # frames the network sees; 25 = 290 ms
+    stft_lookahead: int | None = None  # of them after the answered one: the delay; None: half
     model_type: str = "resnet18"  # "resnet18" or "convnet"
     width: int = 32  # channels of the first convolution; operations grow with its square
 
@@ -113,7 +115,12 @@ class HParams:
             if value is not None and not low <= value <= high:
                 raise InputError(f"{name} is {value!r}; it must lie between {low:g} and {high:g}")
         if self.stft_frames % 2 == 0:
-            raise InputError(f"stft_frames is {self.stft_frames}; it must be odd, to have a centre")
+            raise InputError(f"stft_frames is {self.stft_frames}; it must be odd")
+        if self.lookahead > self.lookback:
+            raise InputError(
+                f"stft_lookahead is {self.lookahead}; of {self.stft_frames} frames, at most "
+                f"{self.stft_frames // 2} may lie ahead"
+            )
         # An odd number of hops could, at another rate, be a window without a middle sample.
         if self.n_fft % (2 * self.hop_length) or self.n_fft < 4 * self.hop_length:
             raise InputError(
@@ -133,9 +140,14 @@ class HParams:
         return self.n_fft // 2 + 1
 
     @property
-    def context(self) -> int:
-        """Frames the network sees on each side of the centre frame, 12 by default."""
-        return self.stft_frames // 2
+    def lookahead(self) -> int:
+        """Frames the network sees after the one it answers, 12 by default."""
+        return self.stft_frames // 2 if self.stft_lookahead is None else self.stft_lookahead
+
+    @property
+    def lookback(self) -> int:
+        """Frames the network sees before the one it answers, 12 by default."""
+        return self.stft_frames - 1 - self.lookahead
 
 
 CHOICES = {
@@ -155,6 +167,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "min_level_db": (-200, -1),
     "mixture_power": (0.1, 10),
     "stft_frames": (1, 999),
+    "stft_lookahead": (0, 499),
     "width": (2, 512),
     "stft_stride": (1, 999),
     "vocals_power": (0.1, 10),

@@ -32,20 +32,45 @@ from learning.convolution import convolve, prepare
 from sound import writing
 
 FORMAT = "vocal-mask checkpoint 1"
+# What dilations of 1, 1, 2, 2, 4, 4, 8, 8, 1, 2, 4 and 8 look further back than those of 1.
+FURTHER_BACK = (0, 0, 1, 1, 3, 3, 7, 7, 0, 1, 3, 7)
 Past = dict[nn.Module, torch.Tensor]  # per layer the last frames that it saw
 
 
-def time_reach(n_convolutions: int, context: int) -> list[int]:
-    """Spread `context` frames evenly over a chain of convolutions.
+def time_reach(n_convolutions: int, lookahead: int, lookback: int) -> list[tuple[int, int]]:
+    """Spread what a network sees in time over a chain of convolutions.
+
+    Parameters
+    ----------
+    n_convolutions : int
+    lookahead, lookback : int
+        Frames after and before the answered one. Their difference is even.
 
     Returns
     -------
-    list of int
-        How many frames each one looks to either side: 0 is one wide in time, 1 is three wide,
-        2 is three wide and dilated by 2. They sum to `context`.
+    list of (int, int)
+        How many frames each convolution consumes before and after: (0, 0) is one wide in time,
+        (1, 1) three wide, (3, 1) three wide and dilated by 2. They sum to `lookback` and
+        `lookahead`. What is seen ahead is spread evenly; further looks back come in dilations that
+        double, so that no frame between is left out, and cost nothing.
     """
-    steps = [i * context // n_convolutions for i in range(n_convolutions + 1)]
-    return [after - before for before, after in itertools.pairwise(steps)]
+    n_looks = (lookback + lookahead) // 2  # what is seen is twice the sum of all dilations
+    dilations = _spread(max(lookahead, min(len(FURTHER_BACK), n_looks)), n_convolutions)
+    wide = [i for i, dilation in enumerate(dilations) if dilation]
+    weights = [FURTHER_BACK[i % len(FURTHER_BACK)] for i in range(len(wide))]
+    weights = weights if any(weights) else [1] * len(wide)
+    further = _spread(n_looks - sum(dilations), sum(weights))
+    consumed, begin = [(0, 0)] * n_convolutions, 0
+    for i, after, weight in zip(wide, _spread(lookahead, len(wide)), weights, strict=True):
+        dilation = dilations[i] + sum(further[begin : begin + weight])
+        consumed[i], begin = (2 * dilation - after, after), begin + weight
+    return consumed
+
+
+def _spread(n: int, n_places: int) -> list[int]:
+    """Share `n` as evenly as whole numbers can."""
+    steps = [i * n // max(1, n_places) for i in range(n_places + 1)]
+    return [high - low for low, high in itertools.pairwise(steps)]
 
 
 def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
@@ -69,48 +94,61 @@ def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Modul
     return x
 
 
-def cropped(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
-    """Drop what the convolutions beside `x` consume on each side, counting the calls before."""
-    x = with_past(x, 2 * n_frames, past, layer)
-    return x[..., n_frames : x.shape[-1] - n_frames]
+def delayed(
+    x: torch.Tensor, consumed: tuple[int, int], past: Past | None, layer: nn.Module
+) -> torch.Tensor:
+    """Drop the frames that the convolutions beside `x` consume before and after.
+
+    With a `past` only the first call drops those before; what was dropped after comes back first.
+    """
+    before, after = consumed
+    if past is not None and layer in past:
+        x, before = torch.cat([past[layer], x], -1), 0
+    end = x.shape[-1] - after
+    if past is not None:
+        past[layer] = x[..., end:]
+    return x[..., before:end]
 
 
 class ConvNorm(nn.Module):
     """A convolution, same along frequency and valid along time, and its batch norm."""
 
-    def __init__(self, n_in: int, n_out: int, size: int, reach: int, stride: int = 1) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, size: int, consumed: tuple[int, int], stride: int = 1
+    ) -> None:
         super().__init__()
-        self.consumed = 2 * reach
+        self.consumed = sum(consumed)
+        dilation = self.consumed // 2
         self.conv = nn.Conv2d(
             n_in,
             n_out,
-            (size, 3 if reach else 1),
+            (size, 3 if dilation else 1),
             stride=(stride, 1),
             padding=(size // 2, 0),
-            dilation=(1, max(reach, 1)),
+            dilation=(1, max(dilation, 1)),
             bias=False,
         )
         self.norm = nn.BatchNorm2d(n_out)
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
-        """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 reach)."""
+        """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - consumed)."""
         return self.norm(convolve(with_past(x, self.consumed, past, self), self.conv))
 
 
 class BasicBlock(nn.Module):
     """Two 3-wide convolutions and a skip that is cropped by what they consume in time."""
 
-    def __init__(self, n_in: int, n_out: int, reach: list[int], stride: int) -> None:
+    def __init__(self, n_in: int, n_out: int, reach: list[tuple[int, int]], stride: int) -> None:
         super().__init__()
-        self.crop = sum(reach)
+        self.consumed = _total(reach)
         self.first = ConvNorm(n_in, n_out, 3, reach[0], stride)
         self.second = ConvNorm(n_out, n_out, 3, reach[1])
         changes = stride > 1 or n_in != n_out
-        self.skip = ConvNorm(n_in, n_out, 1, 0, stride) if changes else nn.Identity()
+        self.skip = ConvNorm(n_in, n_out, 1, (0, 0), stride) if changes else nn.Identity()
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
-        """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - 2 crop)."""
-        same = cropped(x, self.crop, past, self)
+        """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - consumed)."""
+        same = delayed(x, self.consumed, past, self)
         return self.second(self.first(x, past).relu_(), past).add_(self.skip(same)).relu_()
 
 
@@ -128,7 +166,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
-        w, reach = hp.width, time_reach(17, hp.context)
+        w, reach = hp.width, time_reach(17, hp.lookahead, hp.lookback)
         self.stem = ConvNorm(1, w, 7, reach[0], stride=2)
         widths = [w, w, w, w * 3 // 2, w * 3 // 2, 2 * w, 2 * w, 3 * w, 3 * w]
         strides = [1, 1, 2, 1, 2, 1, 2, 1]
@@ -137,20 +175,26 @@ class ResNet18(nn.Module):
             for i in range(8)
         )
         quarter = max(1, w // 4)
-        self.consumed = hp.context - reach[0]  # by the blocks, on each side
-        self.detail = ConvNorm(w, quarter, 1, 0)
-        self.reduce = ConvNorm(3 * w, w, 1, 0)
+        self.consumed = _total(reach[1:])  # by the blocks
+        self.detail = ConvNorm(w, quarter, 1, (0, 0))
+        self.reduce = ConvNorm(3 * w, w, 1, (0, 0))
         n_seen = w * math.ceil(hp.n_bins / 16) + quarter * math.ceil(hp.n_bins / 2)
         self.head = nn.Linear(n_seen, hp.n_bins)
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map features to logits, see the module's docstring."""
         x = self.stem(x, past).relu_()
-        detail = self.detail(cropped(x, self.consumed, past, self)).relu_()
+        detail = self.detail(delayed(x, self.consumed, past, self)).relu_()
         for block in self.blocks:
             x = block(x, past)
         x = self.reduce(x).relu_()  # (n, width, n_bins / 16, n_columns)
         return self.head(torch.cat([_rows(x), _rows(detail)], -1)).mT
+
+
+def _total(reach: list[tuple[int, int]]) -> tuple[int, int]:
+    """Sum what a chain of convolutions consumes before and after."""
+    before, after = zip(*reach, strict=True)
+    return sum(before), sum(after)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -166,8 +210,8 @@ class ConvNet(nn.Module):
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
-        w, used = hp.width, min(4, hp.context)
-        reach = time_reach(4, used)
+        w, used = hp.width, min(4, hp.lookahead)
+        reach = time_reach(4, used, used)
         half = max(1, w // 2)
         self.first = ConvNorm(1, w, 3, reach[0])
         self.second = ConvNorm(w, half, 3, reach[1])

@@ -4,7 +4,7 @@
 
 One unit of work is N = `block_frames` frames, counted from the start of the song, always of the
 same shape: how the samples arrive changes nothing. Live audio works off the frames that are there.
-The network looks `context` (12) frames ahead, so a unit's mask columns lie that much behind:
+The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie that much behind:
 
     frames of unit k          │◀─ 24 remembered ─▶│ kN ……………………… kN + N - 1 │
     mask columns, vocals            kN - 12 ……………………… kN + N - 13 │
@@ -169,11 +169,11 @@ class Separator:
         spec = audio.stft(wav, audio.grid_at(sample_rate, hp))
         features = self.features(spec, per_channel)
         n_frames = features.shape[-1]
-        n_units = -(-(hp.context + n_frames) // n)  # as a stream counts them: the same bits
-        features = F.pad(features, (2 * hp.context, n_units * n - n_frames))
-        units = [features[..., i * n : (i + 1) * n + 2 * hp.context] for i in range(n_units)]
+        n_units = -(-(hp.lookahead + n_frames) // n)  # as a stream counts them: the same bits
+        features = F.pad(features, (hp.stft_frames - 1, n_units * n - n_frames))
+        units = [features[..., i * n : (i + 1) * n + hp.stft_frames - 1] for i in range(n_units)]
         return torch.cat([self.mask(unit).cpu() for unit in units], -1)[
-            ..., hp.context : hp.context + n_frames
+            ..., hp.lookahead : hp.lookahead + n_frames
         ]
 
     def features(self, spec: torch.Tensor, per_channel: bool) -> torch.Tensor:
@@ -244,16 +244,16 @@ class Stream:
         self.n_waiting = grid.n_fft // 2
         # What the first unit remembers is silence.
         n_masks = n_channels if per_channel else 1
-        self.features = torch.zeros(n_masks, hp.n_bins, 2 * hp.context, device=device)
+        self.features = torch.zeros(n_masks, hp.n_bins, hp.stft_frames - 1, device=device)
         self.past: networks.Past | None = None
         if live:
             self.past = {}
-            silence = torch.zeros(n_masks, hp.n_bins, 2 * hp.context + 1, device=device)
+            silence = torch.zeros(n_masks, hp.n_bins, hp.stft_frames, device=device)
             separator.mask(silence, self.past)
-        self.spec = torch.zeros(n_channels, hp.context, grid.n_bins, device=device).mT + 0j
+        self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Finished samples that lie before the song: the mask's delay and half a window.
-        self.n_early = hp.context * grid.hop_length + grid.n_fft // 2
+        self.n_early = hp.lookahead * grid.hop_length + grid.n_fft // 2
         self.full_envelope = audio.full_envelope(grid).to(device)
 
     @property
@@ -265,7 +265,7 @@ class Stream:
     def delay(self) -> int:
         """Samples that the vocals lie behind what was pushed, at most, before `finish`."""
         hop = self.grid.hop_length
-        return self.grid.n_fft + (self.separator.hp.context + self.least_frames - 1) * hop
+        return self.grid.n_fft + (self.separator.hp.lookahead + self.least_frames - 1) * hop
 
     def push(self, wav: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Take samples; return the vocals that they finish, on the CPU.
@@ -328,7 +328,7 @@ class Stream:
         spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
 
         mask = self._mask(spec)
-        spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, context + n)
+        spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, lookahead + n)
         applied = audio.vocals_mask(mask, **separator.mask_settings)
         wav = audio.spec_to_frames(audio.apply_mask(spec[..., :n], applied), grid)
         wav[:, : self.carry.shape[-1]] += self.carry
@@ -336,13 +336,13 @@ class Stream:
         n_finished = n * grid.hop_length
         self.spec, self.carry = spec[..., n:], wav[:, n_finished:]
         self.n_seen += n
-        return (wav[:, :n_finished] / self._envelope(first - hp.context, n, n_song)).cpu()
+        return (wav[:, :n_finished] / self._envelope(first - hp.lookahead, n, n_song)).cpu()
 
     def _mask(self, spec: torch.Tensor) -> torch.Tensor:
         """Ask the network about n frames; returns (n_masks, n_bins, n)."""
         features = self.separator.features(spec, self.per_channel)
         if self.past is None:
-            features = torch.cat([self.features, features], -1)  # … 2 context + n frames
+            features = torch.cat([self.features, features], -1)  # … stft_frames - 1 + n
             self.features = features[..., features.shape[-1] - self.features.shape[-1] :]
         return self.separator.mask(features, self.past)
 

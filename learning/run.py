@@ -429,7 +429,7 @@ def make_example(
         vocals, accompaniment = augmentation.apply(vocals, accompaniment, effects, hp)
     mixture = vocals + accompaniment
     features = run.listener.hear(mixture)
-    centres = slice(hp.context, features.shape[-1] - hp.context, hp.stft_stride)
+    centres = slice(hp.lookback, features.shape[-1] - hp.lookahead, hp.stft_stride)
     target = sampling.mask_target(
         vocals[..., centres], accompaniment[..., centres], run.curve_db, hp
     )

@@ -160,7 +160,7 @@ class Feed:
         self._parts = torch.arange(4, device=device) % 2  # of the columns of `Chunks`
         self._n_parts = torch.from_numpy(n_parts).to(device)
         self._n_frames = torch.from_numpy(n_frames).to(device)
-        self._offsets = torch.arange(chunk_frames(hp), device=device)[:, None] - hp.context
+        self._offsets = torch.arange(chunk_frames(hp), device=device)[:, None] - hp.lookback
         n_bins = np.array([recorded_bins(song, hp) for song in songs])
         self._all_whole = bool((n_bins == hp.n_bins).all())
         self._n_bins = torch.from_numpy(n_bins).to(device)
@@ -236,7 +236,7 @@ def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> torch.Tenso
     for i, j in np.ndindex(*batch.songs.shape):
         song = songs[batch.songs[i, j]]
         part = song.song.parts.index(PARTS[j % 2])
-        first = int(batch.starts[i, j]) - hp.context  # the first slice begins there
+        first = int(batch.starts[i, j]) - hp.lookback  # the first slice begins there
         low, high = max(0, first), min(song.song.n_frames, first + n_frames)
         if low < high:
             out[i, low - first : high - first, j] = song.spectrogram[low:high, part]
@@ -386,7 +386,7 @@ def _draw_seconds(
     behind its end, so that nothing is read.
     """
     second, gain = which.copy(), np.zeros_like(gains)
-    start = np.full_like(which, n_frames.max() + hp.context)
+    start = np.full_like(which, n_frames.max() + hp.lookback)
     for part, share in enumerate((hp.second_voice, hp.second_backing)):
         rows = np.flatnonzero((rng.random(len(which)) < share) & (gains[:, part] != 0))
         first = which[rows, part]

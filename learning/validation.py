@@ -39,7 +39,7 @@ class Listener:
     @torch.inference_mode()
     def answer(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits of every frame, with silence around the excerpt."""
-        padded = F.pad(features, (self.hp.context, self.hp.context))
+        padded = F.pad(features, (self.hp.lookback, self.hp.lookahead))
         with _of_any_length():
             return self.model(padded[:, None].contiguous())
 

@@ -12,7 +12,13 @@ import hparams
 from hparams import CHOICES, GRID, MASK_SETTINGS, RANGES, TRAINED, HParams, InputError, override
 
 # What contradicts another setting if it is changed alone.
-ALONE = {"n_fft": 1536, "hop_length": 128, "stft_frames": 35, "min_level_db": -80.0}
+ALONE = {
+    "stft_lookahead": 5,
+    "n_fft": 1536,
+    "hop_length": 128,
+    "stft_frames": 35,
+    "min_level_db": -80.0,
+}
 
 
 def changed(name: str) -> object:
@@ -45,9 +51,9 @@ def test_the_mask_settings_are_as_tuned_until_someone_sets_them():
 
 
 def test_derived_numbers_follow_the_settings():
-    assert (HParams().n_bins, HParams().context) == (513, 12)
+    assert (HParams().n_bins, HParams().lookahead) == (513, 12)
     hp = HParams(n_fft=2048, stft_frames=1)
-    assert (hp.n_bins, hp.context) == (1025, 0)
+    assert (hp.n_bins, hp.lookahead) == (1025, 0)
 
 
 def test_every_setting_has_a_range_or_a_choice():

@@ -55,7 +55,7 @@ def music(hp: HParams, n_frames: int, seed: int = 0) -> torch.Tensor:
 
 
 def pad(features: torch.Tensor, hp: HParams) -> torch.Tensor:
-    return torch.nn.functional.pad(features, (hp.context, hp.context))[None, None]
+    return torch.nn.functional.pad(features, (hp.lookback, hp.lookahead))[None, None]
 
 
 # --- One network, three ways to run it ----------------------------------------------------------
@@ -67,10 +67,13 @@ def test_every_network_that_can_be_chosen_can_be_built():
 
 @every_model
 @pytest.mark.parametrize(
-    ("stft_frames", "width"), [(1, 8), (3, 5), (9, 8), (25, 8), (25, 7), (41, 8), (81, 4)]
+    ("stft_frames", "lookahead", "width"),
+    [(1, None, 8), (3, None, 5), (25, None, 8), (25, None, 7), (81, None, 4), (91, 12, 8)],
 )
-def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, width):
-    hp = HParams(model_type=model_type, stft_frames=stft_frames, width=width)
+def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, lookahead, width):
+    hp = HParams(
+        model_type=model_type, stft_frames=stft_frames, stft_lookahead=lookahead, width=width
+    )
     model, features = lively(hp), music(hp, 19)
     with torch.inference_mode():
         dense = model(pad(features, hp))[0].sigmoid()
@@ -81,9 +84,12 @@ def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, 
 
 
 @every_model
-@pytest.mark.parametrize("stft_frames", [1, 3, 9, 25, 41])
-def test_a_column_hears_its_own_frames_and_no_other(model_type, stft_frames):
-    hp = HParams(model_type=model_type, stft_frames=stft_frames, width=8)
+@pytest.mark.parametrize(
+    ("stft_frames", "lookahead"),
+    [(1, None), (3, None), (25, None), (9, 1), (65, 0), (33, 4), (91, 12)],
+)
+def test_a_column_hears_its_own_frames_and_no_other(model_type, stft_frames, lookahead):
+    hp = HParams(model_type=model_type, stft_frames=stft_frames, stft_lookahead=lookahead, width=8)
     model, n_columns = lively(hp), stft_frames + 8
     features = music(hp, n_columns + stft_frames - 1)
     changed = n_columns - 5  # a frame that the last columns begin after
@@ -126,15 +132,21 @@ def test_any_width_and_any_window_answer_every_bin(model_type, width, n_fft):
     assert logits.isfinite().all()
 
 
-def test_three_wide_convolutions_reach_over_the_context_evenly():
+def test_convolutions_share_what_is_seen_in_time():
     for n in (1, 4, 17):
-        for context in range(60):
-            reach = networks.time_reach(n, context)
-            assert len(reach) == n
-            assert sum(reach) == context
-            assert max(reach) - min(reach) <= 1
-    assert sorted(networks.time_reach(17, 12)) == [0] * 5 + [1] * 12
-    assert networks.time_reach(17, 17) == [1] * 17  # 35 frames: all of them three wide
+        for lookahead in range(60):
+            reach = networks.time_reach(n, lookahead, lookahead)
+            assert all(before == after for before, after in reach)
+            after = [after for _, after in reach]
+            assert sum(after) == lookahead
+            assert max(after) - min(after) <= 1
+    for lookahead in (0, 1, 2, 5, 12, 20):
+        for further in range(0, 200, 2):
+            reach = np.array(networks.time_reach(17, lookahead, lookahead + further))
+            assert reach.sum(0).tolist() == [lookahead + further, lookahead]
+            assert (reach.sum(1) % 2 == 0).all()
+    dilations = [sum(pair) // 2 for pair in networks.time_reach(17, 12, 78) if pair[1]]
+    assert dilations == [1, 1, 2, 2, 4, 4, 8, 8, 1, 2, 4, 8]
 
 
 @every_model

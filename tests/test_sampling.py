@@ -368,14 +368,14 @@ def silence_around(frames: np.ndarray, first: int, n_frames: int) -> np.ndarray:
 
 def frame_by_frame(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
     """What a batch is, from the definition: shape (n, n_frames, 2 or 4, n_bins, 2)."""
-    n_frames = hp.context + (hp.chunk_slices - 1) * hp.stft_stride + 1 + hp.context
+    n_frames = hp.lookahead + (hp.chunk_slices - 1) * hp.stft_stride + 1 + hp.lookahead
     chunks = []
     columns_of = [places(batch, column) for column in range(batch.songs.shape[1])]
     for chunk in zip(*columns_of, strict=True):
         parts = []
         for name, (index, start) in zip(PARTS * (len(chunk) // 2), chunk, strict=True):
             frames = songs[index].spectrogram[:, songs[index].song.parts.index(name)]
-            parts.append(silence_around(frames, start - hp.context, n_frames))
+            parts.append(silence_around(frames, start - hp.lookahead, n_frames))
         chunks.append(np.stack(parts, 1))
     return np.stack(chunks)
 

@@ -109,7 +109,7 @@ def test_a_stream_returns_what_is_finished_and_no_more_than_it_got(separator):
     stream, wav = separator.stream(8000, 1), noise(1, 30_000)
     grid = audio.grid_at(8000, HP)
     # Of what was pushed, at most a block, the network's view and a window are still to come.
-    delay = HP.block_frames * grid.hop_length + HP.context * grid.hop_length + grid.n_fft
+    delay = HP.block_frames * grid.hop_length + HP.lookahead * grid.hop_length + grid.n_fft
     n_returned = 0
     for start in range(0, 30_000, 100):
         n_returned += stream.push(wav[:, start : start + 100]).shape[1]
@@ -202,7 +202,7 @@ class Listener(nn.Module):
 
 def test_memory_does_not_grow_with_the_song():
     hp = replace(HP, block_frames=64)
-    stream = make(hp, model=Listener(hp.context)).stream(8000, 2)
+    stream = make(hp, model=Listener(hp.lookahead)).stream(8000, 2)
     second, sizes = noise(2, 8000), []
     for _ in range(240):
         stream.push(second)
@@ -283,7 +283,7 @@ def test_a_song_of_any_length_keeps_its_length(separator, n_fft):
 def test_an_open_mask_returns_the_song_and_a_closed_one_nothing():
     wav = noise(2, 20_011)
     for logit, expected in ((50.0, wav), (-50.0, 0 * wav)):
-        network = Listener(HP.context)
+        network = Listener(HP.lookahead)
         network.forward = lambda x, _past, logit=logit: torch.full((1, 513, x.shape[-1] - 8), logit)
         for rate in (8000, 22050, 48000):
             vocals, accompaniment = make(model=network).separate(wav, rate)
@@ -303,7 +303,7 @@ def test_the_vocals_are_not_late_by_a_single_sample():
         units[0] += 1
         return logits
 
-    units, network = [0], Listener(HP.context)
+    units, network = [0], Listener(HP.lookahead)
     network.forward = open_at
     vocals = make(model=network).separate(wav, rate)[0]
     grid = audio.grid_at(rate, HP)
@@ -368,7 +368,7 @@ def test_music_a_second_away_changes_nothing_now(separator):
     loud_start[:, :rate] *= 30
     expected = separator.separate(wav, rate)[0]
     after, before = (separator.separate(x, rate)[0] for x in (loud_end, loud_start))
-    reach = (HP.context + 4) * 256
+    reach = (HP.lookahead + 4) * 256
     np.testing.assert_array_equal(after[:, : 2 * rate - reach], expected[:, : 2 * rate - reach])
     np.testing.assert_array_equal(before[:, rate + reach :], expected[:, rate + reach :])
     assert np.abs(after - expected)[:, 2 * rate :].max() > 0.1
@@ -385,7 +385,7 @@ def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> tor
         patch.setattr(audio, "quantize_mask", lambda mask: masks.append(mask) or mask)
         push_all(stream, wav, always(960))
     n_frames = stream.grid.n_frames(wav.shape[-1])
-    context = separator.hp.context
+    context = separator.hp.lookahead
     return torch.cat(masks, -1)[..., context : context + n_frames].reshape(-1, 513, n_frames)
 
 
@@ -416,7 +416,7 @@ def test_live_audio_is_the_same_in_packets_of_any_size(separator, sizes):
 def test_live_audio_is_as_late_as_promised_and_not_later(rate, expected_ms):
     """Pushed sample by sample, an impulse comes out after (12 hop + n_fft) / rate, or sooner."""
     hp = HParams(model_type="convnet", width=2)
-    network = Listener(hp.context)
+    network = Listener(hp.lookahead)
     network.forward = lambda x, _past: torch.full((1, 513, 1), 50.0)
     stream = make(hp, model=network).stream(rate, 1, live=True)
     assert stream.delay == 12 * stream.grid.hop_length + stream.grid.n_fft
@@ -656,10 +656,10 @@ class Oracle(nn.Module):
 
     def __init__(self, mask: torch.Tensor, hp: HParams) -> None:
         super().__init__()
-        self.mask, self.hp, self.next = mask, hp, -hp.context
+        self.mask, self.hp, self.next = mask, hp, -hp.lookahead
 
     def forward(self, x: torch.Tensor, past: dict | None = None) -> torch.Tensor:
-        frames = torch.arange(self.next, self.next + x.shape[-1] - 2 * self.hp.context)
+        frames = torch.arange(self.next, self.next + x.shape[-1] - 2 * self.hp.lookahead)
         self.next = int(frames[-1]) + 1
         known = self.mask[:, frames.clamp(0, self.mask.shape[-1] - 1)]
         return known.clamp(1e-6, 1 - 1e-6).logit()[None]
@@ -703,7 +703,7 @@ def fit(songs: list[tuple[np.ndarray, np.ndarray]], rate: int, hp: HParams) -> n
         [audio.to_network_bins(audio.stft(torch.from_numpy(x), grid), hp) for x in song]
         for song in songs
     ]
-    n_frames = 32 + 2 * hp.context
+    n_frames = 32 + 2 * hp.lookahead
     for _ in range(60):
         inputs, targets = [], []
         for _ in range(8):
@@ -713,7 +713,7 @@ def fit(songs: list[tuple[np.ndarray, np.ndarray]], rate: int, hp: HParams) -> n
             vocals, accompaniment = vocals[:, cut], accompaniment[:, cut]
             inputs.append(audio.features(vocals + accompaniment, curve_db, 2.0, hp))
             mask = audio.ideal_ratio_mask(vocals, accompaniment)
-            targets.append(mask[:, hp.context : -hp.context])
+            targets.append(mask[:, hp.lookahead : -hp.lookahead])
         logits = model(torch.stack(inputs)[:, None])
         loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.stack(targets))
         optimizer.zero_grad()

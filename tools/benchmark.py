@@ -344,7 +344,7 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     grid = audio.grid_at(SONG_RATE, hp)
     block = separator.block_frames
     n_frames = 1 + SONG_SECONDS * hp.sample_rate // hp.hop_length
-    n_blocks = -(-(n_frames + hp.context) // block)
+    n_blocks = -(-(n_frames + hp.lookahead) // block)
     unit = torch.randn(2, (block - 1) * grid.hop_length + grid.n_fft, device=device) / 10
     spec = audio.frames_to_spec(unit, grid)
     seen = torch.rand(1, hp.n_bins, block + hp.stft_frames - 1, device=device)

@@ -1,80 +1,39 @@
-"""Draw how the network hears a song: the pictures of the README, from a network's real output.
+"""Draw pictures with matplotlib: those of the README, of any song, and evaluate.py's ``--plot``.
 
-masks.png shows mixture, mask and vocals, and inference.png how they come about. Where the true
-vocals are known, why.png shows what makes masking possible, and approach.png what is learnt.
-Spectrograms show the bins of the network, usually 0 to 11 kHz, from bottom to top; bright is loud,
-or voice.
+masks.png shows mixture, mask and vocals. Where the true vocals are known, why.png shows what makes
+masking possible, and approach.png what a network is asked. Bright is loud, or voice.
+
+    python -m tools.figures runs/demo/best.pth song.wav pictures
+    python -m tools.figures runs/demo/best.pth mixture.wav pictures --vocals vocals.wav --seconds 4
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cli
 from hparams import InputError, parse_settings
 
 if TYPE_CHECKING:
-    import argparse
-
     import numpy as np
     import torch
-    from PIL import Image
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+    from hparams import HParams
     from separation import Separator
 
-EPILOG = """examples:
-  python -m tools.figures runs/demo/best.pth song.wav pictures
-  python -m tools.figures runs/demo/best.pth mixture.wav pictures --vocals vocals.wav --seconds 4"""
-WIDTH = 960  # of every picture [px]
-PANEL = 200  # height of a panel of masks.png [px]
-MARGIN = 22  # above a panel, for its name [px]
+WIDTH = 9.6  # of every picture [inches of 100 pixels]
 CLEAR_DB = 10.0  # a bin belongs clearly to what is this much louder
-VOICE, BAND = (255, 170, 60), (70, 130, 255)  # orange and blue: told apart by all eyes
-Box = tuple[int, int, int, int]  # left, top, width, height [px]
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """What is drawn: an excerpt of a song, heard by a network.
-
-    Attributes
-    ----------
-    waves : dict of np.ndarray, shape=(n_samples,)
-        "mixture" and what the network made of it, "vocals" and "accompaniment"; with the true
-        vocals also "true vocals" and "true accompaniment".
-    seen : dict of torch.Tensor, shape=(n_bins, n_frames), in [0, 1]
-        Their spectrograms as the network sees them, and the "mask"; with the true vocals also
-        the "target".
-    stft_frames : int
-    model_type : str
-    range_db : float
-        Between a level that is seen as 0 and one that is seen as 1.
-    """
-
-    waves: dict[str, np.ndarray]
-    seen: dict[str, torch.Tensor]
-    stft_frames: int
-    model_type: str
-    range_db: float
-
-    def loudest(self, name: str) -> int:
-        """Return the frame that is loudest in a spectrogram, its slice being inside."""
-        half = self.stft_frames // 2
-        level = self.seen[name].mean(0)
-        if len(level) <= 2 * half:
-            return len(level) // 2
-        return half + int(level[half : len(level) - half].argmax())
+Seen = dict[str, "torch.Tensor"]  # by name: spectrograms and masks (n_bins, n_frames) in [0, 1]
 
 
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Draw one excerpt of one song."""
-    parser = cli.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
     parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
     parser.add_argument("audio", type=Path, help="a song")
     parser.add_argument("folder", type=Path, help="where the pictures are written")
@@ -83,36 +42,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="length shown (%(default)s)")
     args = parser.parse_args(argv)
     settings = cli.settings_of(args)
-    if not (0 <= args.start < math.inf and 0 < args.seconds < math.inf):
+    if not (0 <= args.start < float("inf") and 0 < args.seconds < float("inf")):
         parser.error("--start must be 0 or more and --seconds more than 0")
     cli.refuse_missing(args.checkpoint)
-
-    from sound import reading, writing
-
-    pictures = {"masks.png": _masks, "inference.png": _inference}
+    wav, sample_rate = read_mono(args.audio, args.start, args.seconds)
+    truth = None
     if args.vocals:
-        pictures |= {"why.png": _why, "approach.png": _approach}
-    for path in filter(None, (args.audio, args.vocals)):
-        reading.probe(path)
-    for name in pictures:
-        writing.check_writable(args.folder / name)
-    wav, sample_rate = _read(args.audio, args.start, args.seconds)
-    truth = _true_vocals(args, wav, sample_rate) if args.vocals else None
+        truth, rate = read_mono(args.vocals, args.start, args.seconds)
+        if (rate, len(truth)) != (sample_rate, len(wav)):
+            raise InputError(
+                f"{args.vocals}: {len(truth)} samples at {rate} Hz, of the song {len(wav)} "
+                f"at {sample_rate} Hz (name the vocals of this very song)"
+            )
 
     from separation import Separator
 
     explicit = parse_settings(args.settings)
     separator = Separator.load(args.checkpoint, settings=settings, explicit=explicit)
-    excerpt = _hear(separator, wav, sample_rate, truth)
-    for name, draw in pictures.items():
-        image = draw(excerpt)
-        path = args.folder / name
-        writing.replace_atomically(path, lambda file, i=image: i.save(file, format="png"))
-        print(cli.printable(path))
+    waves, seen = look(separator, wav, sample_rate, truth)
+    pictures = {"masks.png": draw_masks(seen, len(wav) / sample_rate)}
+    if truth is not None:
+        range_db = -2 * separator.hp.min_level_db / separator.hp.mixture_power
+        pictures["why.png"] = draw_why(waves, seen, range_db)
+        pictures["approach.png"] = draw_approach(seen, separator.hp)
+    for name, picture in pictures.items():
+        save(picture, args.folder / name)
+        print(cli.printable(args.folder / name))
     return 0
 
 
-def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
+def read_mono(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
     """Read an excerpt as mono, (n_samples,), and its rate; InputError if there is none."""
     import numpy as np
 
@@ -123,29 +82,22 @@ def _read(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
         return np.concatenate([block.mean(0) for block in reader.float_blocks(rate)]), rate
 
 
-def _true_vocals(args: argparse.Namespace, wav: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Read the vocals of the same excerpt; InputError if they are not this song's."""
-    vocals, rate = _read(args.vocals, args.start, args.seconds)
-    if rate != sample_rate or len(vocals) != len(wav):
-        raise InputError(
-            f"{args.vocals}: {len(vocals)} samples at {rate} Hz, of the song {len(wav)} "
-            f"at {sample_rate} Hz (name the vocals of this very song)"
-        )
-    return vocals
+def look(
+    separator: Separator, wav: np.ndarray, sample_rate: int, truth: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], Seen]:
+    """Separate an excerpt; return the waveforms, and all of them as the network sees them.
 
-
-def _hear(
-    separator: Separator, wav: np.ndarray, sample_rate: int, truth: np.ndarray | None
-) -> Excerpt:
-    """Separate an excerpt and look at everything as the network does."""
+    The names are mixture, vocals, accompaniment and, only seen, mask; where the true vocals are
+    known, also "true vocals", "true accompaniment" and, only seen, target.
+    """
     import torch
 
     import audio
     from learning import sampling
 
-    hp, curve_db = separator.hp, separator.curve_db
-    vocals, _ = separator.separate(wav, sample_rate)
-    waves = {"mixture": wav, "vocals": vocals, "accompaniment": wav - vocals}
+    hp = separator.hp
+    vocals, accompaniment = separator.separate(wav, sample_rate)
+    waves = {"mixture": wav, "vocals": vocals, "accompaniment": accompaniment}
     if truth is not None:
         waves |= {"true vocals": truth, "true accompaniment": wav - truth}
     grid = audio.grid_at(sample_rate, hp)
@@ -154,207 +106,167 @@ def _hear(
         for name, wave in waves.items()
     }
     seen = {
-        name: audio.features(spec, curve_db, hp.mixture_power, hp) for name, spec in specs.items()
+        name: audio.features(spec, separator.curve_db, hp.mixture_power, hp)
+        for name, spec in specs.items()
     }
-    seen["mask"] = separator.song_mask(wav, sample_rate)[0]
+    padded = torch.nn.functional.pad(seen["mixture"], (hp.lookback, hp.lookahead))
+    seen["mask"] = separator.mask(padded)
     if truth is not None:
         parts = specs["true vocals"], specs["true accompaniment"]
-        seen["target"] = sampling.mask_target(*parts, curve_db, hp)
-    range_db = -hp.min_level_db * 2 / hp.mixture_power
-    return Excerpt(waves, seen, hp.stft_frames, hp.model_type, range_db)
+        seen["target"] = sampling.mask_target(*parts, separator.curve_db, hp)
+    return waves, seen
 
 
-class _Canvas:
-    """A white picture to put spectrograms, waveforms, words and arrows on."""
-
-    def __init__(self, height: int) -> None:
-        from PIL import Image, ImageDraw, ImageFont  # pillow comes with tensorboard
-
-        self.image = Image.new("RGB", (WIDTH, height), "white")
-        self._pen = ImageDraw.Draw(self.image)
-        self._font = ImageFont.load_default(13)
-
-    def text(self, x: int, y: int, words: str, anchor: str = "la") -> None:
-        """Write words; `anchor` is pillow's, "la" being the top left, "mm" the middle."""
-        self._pen.multiline_text((x, y), words, "black", self._font, anchor, 3)
-
-    def spectrogram(self, seen: torch.Tensor, box: Box) -> None:
-        """Show a picture in [0, 1], the lowest bin at the bottom."""
-        from tools import charts
-
-        self.colours(charts.colours(seen.flip(0).numpy()), box)
-
-    def colours(self, rgb: np.ndarray, box: Box) -> None:
-        """Show a picture of colours, (rows, columns, 3)."""
-        from PIL import Image
-
-        left, top, width, height = box
-        picture = Image.fromarray(rgb)
-        shrinks = picture.width > width
-        how = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
-        picture = picture.resize((width, picture.height), how)  # first along time, then frequency
-        self.image.paste(picture.resize((width, height), Image.Resampling.BOX), (left, top))
-
-    def wave(self, wave: np.ndarray, box: Box, peak: float) -> None:
-        """Show a waveform, from its least to its greatest sample in every column of pixels."""
-        import numpy as np
-
-        left, top, width, height = box
-        edges = np.linspace(0, len(wave), width + 1).astype(int)
-        parts = [wave[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
-        middle, scale = top + height / 2, height / 2 / max(peak, 1e-9)
-        self._pen.line((left, middle, left + width, middle), "#bbb")
-        for x, part in enumerate(parts, left):
-            if part.size:
-                high, low = middle - part.max() * scale, middle - part.min() * scale
-                self._pen.line((x, high, x, low), "#1b4f9c")
-
-    def frame(self, box: Box, colour: str = "white", width: int = 2) -> None:
-        """Draw around a box."""
-        left, top, across, down = box
-        self._pen.rectangle((left, top, left + across, top + down), None, colour, width)
-
-    def arrow(self, start: tuple[int, int], end: tuple[int, int]) -> None:
-        """Draw an arrow."""
-        turn = math.atan2(end[1] - start[1], end[0] - start[0])
-        back = (end[0] - 9 * math.cos(turn), end[1] - 9 * math.sin(turn))
-        self._pen.line((*start, *back), "black", 2)
-        sides = [(back[0] - s * math.sin(turn), back[1] + s * math.cos(turn)) for s in (5, -5)]
-        self._pen.polygon([end, *sides], "black")
-
-
-def _masks(excerpt: Excerpt) -> Image.Image:
+def draw_masks(seen: Seen, seconds: float) -> Figure:
     """Show mixture, mask and vocals, one above the other."""
-    names = {"mixture": "mixture", "mask": "mask: is this the voice?", "vocals": "vocals"}
-    canvas = _Canvas(len(names) * (PANEL + MARGIN))
-    for i, (key, name) in enumerate(names.items()):
-        top = i * (PANEL + MARGIN)
-        canvas.text(2, top + 3, name)
-        canvas.spectrogram(excerpt.seen[key], (0, top + MARGIN, WIDTH, PANEL))
-    return canvas.image
+    titles = {"mixture": "mixture", "mask": "mask: is this the voice?", "vocals": "vocals"}
+    picture = new_figure(6.4)
+    for axes, (name, title) in zip(picture.subplots(3, sharex=True), titles.items(), strict=True):
+        show(axes, seen[name], title, extent=(0, seconds, 0, 1))
+    axes.set_xlabel("seconds")
+    return picture
 
 
-def _why(excerpt: Excerpt) -> Image.Image:
+def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figure:
     """Show that voice and band overlap in every sample, and little in the spectrogram."""
     import numpy as np
 
-    names = {
+    titles = {
         "true vocals": "the voice",
         "true accompaniment": "the band",
         "mixture": "both: as samples, nothing tells them apart",
     }
-    across, down, right = 470, 130, WIDTH - 470
-    canvas = _Canvas((len(names) + 1) * (down + MARGIN) + 4)
-    peak = max(float(np.abs(excerpt.waves[key]).max()) for key in names)
-    for i, (key, name) in enumerate(names.items()):
-        top = i * (down + MARGIN)
-        canvas.text(2, top + 3, name)
-        canvas.wave(excerpt.waves[key], (0, top + MARGIN, across, down), peak)
-        canvas.spectrogram(excerpt.seen[key], (right, top + MARGIN, across, down))
-    voice_db, band_db = (excerpt.range_db * excerpt.seen[key].numpy() for key in list(names)[:2])
-    share = np.clip((voice_db - band_db) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
-    hue = share * np.array(VOICE) + (1 - share) * np.array(BAND)
-    rgb = (excerpt.seen["mixture"].numpy()[..., None] * hue).astype(np.uint8)
-    top = len(names) * (down + MARGIN) + MARGIN
-    canvas.colours(rgb[::-1], (right, top, across, down))
-    canvas.text(
-        2,
-        top,
+    picture = new_figure(6.4)
+    panels = picture.subplots(4, 2)
+    peak = max(np.abs(waves[name]).max() for name in titles) or 1
+    for (left, right), (name, title) in zip(panels, titles.items(), strict=False):
+        left.plot(waves[name], linewidth=0.3)
+        left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
+        left.set_title(title, loc="left", fontsize=9)
+        show(right, seen[name])
+    voice_db, band_db = (range_db * seen[name].numpy() for name in list(titles)[:2])
+    orange = np.clip((voice_db - band_db) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
+    hues = orange * np.array([1.0, 0.67, 0.24]) + (1 - orange) * np.array([0.27, 0.51, 1.0])
+    words, colours = panels[3]
+    show(colours, seen["mixture"].numpy()[..., None] * hues)
+    words.axis("off")
+    words.text(
+        0,
+        0.5,
         "But at one time and frequency often only one is heard.\n"
         "Orange: the voice is louder; blue: the band.\n"
-        f"{percent_clear(excerpt):.0f} % of the energy, weighted like the ear, is in bins\n"
-        f"where one is {CLEAR_DB:g} dB or more above the other: there,\n"
-        "to keep or to drop the bin is nearly all one has to know.",
+        f"{percent_clear(seen, range_db):.0f} % of the energy, weighted like the ear, is in bins\n"
+        f"where one is {CLEAR_DB:g} dB or more above the other.",
+        fontsize=9,
+        verticalalignment="center",
     )
-    return canvas.image
+    return picture
 
 
-def percent_clear(excerpt: Excerpt) -> float:
+def percent_clear(seen: Seen, range_db: float) -> float:
     """Return how much of the mixture's energy, weighted like the ear, is clearly voice or band."""
     names = ("mixture", "true vocals", "true accompaniment")
-    level_db, voice_db, band_db = (excerpt.range_db * excerpt.seen[key].double() for key in names)
+    level_db, voice_db, band_db = (range_db * seen[name].double() for name in names)
     energy, is_clear = 10 ** (level_db / 10), (voice_db - band_db).abs() >= CLEAR_DB
     return float(100 * energy[is_clear].sum() / energy.sum())
 
 
-def _approach(excerpt: Excerpt) -> Image.Image:
-    """Show what is learnt from: a slice of the mixture, and the true mask at its centre."""
-    centre, half, across, down = excerpt.loudest("true vocals"), excerpt.stft_frames // 2, 330, 170
-    n_frames = excerpt.seen["mixture"].shape[1]
-    first = max(0, min(centre - 4 * half, n_frames - 8 * half - 1))
-    shown = slice(first, first + 8 * half + 1)
-    n_shown = excerpt.seen["mixture"][:, shown].shape[1]
-    canvas = _Canvas(2 * (down + MARGIN) + 60)
-    low = MARGIN + down + 60
-    canvas.text(0, 3, "the mixture, as the network sees it")
-    canvas.spectrogram(excerpt.seen["mixture"][:, shown], (0, MARGIN, across, down))
-    canvas.text(0, low - 19, "what it should answer (known in training)")
-    canvas.spectrogram(excerpt.seen["target"][:, shown], (0, low, across, down))
-    pixels = across / n_shown
-    left = max(0, round((centre - half - first) * pixels))
-    width = min(across - left, round(excerpt.stft_frames * pixels))
-    canvas.frame((left, MARGIN, width, down))
-    canvas.frame((round((centre - first) * pixels), low, max(3, round(pixels)), down))
-
-    around = slice(max(0, centre - half), centre + half + 1)
-    canvas.arrow((across + 8, MARGIN + down // 2), (across + 58, MARGIN + down // 2))
-    canvas.text(across + 66, 3, f"a slice, {excerpt.stft_frames} wide")
-    canvas.spectrogram(excerpt.seen["mixture"][:, around], (across + 66, MARGIN, 125, down))
-    canvas.arrow((across + 199, MARGIN + down // 2), (across + 249, MARGIN + down // 2))
-    box = (across + 257, MARGIN + 40, 110, down - 80)
-    canvas.frame(box, "black")
-    canvas.text(box[0] + 55, MARGIN + down // 2, excerpt.model_type, "mm")
-    canvas.arrow((across + 375, MARGIN + down // 2), (across + 425, MARGIN + down // 2))
-    column = slice(centre, centre + 1)
-    canvas.text(across + 433, 3, "its answer for the centre frame")
-    answer, truth = excerpt.seen["mask"][:, column], excerpt.seen["target"][:, column]
-    canvas.spectrogram(answer, (across + 433, MARGIN, 60, down))
-    canvas.arrow((across + 8, low + down // 2), (across + 425, low + down // 2))
-    canvas.text(across + 433, low - 19, "the truth")
-    canvas.spectrogram(truth, (across + 433, low, 60, down))
-    canvas.text(
-        across + 503,
-        MARGIN + down - 6,
-        "What differs, where\nit is loud, is what\nthe weights are\nmoved by.",
-    )
-    return canvas.image
+def draw_approach(seen: Seen, hp: HParams) -> Figure:
+    """Show a slice of the mixture, the network's answer for its column, and the true answer."""
+    n_frames, n_shown = seen["mixture"].shape[1], 4 * hp.stft_frames
+    level = seen["true vocals"].mean(0)
+    inside = level[hp.lookback : n_frames - hp.lookahead]
+    column = hp.lookback + int(inside.argmax()) if len(inside) else n_frames // 2
+    first = max(0, min(column - n_shown // 2, n_frames - n_shown))
+    around = slice(first, first + n_shown)
+    at = slice(max(0, column - hp.lookback), column + hp.lookahead + 1)
+    picture = new_figure(4.0)
+    panels = picture.subplots(2, 3, width_ratios=[5, 2, 0.4])
+    extent = (first, min(first + n_shown, n_frames), 0, 1)
+    for row, name, title, edges in (
+        (panels[0], "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
+        (panels[1], "target", "what it should answer (known in training)", (column, column + 1)),
+    ):
+        show(row[0], seen[name][:, around], title, extent=extent)
+        row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
+    show(panels[0][1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
+    show(panels[0][2], seen["mask"][:, column : column + 1], "answer")
+    show(panels[1][2], seen["target"][:, column : column + 1], "truth")
+    panels[1][1].axis("off")
+    words = "What differs, where it is\nloud, is what moves the\nweights in training."
+    panels[1][1].text(0.5, 0.5, words, fontsize=9, ha="center", va="center")
+    return picture
 
 
-def _inference(excerpt: Excerpt) -> Image.Image:
-    """Show how a song is separated: slices to a mask, the mask times the STFT, and back."""
+def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
+    """Draw the scores of many songs: a panel for every metric, a column of points for a system.
+
+    Parameters
+    ----------
+    path : Path
+        Its ending says the format: .svg, .png or .pdf.
+    panels : dict of dict of list of float
+        By title, then by system: a score for every song; what is not finite is left out.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written, or matplotlib is missing.
+    """
     import numpy as np
 
-    across, down, wave = 280, 180, 80
-    lefts, low = [0, 340, 680], MARGIN + 180 + 70
-    canvas = _Canvas(low + wave + 4)
-    names = {
-        "mixture": f"STFT: {excerpt.stft_frames} frames at a time ...",
-        "mask": "... give one column of the mask",
-        "vocals": "mask times complex STFT",
-    }
-    for left, (key, name) in zip(lefts, names.items(), strict=True):
-        canvas.text(left, 3, name)
-        canvas.spectrogram(excerpt.seen[key], (left, MARGIN, across, down))
-    pixels = across / excerpt.seen["mixture"].shape[1]
-    width = min(across // 5, max(3, round(excerpt.stft_frames * pixels)))
-    for share in (0.2, 0.5, 0.8):
-        centre = round(across * share)
-        canvas.frame((lefts[0] + centre - width // 2, MARGIN, width, down))
-        canvas.frame((lefts[1] + centre, MARGIN, 2, down))
-    for left in lefts[1:]:
-        canvas.arrow((left - 54, MARGIN + down // 2), (left - 6, MARGIN + down // 2))
-    peak = float(np.abs(excerpt.waves["mixture"]).max())
-    waves = {"mixture": "the song", "accompaniment": "song minus vocals", "vocals": "the vocals"}
-    for left, (key, name) in zip(lefts, waves.items(), strict=True):
-        canvas.text(left, low - 19, name)
-        canvas.wave(excerpt.waves[key], (left, low, across, wave), peak)
-    middle = across // 2
-    canvas.arrow((lefts[0] + middle, low - 8), (lefts[0] + middle, MARGIN + down + 8))
-    canvas.arrow((lefts[2] + middle, MARGIN + down + 8), (lefts[2] + middle, low - 8))
-    canvas.text(lefts[2] + middle + 12, MARGIN + down + 18, "inverse STFT")
-    canvas.arrow((lefts[1] - 54, low + wave // 2), (lefts[1] - 6, low + wave // 2))
-    canvas.arrow((lefts[2] - 6, low + wave // 2), (lefts[2] - 54, low + wave // 2))
-    return canvas.image
+    n_rows = -(-len(panels) // 2) or 1
+    picture = new_figure(2.8 * n_rows)
+    grid = picture.subplots(n_rows, 2, squeeze=False).ravel()
+    for axes, (title, systems) in zip(grid, panels.items(), strict=False):
+        for i, scores in enumerate(systems.values()):
+            values = np.sort([score for score in scores if np.isfinite(score)])
+            offsets = np.resize([0, 0.1, -0.1, 0.2, -0.2], len(values))  # neighbours side by side
+            axes.plot(i + offsets, values, "o", markersize=4, alpha=0.6)
+            if len(values):
+                axes.plot([i - 0.3, i + 0.3], [np.median(values)] * 2, "k", linewidth=2)
+        axes.set_xticks(range(len(systems)), list(systems))
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in grid[len(panels) :]:
+        axes.axis("off")
+    save(picture, path)
+
+
+def new_figure(height: float) -> Figure:
+    """Make an empty picture, `height` inches high; InputError if matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("pictures need matplotlib (pip install matplotlib)") from error
+    return Figure((WIDTH, height), dpi=100, layout="constrained")
+
+
+def show(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
+    """Show a spectrogram in [0, 1] or a picture of colours, the lowest bin at the bottom."""
+    import numpy as np
+
+    seen = np.asarray(seen)
+    axes.imshow(seen, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, **options)
+    axes.set_yticks([])
+    axes.xaxis.set_visible("extent" in options and options["extent"][0] == 0)
+    axes.set_title(title, loc="left", fontsize=9)
+
+
+def save(picture: Figure, path: Path) -> None:
+    """Write a picture whole or not at all, the same bytes for the same picture."""
+    kind = path.suffix[1:].lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise InputError(f"{path}: a picture's name ends in .png, .svg or .pdf")
+    about = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+
+    def write(file: BinaryIO) -> None:
+        from matplotlib import rc_context
+
+        with rc_context({"svg.hashsalt": "vocal mask"}):
+            picture.savefig(file, format=kind, metadata=about)
+
+    cli.replace_atomically(path, write)
 
 
 if __name__ == "__main__":
