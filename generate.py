@@ -19,7 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cli
 from cli import positive_count, positive_number
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from separation import Separator
     from sound import reading
-    from sound.masks import MaskWriter, SavedMask
     from sound.page import Report
     from sound.pipes import PipeReader
     from sound.reading import AudioInfo
@@ -46,16 +45,13 @@ EPILOG = """what you hear:
 examples:
   python generate.py song.wav --background --report
   python generate.py albums --format flac --output-dir stems
-  python generate.py song.wav --save-mask
-  python generate.py song.wav --mask generated/song_mask.npz --set noise_gate=0.3
   ffmpeg -i song.m4a -f wav - | python generate.py - | ffplay -
   python generate.py --live
   python generate.py runs/resnet18/best.pth song.wav    # a network of your own"""
 PIPE = Path("-")
-FILES_ONLY = ("background", "save_mask", "mask", "report", "format", "subtype", "start", "duration")
+FILES_ONLY = ("background", "report", "format", "subtype", "start", "duration")
 RAW = ("sample_format", "rate", "channels")
-MASK_BYTES = 50_000  # of a saved mask and of a page, a second at most: for the check of the disk
-REPORT_BYTES = 60_000
+REPORT_BYTES = 60_000  # of a page, a second at most: for the check of the disk
 REPORT_SECONDS = 600  # a page shows no more of a song
 STEMS = ("vocals", "accompaniment")
 PACKET = 0.02  # seconds of live sound that are worked on at a time
@@ -188,9 +184,6 @@ def make_parser() -> argparse.ArgumentParser:
     files.add_argument("--format", choices=["wav", "flac", "ogg", "mp3"], help="of the sound (wav)")
     files.add_argument("--subtype", help="PCM_16, PCM_24, FLOAT …; by default the song's own")
     files.add_argument(
-        "--save-mask", action="store_true", help="also write <name>_mask.npz, for --mask"
-    )
-    files.add_argument(
         "--report", action="store_true", help="also write <name>.html, to listen and compare"
     )
     files.add_argument(
@@ -201,9 +194,6 @@ def make_parser() -> argparse.ArgumentParser:
     song.add_argument("--duration", type=positive_number, help="seconds of it (all)")
     song.add_argument(
         "--per-channel", action="store_true", help="a mask for every channel, not one for all"
-    )
-    song.add_argument(
-        "--mask", type=as_path, help="a saved mask: render again, without asking the network"
     )
     song.add_argument(
         "--allow-truncated", action="store_true", help="take files shorter than they promise"
@@ -275,8 +265,6 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
         )
     if not is_pipe and args.stem != "vocals":
         raise UsageError("--stem: is for pipes and live sound (files: --background)")
-    if args.mask and (args.save_mask or args.per_channel):
-        raise UsageError("--mask: brings its own mask (leave --save-mask and --per-channel out)")
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -302,8 +290,6 @@ def plan(args: argparse.Namespace, is_first: bool) -> tuple[list[Job], list[Path
         failed += closed
         for folder in closed:
             complain(f"{folder}: permission denied (change its permissions)")
-    if args.mask and len(songs) > 1:
-        raise UsageError(f"--mask: belongs to one song, not to {len(songs)}")
     inputs = identities(path for path, _ in songs)
     jobs, taken, n_done = [], {}, 0
     for path, folder in songs:
@@ -359,7 +345,6 @@ def outputs_of(path: Path, folder: Path, args: argparse.Namespace) -> dict[str, 
 
     stems = STEMS[: 1 + args.background]
     suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in stems}
-    suffixes |= {"mask": "_mask.npz"} if args.save_mask else {}
     suffixes |= {"report": ".html"} if args.report else {}
     return {
         kind: output_path(args.output_dir / folder, path, suffix)
@@ -375,7 +360,7 @@ def check_job(job: Job, inputs: Mapping[Identity, Path], args: argparse.Namespac
         info = reader.info
     fmt = choose_format(info, args.format or "wav", args.subtype)
     is_input = identities(job.outputs.values()).keys() & inputs.keys()
-    if not (args.overwrite or args.mask or is_input) and is_done(job, info, fmt, args):
+    if not (args.overwrite or is_input) and is_done(job, info, fmt, args):
         return False
     check_outputs(sizes_of(job, info, fmt, args), inputs)
     return True
@@ -413,9 +398,7 @@ def sizes_of(
     """Predict how large each output becomes [bytes]."""
     from sound.writing import predicted_bytes
 
-    n_masks = info.n_channels if args.per_channel else 1
     sizes = {
-        "mask": 10_000 + int(MASK_BYTES * n_masks * info.seconds),
         "report": 400_000 + int(REPORT_BYTES * min(info.seconds, REPORT_SECONDS)),
     }
     return {path: sizes.get(kind, predicted_bytes(info, fmt)) for kind, path in job.outputs.items()}
@@ -477,29 +460,13 @@ def render(
 
     info, outputs = reader.info, job.outputs
     fmt = choose_format(info, args.format or "wav", args.subtype)
-    saved = stack.enter_context(open_mask(separator, info, args)) if args.mask else None
     files = stack.enter_context(AtomicFiles(sizes_of(job, info, fmt, args), inputs=[job.path]))
     sounds = {s: files.sound(outputs[s], info, fmt) for s in STEMS if s in outputs}
-    mask = report = None
-    if "mask" in outputs:
-        mask = begin_mask(files[outputs["mask"]], separator, info, args)
-        stack.callback(mask.abandon)
+    report = None
     if "report" in outputs:
         report = stack.enter_context(begin_report(separator, info, args))
 
-    def keep(levels: np.ndarray) -> None:
-        if mask:
-            mask.write(levels)
-        if report:
-            report.add_mask(levels.mean(0) / 255)
-
-    stream = separator.stream(
-        info.sample_rate,
-        info.n_channels,
-        per_channel=args.per_channel,
-        saved=saved.read if saved else None,
-        on_mask=keep if mask or report else None,
-    )
+    stream = separator.stream(info.sample_rate, info.n_channels, per_channel=args.per_channel)
     bar = stack.enter_context(cli.progress(round(info.seconds, 1), " s"))
     n_limited, started = 0, time.perf_counter()
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
@@ -514,64 +481,9 @@ def render(
         if bar.n:
             factor = (time.perf_counter() - started) / bar.n
             bar.set_postfix_str(f"real-time factor {factor:.3f}", refresh=False)
-    if saved:
-        saved.check({"n_samples": stream.n_pushed})
-    if mask:
-        mask.about["n_samples"] = stream.n_pushed
-        mask.close()
     if report:
         report.write(files[outputs["report"]])
     return n_limited
-
-
-def mask_identity(
-    separator: Separator, info: AudioInfo, args: argparse.Namespace
-) -> dict[str, float]:
-    """Say what a mask must agree on with the song it is for."""
-    import audio
-
-    return {
-        "sample_rate": info.sample_rate,
-        "hop_length": audio.grid_at(info.sample_rate, separator.hp).hop_length,
-        "n_bins": separator.hp.n_bins,
-        "start": args.start,
-    }
-
-
-def begin_mask(
-    file: BinaryIO, separator: Separator, info: AudioInfo, args: argparse.Namespace
-) -> MaskWriter:
-    """Start to save a mask, with what it belongs to."""
-    from sound import reading
-    from sound.masks import MaskWriter
-
-    about = {
-        **mask_identity(separator, info, args),
-        "n_masks": info.n_channels if args.per_channel else 1,
-        "song": os.fsdecode(info.path.name),
-        "sha256": reading.sha256(info.path),
-        "checkpoint": os.fsdecode(args.checkpoint.name),
-    }
-    return MaskWriter(file, about)
-
-
-def open_mask(separator: Separator, info: AudioInfo, args: argparse.Namespace) -> SavedMask:
-    """Open the mask that --mask names, and refuse one that belongs to another song."""
-    from sound import reading
-    from sound.masks import SavedMask
-
-    saved = SavedMask(args.mask)
-    saved.check(mask_identity(separator, info, args))
-    if saved.about["n_masks"] != 1:
-        saved.check({"n_masks": info.n_channels})
-    for name, value in (
-        ("sha256", reading.sha256(info.path)),
-        ("checkpoint", os.fsdecode(args.checkpoint.name)),
-    ):
-        if saved.about.get(name) != value:
-            what = "file" if name == "sha256" else "checkpoint"
-            cli.warn(f"{args.mask}: was saved with another {what} ({info.path})")
-    return saved
 
 
 def begin_report(separator: Separator, info: AudioInfo, args: argparse.Namespace) -> Report:

@@ -12,13 +12,14 @@ The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import audio
 import model as networks
@@ -151,6 +152,37 @@ class Separator:
         return vocals.numpy(), (wav - vocals).numpy()
 
     @torch.inference_mode()
+    def song_mask(
+        self, wav: np.ndarray | torch.Tensor, sample_rate: int, per_channel: bool = False
+    ) -> torch.Tensor:
+        """Return the network's mask of a whole waveform, the one that a stream applies.
+
+        Parameters and errors as for `separate`.
+
+        Returns
+        -------
+        torch.Tensor, shape=(n_masks, n_bins, n_frames), in [0, 1], on the CPU
+            For `audio.vocals_mask` and `audio.apply_mask`.
+        """
+        wav, hp, n = _copy(wav), self.hp, self.block_frames
+        wav = wav.reshape(-1, wav.shape[-1]).to(self.device)
+        spec = audio.stft(wav, audio.grid_at(sample_rate, hp))
+        features = self.features(spec, per_channel)
+        n_frames = features.shape[-1]
+        n_units = -(-(hp.lookahead + n_frames) // n)  # as a stream counts them: the same bits
+        features = F.pad(features, (hp.stft_frames - 1, n_units * n - n_frames))
+        units = [features[..., i * n : (i + 1) * n + hp.stft_frames - 1] for i in range(n_units)]
+        return torch.cat([self.mask(unit).cpu() for unit in units], -1)[
+            ..., hp.lookahead : hp.lookahead + n_frames
+        ]
+
+    def features(self, spec: torch.Tensor, per_channel: bool) -> torch.Tensor:
+        """Map a spectrogram of all channels to what the network sees, (n_masks, n_bins, n)."""
+        spec = audio.to_network_bins(spec, self.hp)
+        spec = spec if per_channel else audio.mono(spec)[None]
+        return audio.features(spec, self.curve_db, self.hp.mixture_power, self.hp)
+
+    @torch.inference_mode()
     def mask(self, features: torch.Tensor, past: networks.Past | None = None) -> torch.Tensor:
         """Return the network's answer in 256 levels.
 
@@ -184,11 +216,6 @@ class Stream:
         that a frame costs one column of work; masks are those of a file to rounding.
     per_channel : bool
         Listen to every channel by itself, instead of one mask from their mean.
-    saved : callable, optional
-        Instead of the network: maps n to the song's next n mask columns,
-        (1 or n_channels, n_bins, n), uint8.
-    on_mask : callable, optional
-        Called with the song's next mask columns, of that shape, as they are known.
     """
 
     def __init__(
@@ -198,8 +225,6 @@ class Stream:
         n_channels: int,
         live: bool = False,
         per_channel: bool = False,
-        saved: Callable[[int], np.ndarray] | None = None,
-        on_mask: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         low, high = RANGES["sample_rate"]
         if not low <= sample_rate <= high:
@@ -207,7 +232,7 @@ class Stream:
         if not 1 <= n_channels <= reading.MAX_CHANNELS:
             raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
-        self.per_channel, self.saved, self.on_mask = per_channel, saved, on_mask
+        self.per_channel = per_channel
         self.grid = grid = audio.grid_at(sample_rate, hp)
         # Many channels go through in shorter blocks, so that memory stays what it is.
         self.block_frames = max(16, separator.block_frames // -(-n_channels // 4))
@@ -223,7 +248,6 @@ class Stream:
         self.past: networks.Past | None = None
         if live:
             self.past = {}
-        if live and saved is None:
             silence = torch.zeros(n_masks, hp.n_bins, hp.stft_frames, device=device)
             separator.mask(silence, self.past)
         self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
@@ -303,12 +327,7 @@ class Stream:
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
         spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
 
-        begin = min(n, max(0, hp.lookahead - first))  # columns begin … end - 1 are the song's
-        end = max(begin, min(n, n_song + hp.lookahead - first))
-        mask = self._listen(spec) if self.saved is None else self._recall(begin, end, n)
-        if self.on_mask is not None:
-            self.on_mask(audio.mask_levels(mask[..., begin:end]).cpu().numpy())
-
+        mask = self._mask(spec)
         spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, lookahead + n)
         applied = audio.vocals_mask(mask, **separator.mask_settings)
         wav = audio.spec_to_frames(audio.apply_mask(spec[..., :n], applied), grid)
@@ -319,23 +338,13 @@ class Stream:
         self.n_seen += n
         return (wav[:, :n_finished] / self._envelope(first - hp.lookahead, n, n_song)).cpu()
 
-    def _listen(self, spec: torch.Tensor) -> torch.Tensor:
+    def _mask(self, spec: torch.Tensor) -> torch.Tensor:
         """Ask the network about n frames; returns (n_masks, n_bins, n)."""
-        separator, hp = self.separator, self.separator.hp
-        seen = audio.to_network_bins(spec, hp)
-        seen = seen if self.per_channel else audio.mono(seen)[None]
-        seen = audio.features(seen, separator.curve_db, hp.mixture_power, hp)
+        features = self.separator.features(spec, self.per_channel)
         if self.past is None:
-            seen = torch.cat([self.features, seen], -1)  # (n_masks, hp.n_bins, stft_frames - 1 + n)
-            self.features = seen[..., seen.shape[-1] - hp.stft_frames + 1 :]
-        return separator.mask(seen, self.past)
-
-    def _recall(self, begin: int, end: int, n: int) -> torch.Tensor:
-        """Take a unit's mask from the saved one; returns (n_masks, n_bins, n)."""
-        levels = torch.from_numpy(self.saved(end - begin)).to(self.separator.device)
-        mask = torch.zeros(len(levels), n, levels.shape[1], device=levels.device).mT
-        mask[..., begin:end] = levels.float().div(255)
-        return mask  # time varies slowest in memory, as in what the network gives
+            features = torch.cat([self.features, features], -1)  # … stft_frames - 1 + n
+            self.features = features[..., features.shape[-1] - self.features.shape[-1] :]
+        return self.separator.mask(features, self.past)
 
     def _envelope(self, first: int, n: int, n_song: int) -> torch.Tensor:
         """Sum the squared windows over the hops that frames `first` … `first` + n - 1 finish."""

@@ -226,9 +226,9 @@ def separate(task: Task, mixture: np.ndarray, sample_rate: int) -> dict[str, np.
         return {}
     separator = load(task.network)
     if not task.both_masks:
-        return {"model": songs.render(separator, mixture, sample_rate)}
-    levels = songs.listen(separator, mixture, sample_rate)
+        return {"model": np.stack(separator.separate(mixture, sample_rate))}
+    mask, own = separator.song_mask(mixture, sample_rate), separator.mask_settings
     return {
-        name: songs.render(separator, mixture, sample_rate, settings, songs.replay(levels))
+        name: songs.render(mixture, mask, sample_rate, separator.hp, own | settings)
         for name, settings in BOTH.items()
     }

@@ -14,21 +14,17 @@ metric. (museval leaves such a frame out, which would reward silence where a son
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import audio
 from hparams import UNTUNED_MASK, HParams
 from scoring import bsseval, metrics
 from scoring.metrics import BEST_DB, WORST_DB
 from scoring.tables import FLOOR, IDEALS, STEMS, numbers
-from separation import Separator
 
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 SongScores = dict[str, dict[str, dict[str, Any]]]  # of a song: system, stem, metric
@@ -43,67 +39,35 @@ def middle(n: int, n_wanted: float | None) -> slice:
     return slice((n - n_kept) // 2, (n - n_kept) // 2 + n_kept)
 
 
-def without_network(hp: HParams, device: torch.device | str = "cpu") -> Separator:
-    """Make a separator that only renders given masks, as they are."""
-    identity = torch.nn.Identity()
-    return Separator(identity, hp, torch.zeros(hp.n_bins), dict(UNTUNED_MASK), torch.device(device))
-
-
 def render(
-    separator: Separator,
-    mixture: np.ndarray,
-    sample_rate: int,
-    settings: dict[str, Any] | None = None,
-    saved: Callable[[int], np.ndarray] | None = None,
+    mixture: np.ndarray, mask: torch.Tensor, sample_rate: int, hp: HParams, settings: dict[str, Any]
 ) -> np.ndarray:
-    """Separate a mixture of (n_channels, n_samples); accompaniment is mixture − vocals.
+    """Apply a mask to a mixture; accompaniment is mixture − vocals.
 
     Parameters
     ----------
-    separator : Separator
     mixture : np.ndarray, shape=(n_channels, n_samples), float32
+    mask : torch.Tensor, shape=(1 or n_channels, n_bins, n_frames), in [0, 1]
+        As `Separator.song_mask` or `ideal_mask` gives it.
     sample_rate : int
-    settings : dict, optional
-        Mask settings that replace those of `separator`, which is not changed.
-    saved : callable, optional
-        Gives the columns of a mask that is rendered instead of the network's, such as `replay`.
+    hp : HParams
+        Of the mask.
+    settings : dict
+        Mask settings, as `audio.vocals_mask` takes them.
 
     Returns
     -------
     np.ndarray, shape=(2, n_channels, n_samples), float32
     """
-    separator = copy.copy(separator)
-    separator.mask_settings = {**separator.mask_settings, **(settings or {})}
-    stream = separator.stream(sample_rate, len(mixture), saved=saved)
-    vocals = torch.cat([stream.push(mixture), stream.finish()], -1).numpy()
+    grid = audio.grid_at(sample_rate, hp)
+    spec = audio.stft(torch.from_numpy(mixture), grid)
+    spec = audio.apply_mask(spec, audio.vocals_mask(mask, **settings))
+    vocals = audio.istft(spec, grid, mixture.shape[-1]).numpy()
     return np.stack([vocals, mixture - vocals])
 
 
-def listen(separator: Separator, mixture: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return the network's whole mask of a mixture, (n_masks, n_bins, n_frames), in 8 bits."""
-    columns: list[np.ndarray] = []
-    stream = separator.stream(sample_rate, len(mixture), on_mask=columns.append)
-    stream.push(mixture)
-    stream.finish()
-    return np.concatenate(columns, -1)
-
-
-def replay(levels: np.ndarray) -> Callable[[int], np.ndarray]:
-    """Return what gives mask columns back, n by n, for a stream's ``saved``."""
-    position = 0
-
-    def columns(n: int) -> np.ndarray:
-        nonlocal position
-        position += n
-        return levels[..., position - n : position]
-
-    return columns
-
-
-def ideal_mask(
-    references: np.ndarray, sample_rate: int, hp: HParams, name: str
-) -> Callable[[int], np.ndarray]:
-    """Return what gives an ideal mask's columns, for a stream's ``saved``.
+def ideal_mask(references: np.ndarray, sample_rate: int, hp: HParams, name: str) -> torch.Tensor:
+    """Return an ideal mask, (1, n_bins, n_frames).
 
     Like the network's it is one mask for all channels, knows `hp`'s bins, and has 8 bits: the
     ceiling is what such a mask can reach, and not what any method can.
@@ -112,29 +76,19 @@ def ideal_mask(
     ----------
     name : {"ideal_binary", "ideal_ratio"}
     """
-    grid = audio.grid_at(sample_rate, hp)
-    half = grid.n_fft // 2
-    wavs = F.pad(torch.from_numpy(references.mean(1)), (half, half))
     mask_of = {"ideal_binary": audio.ideal_binary_mask, "ideal_ratio": audio.ideal_ratio_mask}
-    position = 0
-
-    def columns(n: int) -> np.ndarray:
-        nonlocal position
-        if n == 0:
-            return np.zeros((1, hp.n_bins, 0), np.uint8)
-        begin, position = position * grid.hop_length, position + n
-        frames = wavs[:, begin : begin + (n - 1) * grid.hop_length + grid.n_fft]
-        specs = audio.to_network_bins(audio.frames_to_spec(frames, grid), hp)
-        return audio.mask_levels(mask_of[name](*specs))[None].numpy()
-
-    return columns
+    wavs = torch.from_numpy(references.mean(1))
+    specs = audio.to_network_bins(audio.stft(wavs, audio.grid_at(sample_rate, hp)), hp)
+    return audio.quantize_mask(mask_of[name](*specs))[None]
 
 
 def ideals(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, np.ndarray]:
     """Separate a song by its ideal masks, through the front end and rendering of the network."""
-    renderer, mixture = without_network(hp), references.sum(0)
     masks = {name: ideal_mask(references, sample_rate, hp, name) for name in IDEALS}
-    return {name: render(renderer, mixture, sample_rate, saved=m) for name, m in masks.items()}
+    return {
+        name: render(references.sum(0), mask, sample_rate, hp, UNTUNED_MASK)
+        for name, mask in masks.items()
+    }
 
 
 # --- The scores of a song -------------------------------------------------------------------------

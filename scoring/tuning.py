@@ -187,11 +187,11 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
     sample_rate : int
     """
     mixture = references.sum(0)
-    levels = scoring.listen(separator, mixture, sample_rate)
+    mask = separator.song_mask(mixture, sample_rate)
 
     def score(settings: dict[str, Any]) -> float:
-        saved = scoring.replay(levels)
-        estimate = scoring.render(separator, mixture, sample_rate, settings, saved)
+        settings = separator.mask_settings | settings
+        estimate = scoring.render(mixture, mask, sample_rate, separator.hp, settings)
         return scoring.si_sdr(estimate[0], references[0])
 
     return [score(settings) for settings in mask_grid()]

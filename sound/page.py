@@ -86,11 +86,6 @@ class Report:
         self._rows: list[np.ndarray] = []
         self._extremes: list[list[float]] = []
         self._voice: list[float] = []
-        self._n_masks = 0
-        self._mask_bins = grid.n_bins
-        self._mask_edges = _row_edges(grid.sample_rate / grid.n_fft)
-        self._mask_sum = np.zeros((self._n_columns, ROWS))
-        self._mask_count = np.zeros((self._n_columns, 1))
 
     def add(self, mixture: np.ndarray, vocals: np.ndarray) -> None:
         """Take the next samples; the accompaniment is what the vocals leave of the mixture.
@@ -110,24 +105,6 @@ class Report:
         self._waiting.append(np.stack([mixture[:, :n], vocals[:, :n]], dtype="f4"))
         if self._n_waiting >= UNIT:
             self._work(self._n_waiting // UNIT * UNIT)
-
-    def add_mask(self, mask: np.ndarray) -> None:
-        """Take the next columns of the mask; they may run ahead of the audio or behind it.
-
-        Parameters
-        ----------
-        mask : np.ndarray, shape=(n_bins, n), in [0, 1]
-            On the song's grid, from 0 Hz on; where its bins end, the picture ends.
-        """
-        columns = np.arange(self._n_masks, self._n_masks + mask.shape[1])
-        self._n_masks += len(columns)
-        shown = columns * self._grid.hop_length // self._width
-        shown = shown[shown < self._n_columns]
-        self._mask_bins = min(len(mask), self._grid.n_bins)
-        rows = _to_rows(mask[: self._mask_bins, : len(shown)].T, self._mask_edges)
-        for i, row in zip(shown, rows, strict=True):
-            self._mask_sum[i] += row
-            self._mask_count[i] += 1
 
     def write(self, file: BinaryIO) -> None:
         """Write the page, the last thing to do; what is missing of the song is silence."""
@@ -199,7 +176,6 @@ class Report:
             facts.append(f"the first {_clock(n_samples / rate)} are shown here")
         settings = [f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in self._settings.items()]
         mixture, vocals, accompaniment = map(_png, self._levels())
-        mask = self._mask()
         low, high, voice_low, voice_high = np.array(self._extremes).T
         voice = _scale_db(np.array(self._voice), *VOICE_DB)
         seconds = n_samples / rate
@@ -216,9 +192,7 @@ class Report:
             mixture=mixture,
             vocals=vocals,
             accompaniment=accompaniment,
-            mask=_png(mask),
-            mask_khz=f"{(self._mask_bins - 1) * rate / self._grid.n_fft / 1000:.3g}",
-            mask_height=f"{100 * len(mask) / ROWS:.2f}",
+            mask=_png(self._mask()),
             hertz=_hertz_labels(),
             ticks=_ticks(self._n_columns * self._width / rate),
             range=f"{SPECTROGRAM_DB[0]:g} to {SPECTROGRAM_DB[1]:g} dB".replace("-", "−"),
@@ -236,9 +210,9 @@ class Report:
         return _scale_db(np.stack(self._rows, -1), *SPECTROGRAM_DB)
 
     def _mask(self) -> np.ndarray:
-        """Return the mask, (the rows that it knows, n_columns); 0 where none was given."""
-        n_known = np.count_nonzero(self._mask_edges[1:] <= self._mask_bins)
-        return (self._mask_sum / np.maximum(1, self._mask_count)).T[:n_known]
+        """Return the share of the vocals, (ROWS, n_columns) in [0, 1]; 0 where all is silent."""
+        mixture, vocals, _ = np.stack(self._rows, -1)
+        return np.sqrt(np.minimum(1, vocals / np.maximum(mixture, 1e-12)))
 
 
 class _Mp3:
@@ -397,7 +371,6 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .view { position: relative; height: clamp(6rem, 14vw, 10rem); border-radius: 4px;
   overflow: hidden; }
 .view img, .view svg { position: absolute; bottom: 0; width: 100%; height: 100%; }
-.beyond { background: var(--line); }
 .view i { position: absolute; left: .5rem; transform: translateY(-50%); font-style: normal;
   font-size: .7rem; color: #fff; opacity: .75; text-shadow: 0 0 3px #000, 0 0 3px #000;
   pointer-events: none; }
@@ -453,9 +426,8 @@ aria-label="Level of the vocals"><path class="voice" d="$voice"/></svg></div></f
 <figure data-track="mixture"><figcaption><b>Mixture</b><span>$range</span></figcaption>
 <div class="view"><img alt="Spectrogram of the mixture" src="data:image/png;base64,$mixture">
 $hertz</div></figure>
-<figure><figcaption><b>Mask</b><span>bright is voice, up to $mask_khz kHz</span></figcaption>
-<div class="view beyond"><img alt="The mask" style="height:$mask_height%" \
-src="data:image/png;base64,$mask">$hertz</div></figure>
+<figure><figcaption><b>Mask</b><span>bright is voice</span></figcaption>
+<div class="view"><img alt="The mask" src="data:image/png;base64,$mask">$hertz</div></figure>
 <figure data-track="vocals"><figcaption><b>Vocals</b><span>$range</span></figcaption>
 <div class="view"><img alt="Spectrogram of the vocals" src="data:image/png;base64,$vocals">
 $hertz</div></figure>

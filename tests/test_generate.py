@@ -776,65 +776,7 @@ def test_a_part_of_a_song_is_separated_as_if_it_were_the_song(checkpoint, capsys
 # --- Masks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [[], ["--per-channel"], ["--start", "0.2"]])
-def test_a_saved_mask_renders_any_settings_as_a_full_run_does(checkpoint, monkeypatch, options):
-    song("song.wav", 150_000)
-    assert generate.main([str(checkpoint), "song.wav", "--save-mask", *options]) == 0
-    size = os.stat("generated/song_mask.npz").st_size
-    assert 1000 < size < 2 * 3.5 * 44_200  # 44 kB a second, and one more mask for the other channel
-    start = [word for word in options if word != "--per-channel"]
-    for settings in (
-        [],
-        ["--set", "mask_at_eval=true", "--set", "eval_mask_threshold=0.4"],
-        ["--set", "noise_gate=0.45", "--set", "mask_sharpness=2", "--format", "flac"],
-    ):
-        words = [str(checkpoint), "song.wav", "--background", *settings]
-        assert generate.main([*words, *options, "--output-dir", "full", "--overwrite"]) == 0
-        saved = ["--mask", "generated/song_mask.npz", "--output-dir", "again", "--overwrite"]
-        with monkeypatch.context() as patch:
-            patch.setattr("separation.Separator.mask", None)  # the network is not asked
-            assert generate.main([*words, *start, *saved]) == 0
-        for name in made("full"):
-            assert Path("full", name).read_bytes() == Path("again", name).read_bytes()
-    assert len(made("full")) == 4
-    contents = {Path("full", name).read_bytes() for name in made("full")}
-    assert len(contents) == 4
-
-
-def test_a_mask_of_another_song_is_refused(checkpoint, capsys):
-    song("song.wav", 20_000)
-    song("longer.wav", 30_000)
-    song("slower.wav", 20_000, rate=22050)
-    song("another.wav", 20_000)
-    assert generate.main([str(checkpoint), "song.wav", "--save-mask"]) == 0
-    mask = ["--mask", "generated/song_mask.npz"]
-    capsys.readouterr()
-    for name, what in (
-        ("longer.wav", "ends before the song does"),
-        ("slower.wav", "belongs to another song: sample_rate is 44100 there, 22050 here"),
-    ):
-        assert generate.main([str(checkpoint), name, *mask]) == 1
-        assert_one_error(capsys.readouterr().err, "song_mask.npz", what)
-    assert generate.main([str(checkpoint), "another.wav", *mask]) == 0
-    assert "was saved with another file (another.wav)" in capsys.readouterr().err
-    assert generate.main([str(checkpoint), "song.wav", "--mask", "none.npz", "--overwrite"]) == 1
-    assert_one_error(capsys.readouterr().err, "none.npz: no such mask")
-    assert generate.main([str(checkpoint), "song.wav", "slower.wav", *mask]) == 2
-    assert made() == ["another_vocals.wav", "song_mask.npz", "song_vocals.wav"]
-
-
-def test_a_mask_replaces_the_stems_that_were_saved_with_it(checkpoint):
-    """The two commands of --help, one after the other, on a song that ends where a unit does."""
-    song("song.wav", (256 * 2 - 5) * 512)
-    assert generate.main([str(checkpoint), "song.wav", "--save-mask"]) == 0
-    before = codes("generated/song_vocals.wav")
-    words = ["--mask", "generated/song_mask.npz", "--set", "noise_gate=0.45"]
-    assert generate.main([str(checkpoint), "song.wav", *words]) == 0
-    after = codes("generated/song_vocals.wav")
-    assert 0 < np.abs(after).sum() < np.abs(before).sum()
-
-
-@pytest.mark.parametrize("option", ["--save-mask", "--report"])
+@pytest.mark.parametrize("option", ["--background", "--report"])
 def test_a_song_that_breaks_off_leaves_nothing_of_any_kind(checkpoint, capsys, option):
     wav = np.random.default_rng(0).uniform(-0.5, 0.5, (300_000, 2))
     wav[290_000] = np.nan
@@ -958,7 +900,6 @@ def test_a_pipe_that_is_no_sound_is_told_in_one_line(checkpoint, data, words, co
         (["-", "song.wav"], "-: is standard input and stands alone"),
         (["song.wav", "--stem", "accompaniment"], "--stem: is for pipes"),
         (["song.wav", "--sample-format", "u8", "--rate", "8000", "--channels", "1"], "raw PCM"),
-        (["song.wav", "--mask", "m.npz", "--per-channel"], "--mask: brings its own"),
         (["--live", "--sample-format", "u8"], "--sample-format: is for pipes"),
     ],
 )

@@ -50,11 +50,7 @@ def n_moved(found: np.ndarray, golden: np.ndarray, share: float) -> int:
 def mask_of(separator: Separator, path: Path) -> np.ndarray:
     """Return the song's mask in 256 levels, (n_bins, n_frames)."""
     wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    columns: list[np.ndarray] = []
-    stream = separator.stream(sample_rate, wav.shape[1], on_mask=columns.append)
-    stream.push(wav.T)
-    stream.finish()
-    return np.concatenate(columns, axis=-1)[0]
+    return separator.song_mask(wav.T, sample_rate)[0].mul(255).round().numpy().astype(np.uint8)
 
 
 def test_the_mask_and_the_written_samples_are_what_they_were(tmp_path):

@@ -49,9 +49,6 @@ def page_of(
         for start in range(0, n_samples, block or n_samples):
             part = slice(start, start + (block or n_samples))
             made.add(mixture[:, part], vocals[:, part])
-        if mask is not None:
-            for start in range(0, mask.shape[1], block or mask.shape[1]):
-                made.add_mask(mask[:, start : start + (block or mask.shape[1])])
         made.write(file)
     return file.getvalue()
 
@@ -223,46 +220,6 @@ def test_the_waveform_shows_every_peak_and_the_strip_the_voice():
     assert strip[33075 // width, 1] == round(1000 * (high_db - level_db) / (high_db - low_db))
 
 
-@pytest.mark.parametrize("seconds", [0.2, 2, 40])
-def test_the_mask_stands_where_and_when_it_was(seconds):
-    grid = audio.grid_at(22050, hparams)
-    n = round(seconds * 22050)
-    mask = np.zeros((513, grid.n_frames(n)), "f4")
-    first, low, high = mask.shape[1] // 2, 50, 100  # 1077 to 2153 Hz in the second half
-    mask[low:high, first:] = 1
-    silence = np.zeros((1, n), "f4")
-    picture = pictures(page_of(silence, silence, 22050, mask))["mask"]
-    assert picture.shape[1] == (min(grid.n_frames(n), report.COLUMNS) if seconds < 40 else 1200)
-    rows = slice(row_of(low * 21.53) + 1, row_of(high * 21.53) - 1)
-    at = first * 256 / n * picture.shape[1]
-    assert (picture[rows, int(at) + 2 :] == 1).all()
-    assert not picture[:, : max(0, int(at) - 1)].any()
-    assert not picture[: rows.start - 2].any()
-    assert not picture[rows.stop + 3 :].any()
-
-
-def test_the_picture_of_the_mask_ends_where_its_bins_end():
-    silence = np.zeros((1, 44100), "f4")
-    for sample_rate, last_hz in ((44100, 11025), (8000, 4000), (192000, 11025)):
-        page = page_of(silence, silence, sample_rate, np.ones((513, 87), "f4"))
-        picture = pictures(page)["mask"]
-        assert abs(len(picture) - np.log2(last_hz / LOW_HZ) / OCTAVES * ROWS) < 2
-        assert (picture[:, :10] == 1).all()
-        assert f"up to {last_hz / 1000:.3g} kHz" in page.decode()
-        assert f"height:{100 * len(picture) / ROWS:.2f}%".encode() in page
-
-
-def test_mask_and_sound_may_each_run_ahead():
-    mixture, vocals = song(22050, 6)
-    mask = np.random.default_rng(0).random((513, 517)).astype("f4")
-    file = io.BytesIO()
-    with Report("Song", audio.grid_at(22050, hparams), *mixture.shape, {}) as made:
-        made.add_mask(mask)
-        made.add(mixture, vocals)
-        made.write(file)
-    assert file.getvalue() == page_of(mixture, vocals, 22050, mask)
-
-
 def test_a_very_long_song_is_shown_in_part_and_the_page_says_so(monkeypatch):
     monkeypatch.setattr(report, "MAX_SECONDS", 2)
     mixture, vocals = song(22050, 5)
@@ -348,7 +305,6 @@ def test_four_minutes_of_noise_are_below_15_megabytes():
         for second in range(240):
             vocals = noise(2, 48000, 0.5, seed=second)
             made.add(vocals + noise(2, 48000, 0.5, seed=1000 + second), vocals)
-            made.add_mask(np.abs(noise(513, 86, 1.0, seed=second)))
         made.write(file)
     assert file.tell() < 15 * MEGABYTE
 
