@@ -311,8 +311,11 @@ def separate(
     if not both_masks:
         return {"model": np.stack(separator.separate(mixture, sample_rate))}
     mask, tuned = separator.song_mask(mixture, sample_rate), separator.mask_settings
+    rotated = separator.is_mid_side(len(mixture))
     return {
-        name: render(mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard})
+        name: render(
+            mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}, rotated
+        )
         for name, is_hard in (("hard", True), ("soft", False))
     }
 
@@ -335,7 +338,12 @@ def separate_ideally(
 
 
 def render(
-    mixture: np.ndarray, mask: torch.Tensor, sample_rate: int, hp: HParams, settings: dict[str, Any]
+    mixture: np.ndarray,
+    mask: torch.Tensor,
+    sample_rate: int,
+    hp: HParams,
+    settings: dict[str, Any],
+    is_mid_side: bool = False,
 ) -> np.ndarray:
     """Apply a mask to a mixture; the accompaniment is mixture − vocals.
 
@@ -348,15 +356,18 @@ def render(
         Of the mask.
     settings : dict
         All of ``MASK_SETTINGS``.
+    is_mid_side : bool
+        The two masks are of mid and side.
 
     Returns
     -------
     np.ndarray, shape=(2, n_channels, n_samples), float32
     """
-    grid = audio.grid_at(sample_rate, hp)
-    spec = audio.stft(torch.from_numpy(mixture), grid)
+    grid, wav = audio.grid_at(sample_rate, hp), torch.from_numpy(mixture)
+    spec = audio.stft(audio.mid_side(wav) if is_mid_side else wav, grid)
     spec = audio.apply_mask(spec, audio.vocals_mask(mask, **settings))
-    vocals = audio.istft(spec, grid, mixture.shape[-1]).numpy()
+    wav = audio.istft(spec, grid, mixture.shape[-1])
+    vocals = (audio.left_right(wav) if is_mid_side else wav).numpy()
     return np.stack([vocals, mixture - vocals])
 
 

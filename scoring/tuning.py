@@ -154,7 +154,9 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
 
     def score(settings: dict[str, Any]) -> float:
         settings = {**UNTUNED_MASK, **settings}
-        vocals, _ = songs.render(mixture, mask, sample_rate, separator.hp, settings)
+        vocals, _ = songs.render(
+            mixture, mask, sample_rate, separator.hp, settings, separator.is_mid_side(len(mixture))
+        )
         return songs.si_sdr(vocals, references[0])
 
     return [score(settings) for settings in mask_grid()]
