@@ -102,7 +102,9 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "also score the files of another system: <song>/vocals.wav or <song>_vocals.wav, and the "
         "same with accompaniment, which otherwise is mixture − vocals; several times"
     )
-    add("--estimates", action="append", default=[], type=pair, metavar="NAME=DIR", help=text)
+    add(
+        "--estimates", action="append", default=[], type=named_folder, metavar="NAME=DIR", help=text
+    )
     text = (
         "BSSEval v3 (GNSDR, GSIR, GSAR) on the mean of the channels; by default of mono songs "
         "only, of which it has been reported"
@@ -118,7 +120,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--plot", type=Path, metavar="FILE", help=text)
 
 
-def pair(text: str) -> tuple[str, Path]:
+def named_folder(text: str) -> tuple[str, Path]:
     """Read ``name=folder`` for argparse."""
     name, equals, folder = text.partition("=")
     if not (name.isprintable() and name and equals and folder):
@@ -182,7 +184,7 @@ def bounds(argv: list[str]) -> int:
     return score(args, parser)
 
 
-def check(args: argparse.Namespace) -> None:
+def refuse_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be scored or written, before any work."""
     own = ("hard", "soft") if args.both_masks else ("model",) if args.checkpoint else ()
     names = [name for name, _ in args.estimates]
@@ -203,7 +205,7 @@ def check(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     hp = cli.settings_of(args)
-    check(args)
+    refuse_options(args)
     found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     both = [track for track in found.tracks if len(track.signals) == 2]
     if not both:
@@ -234,8 +236,8 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
     network = songs.Network(args.checkpoint, device, tuple(args.settings))
-    task = songs.Task(args.root, network, args.seconds, args.v3, args.both_masks)
-    about = songs.describe(task)
+    task = songs.Task(network, args.seconds, args.v3, args.both_masks)
+    about = songs.conditions(task)
     score_job = functools.partial(songs.scores_of, task, about, folder, args.overwrite)
     done = list(in_parallel(score_job, jobs, args.workers))
     if n_old := sum(not is_new for _, is_new in done):
@@ -289,7 +291,7 @@ def compare(argv: list[str]) -> int:
     if len(args.systems) > 2:
         raise UsageError("--systems: one name for both files, or one for each")
     systems, paths = (args.systems[0], args.systems[-1]), (args.before, args.after)
-    pairs, n_single = tables.pair(paths, systems)
+    pairs, n_single = tables.pair_songs(paths, systems)
     say(
         f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {args.stem} of "
         f"{len(pairs)} songs" + f"; {n_single} are in one file only" * bool(n_single)
@@ -331,20 +333,18 @@ def tune(argv: list[str]) -> int:
 
     before, device = reading.sha256(args.checkpoint), str(cli.device_of(args, parser))
     network = songs.Network(args.checkpoint, device, tuple(args.settings))
-    listed = tuning.candidates(args.data, network, args.kind, args.voice_pattern)
-    for message in listed.bad:
+    listed, bad = tuning.candidates(args.data, network, args.kind, args.voice_pattern)
+    for message in bad:
         cli.complain(message)
-    split = [song for song in listed.songs if (args.split or "train") in (song.split, "all")]
+    split = [song for song in listed if (args.split or "train") in (song.split, "all")]
     chosen = [song for song in split if not song.is_learnt]
-    n_others = len(listed.songs) - len(split)
-    left_out = f"{len(split) - len(chosen)} that were learnt from and {n_others} of another split"
+    n_learnt, n_others = len(split) - len(chosen), len(listed) - len(split)
+    left_out = f"{n_learnt} that were learnt from and {n_others} of another split"
     if not chosen:
         raise InputError(
             f"{args.data[0]}: no validation songs: {left_out} are left out (give other songs, or "
             "name a --split)"
         )
-    if not listed.is_known:
-        cli.warn(f"{args.checkpoint}: does not say which songs it has learnt from")
     chosen = every_kth(chosen, args.every, args.subset)
     names = ", ".join(song.name for song in chosen[:8]) + ", …" * (len(chosen) > 8)
     say(f"left out: {left_out}", f"tuned on {len(chosen)} songs: {names}")
@@ -358,7 +358,7 @@ def tune(argv: list[str]) -> int:
     mean = tuning.mean_scores(tuned)
     settings = tuning.best_settings(mean)
     say(*tuning.curves(mean, settings))
-    n_failed = len(listed.bad) + len(chosen) - len(done)
+    n_failed = len(bad) + len(chosen) - len(done)
     if args.dry_run:
         say(f"{args.checkpoint}: left as it is (--dry-run)")
     elif n_failed:

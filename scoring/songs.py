@@ -54,7 +54,6 @@ class Network(NamedTuple):
 class Task(NamedTuple):
     """What an evaluation is of, for every process to know."""
 
-    root: Path
     network: Network
     seconds: float | None  # of the middle of every song; None: all of it
     v3: bool | None  # as `score_song` takes it
@@ -69,14 +68,23 @@ class Job(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load(network: Network) -> Separator:
+def load_network(network: Network) -> Separator:
     """Load a network, once in each process."""
     settings = override(hparams, list(network.settings))
     explicit = parse_settings(list(network.settings))
     return Separator.load(network.checkpoint, network.device, settings, explicit)
 
 
-def describe(task: Task) -> dict[str, Any]:
+def hparams_of(network: Network) -> HParams:
+    """Return a network's settings; without one, those of the ideal masks."""
+    return (
+        load_network(network).hp
+        if network.checkpoint
+        else override(hparams, list(network.settings))
+    )
+
+
+def conditions(task: Task) -> dict[str, Any]:
     """Collect what decides all songs' scores, as JSON keeps it.
 
     Raises
@@ -85,28 +93,20 @@ def describe(task: Task) -> dict[str, Any]:
         If the checkpoint cannot be loaded.
     """
     about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds, "v3": task.v3}
-    about["hparams"] = asdict(_hparams_of(task.network))
+    about["hparams"] = asdict(hparams_of(task.network))
     if checkpoint := task.network.checkpoint:
-        separator = load(task.network)
+        separator = load_network(task.network)
         about["checkpoint"] = {"file": checkpoint.name, "sha256": reading.sha256(checkpoint)}
         about["computed_in"] = f"{separator.dtype} on {separator.device.type}"
         about["mask_settings"] = separator.mask_settings
         about["both_masks"] = task.both_masks
-    about["versions"] = {"torch": torch.__version__, "numpy": np.__version__, "code": _commit()}
-    return json.loads(json.dumps(about))
-
-
-def _hparams_of(network: Network) -> HParams:
-    return load(network).hp if network.checkpoint else override(hparams, list(network.settings))
-
-
-def _commit() -> str:
-    """Return the commit of this code, with -dirty where it was changed; "" without git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError):
+    # Of the code itself: a changed line may change every score.
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):  # no git
         ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-        return ran.stdout.strip()
-    return ""
+        about["code"] = ran.stdout.strip()
+    about["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+    return json.loads(json.dumps(about))
 
 
 def mark_known(songs: list[Record], checkpoint: Path | None) -> None:
@@ -125,13 +125,7 @@ def mark_known(songs: list[Record], checkpoint: Path | None) -> None:
 
 
 def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
-    """Give each song the files that systems made of it.
-
-    Parameters
-    ----------
-    songs : list of Track
-    folders : dict of Path
-        By system.
+    """Give each song the files that systems made of it; `folders` are theirs.
 
     Returns
     -------
@@ -163,7 +157,7 @@ def scores_of(
 ) -> tuple[Record, bool]:
     """Return a song's scores, which are kept as a JSON file, and whether they are new.
 
-    A file that does not parse, or is not about what `describe` says and these very files, is
+    A file that does not parse, or is not about what `conditions` says and these very files, is
     replaced; with `overwrite` any.
 
     Raises
@@ -171,8 +165,8 @@ def scores_of(
     InputError
         As `score_files`, or if the scores cannot be written.
     """
-    name, files = job.track.name, _hashes(job.track.paths, task.root)
-    theirs = {system: _hashes(of.values()) for system, of in job.estimates.items()}
+    name, files = job.track.name, _hashes(job.track.paths)
+    theirs = {system: _hashes(paths.values()) for system, paths in job.estimates.items()}
     about = {**about, "files": files, "estimates": theirs}
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]  # which two songs may have in common
     path = folder / f"{readable}_{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
@@ -186,11 +180,9 @@ def scores_of(
     return song, True
 
 
-def _hashes(paths: Iterable[Path], root: Path | None = None) -> list[dict[str, str]]:
-    """Say which files these are by what they hold, wherever their root lies."""
-    names = [path.relative_to(root).as_posix() if root else path.name for path in paths]
-    hashes = map(reading.sha256, paths)
-    return [{"path": n, "sha256": sha256} for n, sha256 in zip(names, hashes, strict=True)]
+def _hashes(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Say which files these are by what they hold, wherever they lie."""
+    return [{"name": path.name, "sha256": reading.sha256(path)} for path in paths]
 
 
 def middle(n: int, n_wanted: float | None) -> slice:
@@ -226,26 +218,25 @@ def read_estimates(
         If a file cannot be read, has another rate, is more than ``tracks.TRIM_SECONDS`` shorter
         or longer, or has channels that do not go with the song's.
     """
-    (n_channels, n_samples), wavs, notes = mixture.shape, {}, []
+    n_channels, n_samples = mixture.shape
+    wavs, notes = {}, []
     for stem, path in files.items():
         if (rate := reading.probe(path).sample_rate) != sample_rate:
             raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
         wav = tracks.read_part(Part(path))
-        n_here = wav.shape[-1]
-        if abs(n_here - n_samples) > tracks.TRIM_SECONDS * sample_rate:
-            raise InputError(
-                f"{path}: {n_here} samples, the song has {n_samples}; export it again from "
-                "the same start to the same end"
-            )
-        if n_here != n_samples:
-            done = "trimmed" if n_here > n_samples else "padded with silence"
-            notes.append(f"{stem} of {system}: {n_here} samples, the song has {n_samples}; {done}")
-            wav = np.pad(wav[:, :n_samples], ((0, 0), (0, max(0, n_samples - n_here))))
-        if len(wav) != n_channels:
-            if 1 not in (len(wav), n_channels):
-                raise InputError(f"{path}: {len(wav)} channels, the song has {n_channels}")
+        n_here, length = len(wav), f"{wav.shape[-1]} samples, the song has {n_samples}"
+        missing = n_samples - wav.shape[-1]
+        if abs(missing) > tracks.TRIM_SECONDS * sample_rate:
+            raise InputError(f"{path}: {length}; export it again from the same start to the end")
+        if missing:
+            done = "trimmed" if missing < 0 else "padded with silence"
+            notes.append(f"{stem} of {system}: {length}; {done}")
+            wav = np.pad(wav[:, :n_samples], ((0, 0), (0, max(0, missing))))
+        if n_here != n_channels:
+            if 1 not in (n_here, n_channels):
+                raise InputError(f"{path}: {n_here} channels, the song has {n_channels}")
             done = "copied" if n_channels > 1 else "averaged"
-            notes.append(f"{stem} of {system}: {len(wav)} channels {done} to {n_channels}")
+            notes.append(f"{stem} of {system}: {n_here} channels {done} to {n_channels}")
             wav = np.broadcast_to(wav.mean(0), mixture.shape)
         wavs[stem] = wav
     vocals = wavs["vocals"] if "vocals" in wavs else mixture - wavs["accompaniment"]
@@ -281,8 +272,12 @@ def score_files(task: Task, job: Job) -> Record:
     references = np.ascontiguousarray(references[..., kept])
     mixture = np.ascontiguousarray(mixture[..., kept])
     has_network = task.network.checkpoint is not None
-    systems = separate(load(task.network), mixture, rate, task.both_masks) if has_network else {}
-    systems |= theirs | separate_ideally(references, rate, _hparams_of(task.network))
+    systems = (
+        separate_by_network(load_network(task.network), mixture, rate, task.both_masks)
+        if has_network
+        else {}
+    )
+    systems |= theirs | separate_by_ideal_masks(references, rate, hparams_of(task.network))
     n_channels, n_samples = mixture.shape
     if n_samples < rate:
         notes.append(f"shorter than a frame of 1 s: one frame of {n_samples} samples")
@@ -298,7 +293,7 @@ def score_files(task: Task, job: Job) -> Record:
     }
 
 
-def separate(
+def separate_by_network(
     separator: Separator, mixture: np.ndarray, sample_rate: int, both_masks: bool
 ) -> dict[str, np.ndarray]:
     """Separate a mixture (n_channels, n_samples) by a network.
@@ -313,14 +308,14 @@ def separate(
     mask, tuned = separator.song_mask(mixture, sample_rate), separator.mask_settings
     rotated = separator.is_mid_side(len(mixture))
     return {
-        name: render(
+        name: separate_by_mask(
             mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}, rotated
         )
         for name, is_hard in (("hard", True), ("soft", False))
     }
 
 
-def separate_ideally(
+def separate_by_ideal_masks(
     references: np.ndarray, sample_rate: int, hp: HParams
 ) -> dict[str, np.ndarray]:
     """Separate a song by its ideal masks, through the network's own front end.
@@ -333,11 +328,11 @@ def separate_ideally(
     mixture, found = references.sum(0), {}
     for name, ideal_mask in IDEAL_MASKS.items():
         mask = audio.quantize_mask(ideal_mask(*truth))[None]
-        found[name] = render(mixture, mask, sample_rate, hp, UNTUNED_MASK)
+        found[name] = separate_by_mask(mixture, mask, sample_rate, hp, UNTUNED_MASK)
     return found
 
 
-def render(
+def separate_by_mask(
     mixture: np.ndarray,
     mask: torch.Tensor,
     sample_rate: int,
@@ -427,7 +422,7 @@ def score_song(
     for i, (system, estimate) in enumerate(estimates.items()):
         scores[system] = {}
         for j, stem in enumerate(STEMS):
-            value = si_sdr(estimate[j], references[j]) if has_truth else math.nan
+            value = limited_si_sdr(estimate[j], references[j]) if has_truth else math.nan
             scores[system][stem] = {
                 **{name: [*map(number, x[i, j].tolist())] for name, x in frames.items()},
                 **{name: number(x[i, j].item()) for name, x in whole.items()},
@@ -437,7 +432,7 @@ def score_song(
     return {"n_frames": len(silent["reference"]), "silent": n_silent, "scores": scores}
 
 
-def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
+def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     """Return `metrics.si_sdr`, limited to `WORST_DB` and `BEST_DB`; NaN of a silent reference."""
     return float(np.clip(metrics.si_sdr(estimate, reference), WORST_DB, BEST_DB))
 

@@ -231,7 +231,7 @@ def read_scores(path: Path, system: str) -> dict[str, Record]:
     return songs
 
 
-def pair(
+def pair_songs(
     paths: tuple[Path, Path], systems: tuple[str, str]
 ) -> tuple[list[tuple[Record, Record]], int]:
     """Bring the songs of two files together.

@@ -46,20 +46,9 @@ class Tuned(NamedTuple):
     scores: tuple[float, ...]  # one for each entry of `mask_grid`; NaN if the vocals are silent
 
 
-class Candidates(NamedTuple):
-    """The songs that could be tuned on."""
-
-    songs: list[Candidate]
-    bad: list[str]  # a message for every song that cannot be used
-    is_known: bool  # the checkpoint says what it has learnt from
-
-
 def candidates(
-    folders: list[Path],
-    network: Network,
-    kind: str | None = None,
-    voice_pattern: str = tracks.VOICE_PATTERN,
-) -> Candidates:
+    folders: list[Path], network: Network, kind: str | None, voice_pattern: str
+) -> tuple[list[Candidate], list[str]]:
     """List the songs of built datasets, or of folders of music, that have both signals.
 
     Parameters
@@ -71,17 +60,22 @@ def candidates(
     kind, voice_pattern
         As for `tracks.find_tracks`.
 
+    Returns
+    -------
+    list of Candidate
+    list of str
+        A message for every song that cannot be used.
+
     Raises
     ------
     InputError
         If a folder is neither, or was built on another grid.
     """
-    contents, listed, bad = load_checkpoint(network.checkpoint), [], []
-    learnt = learnt_songs(contents)
+    learnt, listed, bad = learnt_songs(load_checkpoint(network.checkpoint)), [], []
     for folder in folders:
         if (folder / dataset.MANIFEST).is_file():
             manifest = dataset.load_manifest(folder)
-            dataset.check_grid(folder, manifest, songs.load(network).hp)
+            dataset.check_grid(folder, manifest, songs.hparams_of(network))
             are_learnt = dataset.are_learnt(manifest.songs, learnt)
             for song, is_learnt in zip(manifest.songs, are_learnt, strict=True):
                 if set(song.parts) == set(STEMS):
@@ -93,7 +87,7 @@ def candidates(
                 if len(track.signals) == 2:
                     is_learnt = track.name in learnt.values()
                     listed.append(Candidate(track.name, track.split, is_learnt, track))
-    return Candidates(listed, bad, "data" in contents)
+    return listed, bad
 
 
 def mask_grid() -> list[dict[str, Any]]:
@@ -108,7 +102,7 @@ def mask_grid() -> list[dict[str, Any]]:
 
 def tune_candidate(network: Network, seconds: float, song: Candidate) -> Tuned:
     """Score all mask settings on the middle `seconds` of one song."""
-    separator = songs.load(network)
+    separator = songs.load_network(network)
     if isinstance(song.source, Track):
         hashes = tuple(map(reading.sha256, song.source.paths))
         rate = tracks.measure(song.source).sample_rate
@@ -154,10 +148,10 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
 
     def score(settings: dict[str, Any]) -> float:
         settings = {**UNTUNED_MASK, **settings}
-        vocals, _ = songs.render(
+        vocals, _ = songs.separate_by_mask(
             mixture, mask, sample_rate, separator.hp, settings, separator.is_mid_side(len(mixture))
         )
-        return songs.si_sdr(vocals, references[0])
+        return songs.limited_si_sdr(vocals, references[0])
 
     return [score(settings) for settings in mask_grid()]
 

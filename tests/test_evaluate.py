@@ -372,7 +372,7 @@ def test_tuning_says_before_any_work_that_it_could_not_store(
     checkpoint, toy_tree, monkeypatch, capsys
 ):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(songs, "load", None)  # is not called
+    monkeypatch.setattr(songs, "load_network", None)  # is not called
     assert run("tune", checkpoint, toy_tree) == 1
     assert "not writable" in capsys.readouterr().err
 

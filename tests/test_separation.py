@@ -482,7 +482,7 @@ def test_two_channels_may_be_separated_as_mid_and_side(separator):
     assert np.square(found[1] - (mid - side)).sum() <= 1e-6 * np.square(wav).sum()
     np.testing.assert_array_equal(separator.separate(three, 22050)[0], as_mean)
     mask = separator.song_mask(wav, 22050)
-    rendered = songs.render(wav, mask, 22050, separator.hp, separator.mask_settings, True)
+    rendered = songs.separate_by_mask(wav, mask, 22050, separator.hp, separator.mask_settings, True)
     np.testing.assert_allclose(rendered[0], found, rtol=0, atol=1e-5)
 
 
