@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_layout import FILES
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
@@ -69,12 +68,6 @@ def test_every_documented_command_is_accepted_by_its_parser(command, monkeypatch
 def test_the_readme_shows_the_three_commands():
     shown = {command.split()[1] for command in commands_in((ROOT / "README.md").read_text())}
     assert {"build_dataset.py", "train.py", "generate.py"} <= shown
-
-
-def test_the_readme_lists_every_file_and_no_other():
-    tree = (ROOT / "README.md").read_text().split("## The files")[1].split("## ")[0]
-    listed = re.findall(r"^\| `([\w/]+\.py)` \|", tree, re.MULTILINE)
-    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in FILES)
 
 
 def test_every_setting_the_readme_names_exists_with_the_default_it_says():
