@@ -305,9 +305,10 @@ def separate_by_network(
     if not both_masks:
         return {"model": np.stack(separator.separate(mixture, sample_rate))}
     mask, tuned = separator.song_mask(mixture, sample_rate), separator.mask_settings
+    rotated = separator.is_mid_side(len(mixture))
     return {
         name: separate_by_mask(
-            mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}
+            mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}, rotated
         )
         for name, is_hard in (("hard", True), ("soft", False))
     }
@@ -326,7 +327,12 @@ def ideal_masks(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[s
 
 
 def separate_by_mask(
-    mixture: np.ndarray, mask: torch.Tensor, sample_rate: int, hp: HParams, settings: dict[str, Any]
+    mixture: np.ndarray,
+    mask: torch.Tensor,
+    sample_rate: int,
+    hp: HParams,
+    settings: dict[str, Any],
+    is_mid_side: bool = False,
 ) -> np.ndarray:
     """Apply a mask to a mixture; the accompaniment is mixture − vocals.
 
@@ -339,15 +345,18 @@ def separate_by_mask(
         Of the mask.
     settings : dict
         All of ``MASK_SETTINGS``.
+    is_mid_side : bool
+        The two masks are of mid and side.
 
     Returns
     -------
     np.ndarray, shape=(2, n_channels, n_samples), float32
     """
-    grid = audio.grid_at(sample_rate, hp)
-    spec = audio.stft(torch.from_numpy(mixture), grid)
+    grid, wav = audio.grid_at(sample_rate, hp), torch.from_numpy(mixture)
+    spec = audio.stft(audio.mid_side(wav) if is_mid_side else wav, grid)
     spec = audio.apply_mask(spec, audio.vocals_mask(mask, **settings))
-    vocals = audio.istft(spec, grid, mixture.shape[-1]).numpy()
+    wav = audio.istft(spec, grid, mixture.shape[-1])
+    vocals = (audio.left_right(wav) if is_mid_side else wav).numpy()
     return np.stack([vocals, mixture - vocals])
 
 

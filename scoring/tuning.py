@@ -148,7 +148,9 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
 
     def score(settings: dict[str, Any]) -> float:
         settings = {**UNTUNED_MASK, **settings}
-        vocals, _ = songs.separate_by_mask(mixture, mask, sample_rate, separator.hp, settings)
+        vocals, _ = songs.separate_by_mask(
+            mixture, mask, sample_rate, separator.hp, settings, separator.is_mid_side(len(mixture))
+        )
         return songs.limited_si_sdr(vocals, references[0])
 
     return [score(settings) for settings in mask_grid()]

@@ -22,7 +22,6 @@ from PIL import Image  # pillow comes with tensorboard
 
 import audio
 from sound.writing import MPEG_RATES
-from tools import charts
 
 MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
 COLUMNS = 1200  # of every picture, at most [pixels]
@@ -30,6 +29,8 @@ ROWS, LOW_HZ, OCTAVES = 160, 62.5, 8  # of spectrograms and mask: 62.5 Hz to 16 
 SPECTROGRAM_DB = (-85.0, -10.0)  # black and white of the spectrograms, re a full-scale sine
 VOICE_DB = (-60.0, -10.0)  # bottom and top of the voice's strip, re full scale
 N_WINDOWS = 3  # spread over each column of a spectrogram
+# Colours from dark to bright, in steps that look alike.
+HEAT = ((4, 5, 20), (70, 22, 95), (165, 45, 95), (240, 110, 50), (252, 235, 160))
 UNIT = 1 << 16  # samples that are encoded at a time; bounds the memory, changes nothing
 
 # Of what LAME offers, V4: at most 150 kbit/s for noise, so that 4 minutes stay below 15 MB.
@@ -282,7 +283,9 @@ def _scale_db(energy: np.ndarray, low_db: float, high_db: float) -> np.ndarray:
 def _png(values: np.ndarray) -> str:
     """Colour a picture in [0, 1], low rows at the bottom; base64."""
     image = Image.fromarray((values[::-1] * 255).round().astype(np.uint8))
-    image.putpalette(charts.colours(np.linspace(0, 1, 256)).ravel().tolist())
+    stops = np.linspace(0, 255, len(HEAT))
+    palette = [np.interp(np.arange(256), stops, channel) for channel in zip(*HEAT, strict=True)]
+    image.putpalette(np.stack(palette, -1).astype(np.uint8).ravel().tolist())
     file = io.BytesIO()
     image.save(file, format="png")
     return base64.b64encode(file.getvalue()).decode()
