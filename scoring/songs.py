@@ -15,6 +15,7 @@ metric. (museval leaves such a frame out, which would reward silence where a son
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
@@ -97,7 +98,7 @@ def conditions(task: Task) -> dict[str, Any]:
         separator = load_network(task.network)
         about["checkpoint"] = {"file": checkpoint.name, "sha256": reading.sha256(checkpoint)}
         about["computed_in"] = f"{separator.dtype} on {separator.device.type}"
-        about["mask_settings"] = separator.mask_settings
+        about["mask_settings"] = {**separator.mask_settings, "stereo": separator.stereo}
         about["both_masks"] = task.both_masks
     # Of the code itself: a changed line may change every score.
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
@@ -302,23 +303,21 @@ def separate_by_network(
     dict of np.ndarray, shape=(2, n_channels, n_samples)
         Vocals and accompaniment, by system: ``model``, or ``hard`` and ``soft``.
     """
-    if not both_masks:
-        return {"model": np.stack(separator.separate(mixture, sample_rate))}
-    mask, tuned = separator.song_mask(mixture, sample_rate), separator.mask_settings
-    rotated = separator.is_mid_side(len(mixture))
-    return {
-        name: separate_by_mask(
-            mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}, rotated
-        )
-        for name, is_hard in (("hard", True), ("soft", False))
-    }
+    ways: dict[str, dict[str, Any]] = {"model": {}}
+    if both_masks:
+        ways = {"hard": {"mask_at_eval": True}, "soft": {"mask_at_eval": False}}
+    separated, tuned, separator = {}, separator.mask_settings, copy.copy(separator)
+    for name, settings in ways.items():
+        separator.mask_settings = {**tuned, **settings}
+        separated[name] = np.stack(separator.separate(mixture, sample_rate))
+    return separated
 
 
 def ideal_masks(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, torch.Tensor]:
     """Return the masks (1, hp.n_bins, n_frames) of somebody who knows the truth.
 
-    Like the network's, each is one for all channels, knows `hp`'s bins, and has 8 bits: the ceiling
-    is what such a mask can reach, and not what any method can.
+    Each is one for all channels, knows `hp`'s bins, and has 8 bits: the ceiling is what a network
+    with one mask can reach, and not what any method can.
     """
     mono = torch.from_numpy(references.mean(1))
     truth = audio.to_network_bins(audio.stft(mono, audio.grid_at(sample_rate, hp)), hp)

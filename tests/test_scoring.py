@@ -468,18 +468,22 @@ def test_curves_that_are_flat_choose_nothing():
         tuning.best_settings(scores)
 
 
-def test_tuned_scores_are_those_of_separating_with_these_settings(toy_tree, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stereo", ["mean", "mid-side"])
+def test_tuned_scores_are_those_of_separating_with_these_settings(
+    stereo, toy_tree, tmp_path, monkeypatch
+):
     grid = tuning.mask_grid()
     monkeypatch.setattr(tuning, "mask_grid", lambda: grid[9:13] + grid[40:44])
     track = tracks.find_tracks(toy_tree).tracks[0]
     references = np.ascontiguousarray(tracks.read_channels(track)[..., :22050])
     separator = Separator.load(checkpoint(tmp_path))
+    separator.stereo = stereo
     found = tuning.tune_song(separator, references, 22050)
+    assert len(set(found)) > 3
     for settings, score in zip(tuning.mask_grid(), found, strict=True):
         separator.mask_settings = {**UNTUNED_MASK, **settings}
         vocals, _ = separator.separate(references.sum(0), 22050)
         assert score == pytest.approx(songs.limited_si_sdr(vocals, references[0]), abs=1e-4)
-    assert len(set(found)) > 3
 
 
 def test_songs_of_one_name_all_count_and_one_that_is_given_twice_counts_once():
