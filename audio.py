@@ -301,6 +301,18 @@ def mono(spec: torch.Tensor) -> torch.Tensor:
     return functools.reduce(torch.add, spec.unbind()) / len(spec)
 
 
+def mid_side(wav: torch.Tensor) -> torch.Tensor:
+    """Turn left and right, (2, ...), into their mean and half their difference; linear."""
+    left, right = wav
+    return torch.stack([(left + right) / 2, (left - right) / 2])
+
+
+def left_right(wav: torch.Tensor) -> torch.Tensor:
+    """Invert `mid_side`, to rounding."""
+    mid, side = wav
+    return torch.stack([mid + side, mid - side])
+
+
 def vocals_mask(
     mask: torch.Tensor,
     mask_at_eval: bool,

@@ -102,13 +102,14 @@ class HParams:
     eval_mask_threshold: float | None = None  # binary: bins above are voice, 0..1; higher = drier
     noise_gate: float | None = None  # soft: bins below are silence, 0..1; higher = fewer remains
     mask_sharpness: float | None = None  # soft: exponent of the mask; > 1 drier, < 1 more of all
+    stereo: str | None = None  # masks: one of the "mean", of "mid-side" (two), or of "channels"
     block_frames: int | None = None  # mask columns per network call; None: 256, on a GPU 2048
 
     def __post_init__(self) -> None:
         """Reject nonsense in one sentence that names the setting and its value."""
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in allowed and not (name == "stereo" and value is None):
                 raise InputError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
@@ -158,6 +159,7 @@ CHOICES = {
     "optimizer": ("muon", "adamw"),
     "schedule": ("one-cycle", "cyclic", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
+    "stereo": ("mean", "mid-side", "channels"),
     "compile": ("off", "default", "reduce-overhead"),
 }
 RANGES: dict[str, tuple[float, float]] = {

@@ -45,6 +45,9 @@ class Separator:
     device : torch.device
     dtype : torch.dtype
         What the network computes in.
+    stereo : str
+        What gets a mask of its own: the "mean" of all channels, "mid-side" of two (of more: the
+        mean), or every one of the "channels".
     licence : str
         Terms that the checkpoint comes with; "" where it says nothing.
     """
@@ -61,7 +64,7 @@ class Separator:
         self.dtype = torch.bfloat16 if is_narrow else torch.float32
         self.model = networks.for_inference(model).to(device, self.dtype)
         self.hp, self.device, self.mask_settings = hp, device, mask_settings
-        self.curve_db, self.licence = curve_db.to(device), ""
+        self.curve_db, self.stereo, self.licence = curve_db.to(device), "mean", ""
         self.block_frames = hp.block_frames or BLOCK_FRAMES[device.type]
 
     @classmethod
@@ -105,8 +108,13 @@ class Separator:
                 mask_settings[name] = getattr(settings, name)
         hp = replace(hp, block_frames=settings.block_frames, precision=settings.precision)
         separator = cls(model, hp, checkpoint["curve_db"], mask_settings, torch.device(device))
+        separator.stereo = settings.stereo or checkpoint.get("stereo", "mean")
         separator.licence = str(checkpoint.get("licence", ""))
         return separator
+
+    def is_mid_side(self, n_channels: int) -> bool:
+        """Whether a recording is separated as mid and side."""
+        return self.stereo == "mid-side" and n_channels == 2
 
     def warm_up(self, sample_rate: int, n_channels: int, n_samples: int) -> None:
         """Let live packets of `n_samples` be quick from the first one on."""
@@ -163,10 +171,14 @@ class Separator:
         Returns
         -------
         torch.Tensor, shape=(n_masks, n_bins, n_frames), in [0, 1], on the CPU
-            For `audio.vocals_mask` and `audio.apply_mask`.
+            For `audio.vocals_mask` and `audio.apply_mask`; two are of mid and side where
+            `is_mid_side`.
         """
         wav, hp, n = _copy(wav), self.hp, self.block_frames
         wav = wav.reshape(-1, wav.shape[-1]).to(self.device)
+        is_mid_side = self.is_mid_side(len(wav)) and not per_channel
+        wav = audio.mid_side(wav) if is_mid_side else wav
+        per_channel = per_channel or is_mid_side or self.stereo == "channels"
         spec = audio.stft(wav, audio.grid_at(sample_rate, hp))
         features = self.features(spec, per_channel)
         n_frames = features.shape[-1]
@@ -216,7 +228,7 @@ class Stream:
         most `delay` samples behind what went in. The network remembers its layers' last frames, so
         that a frame costs one column of work; masks are those of a file to rounding.
     per_channel : bool
-        Listen to every channel by itself, instead of one mask from their mean.
+        Give every channel a mask of its own, whatever the separator's ``stereo``.
     """
 
     def __init__(
@@ -233,7 +245,8 @@ class Stream:
         if not 1 <= n_channels <= reading.MAX_CHANNELS:
             raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
-        self.per_channel = per_channel
+        self.is_mid_side = separator.is_mid_side(n_channels) and not per_channel
+        self.per_channel = per_channel or self.is_mid_side or separator.stereo == "channels"
         self.grid = grid = audio.grid_at(sample_rate, hp)
         # Many channels go through in shorter blocks, so that memory stays what it is.
         self.block_frames = max(16, separator.block_frames // -(-n_channels // 4))
@@ -244,7 +257,7 @@ class Stream:
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         self.n_waiting = grid.n_fft // 2
         # What the first unit remembers is silence.
-        n_masks = n_channels if per_channel else 1
+        n_masks = n_channels if self.per_channel else 1
         self.features = torch.zeros(n_masks, hp.n_bins, hp.stft_frames - 1, device=device)
         self.past: networks.Past | None = None
         if live:
@@ -284,6 +297,7 @@ class Stream:
         assert wav.ndim == 2, "push (n_channels, n), also where n_channels is 1"
         assert len(wav) == len(self.carry), f"{len(wav)} channels in a song of {len(self.carry)}"
         wav = _copy(wav)  # the caller may fill the same array again
+        wav = audio.mid_side(wav) if self.is_mid_side else wav
         self.n_pushed += wav.shape[-1]
         self.waiting.append(wav)
         self.n_waiting += wav.shape[-1]
@@ -318,7 +332,8 @@ class Stream:
         n_dropped = min(self.n_early, finished.shape[-1])
         self.n_early -= n_dropped
         self.n_returned += finished.shape[-1] - n_dropped
-        return finished[:, n_dropped:]
+        finished = finished[:, n_dropped:]
+        return audio.left_right(finished) if self.is_mid_side else finished
 
     @torch.inference_mode()
     def _unit(self, samples: torch.Tensor, n: int, n_song: int | None) -> torch.Tensor:

@@ -36,7 +36,7 @@ CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for t
 SAVE_EVERY = 300  # seconds between saves within an epoch
 MOST_FAILED_SAVES = 3  # in a row; a disk may be full for a while
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
-INHERITED = ("licence", "sources", "learnt_before")
+INHERITED = ("licence", "sources", "learnt_before", "stereo")
 FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run may change them
 
 

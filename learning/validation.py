@@ -20,7 +20,7 @@ from hparams import HParams
 from learning import sampling
 from learning.ranks import World
 from scoring import metrics
-from scoring.metrics import WORST_DB
+from scoring.tables import WORST_DB
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""What a separated song is worth: beside the floor and the ceilings.
+"""From a song's files to its scores: of a network, of other systems' files, of the ideal masks.
 
     true vocals, accompaniment ──▶ mixture ──▶ systems' vocals, accompaniment ──▶ scores
 
 Waveforms of a song are float32 of (2, n_channels, n_samples): vocals, then accompaniment. BSSEval
-sees everything rounded to 16 bits, which changes nothing that came from files of 16 bits: what a
+gets everything rounded to 16 bits, which changes nothing that came from files of 16 bits: what a
 lossy decoder leaves far below that makes its equations so ill-conditioned that museval's own
 scores change by 0.3 dB when all signals are scaled alike.
 
@@ -14,23 +14,175 @@ metric. (museval leaves such a frame out, which would reward silence where a son
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import json
 import math
-from typing import Any
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import audio
-from hparams import UNTUNED_MASK, HParams
-from scoring import bsseval, metrics
-from scoring.metrics import BEST_DB, WORST_DB
-from scoring.tables import FLOOR, IDEALS, STEMS, numbers
+import cli
+from hparams import UNTUNED_MASK, HParams, InputError, hparams, override, parse_settings
+from model import learnt_songs, load_checkpoint
+from scoring import metrics
+from scoring.tables import BEST_DB, FLOOR, FORMAT, STEMS, WORST_DB, Record, number
+from separation import Separator
+from sound import reading, tracks
+from sound.tracks import Part, Track
 
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
-SongScores = dict[str, dict[str, dict[str, Any]]]  # of a song: system, stem, metric
+IDEAL_MASKS = {"ideal_binary": audio.ideal_binary_mask, "ideal_ratio": audio.ideal_ratio_mask}
 
 
-# --- What is scored -------------------------------------------------------------------------------
+class Network(NamedTuple):
+    """A checkpoint, and how it is to run; small enough to be sent to other processes."""
+
+    checkpoint: Path | None  # None: no network, only the STFT of the ideal masks
+    device: str
+    settings: tuple[str, ...]  # of --set
+
+
+class Task(NamedTuple):
+    """What an evaluation is of, for every process to know."""
+
+    network: Network
+    seconds: float | None  # of the middle of every song; None: all of it
+    v3: bool | None  # as `score_song` takes it
+    both_masks: bool  # the network's binary mask and its soft one, not the one it prefers
+
+
+class Job(NamedTuple):
+    """A song, and the files that systems have made of it: by system, by stem."""
+
+    track: Track
+    estimates: dict[str, dict[str, Path]]
+
+
+@functools.lru_cache(maxsize=1)
+def load_network(network: Network) -> Separator:
+    """Load a network, once in each process."""
+    settings = override(hparams, list(network.settings))
+    explicit = parse_settings(list(network.settings))
+    return Separator.load(network.checkpoint, network.device, settings, explicit)
+
+
+def hparams_of(network: Network) -> HParams:
+    """Return a network's settings; without one, those of the ideal masks."""
+    return (
+        load_network(network).hp
+        if network.checkpoint
+        else override(hparams, list(network.settings))
+    )
+
+
+def conditions(task: Task) -> dict[str, Any]:
+    """Collect what decides all songs' scores, as JSON keeps it.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint cannot be loaded.
+    """
+    about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds, "v3": task.v3}
+    about["hparams"] = asdict(hparams_of(task.network))
+    if checkpoint := task.network.checkpoint:
+        separator = load_network(task.network)
+        about["checkpoint"] = {"file": checkpoint.name, "sha256": reading.sha256(checkpoint)}
+        about["computed_in"] = f"{separator.dtype} on {separator.device.type}"
+        about["mask_settings"] = separator.mask_settings
+        about["both_masks"] = task.both_masks
+    # Of the code itself: a changed line may change every score.
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):  # no git
+        ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        about["code"] = ran.stdout.strip()
+    about["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+    return json.loads(json.dumps(about))
+
+
+def mark_known(songs: list[Record], checkpoint: Path | None) -> None:
+    """Note of each song whether it, or its namesake, was ``learnt`` from or ``tuned`` on."""
+    contents = load_checkpoint(checkpoint) if checkpoint else {}
+    learnt, tuned = set(learnt_songs(contents).values()), contents.get("tuned_on", [])
+    names = {song["name"] for song in tuned}
+    hashes = {sha256 for song in tuned for sha256 in song["sha256"]}
+    for song in songs:
+        song["learnt"] = song["name"] in learnt
+        own_hashes = {file["sha256"] for file in song["files"]}
+        song["tuned"] = song["name"] in names or not hashes.isdisjoint(own_hashes)
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
+    """Give each song the files that systems made of it; `folders` are theirs.
+
+    Returns
+    -------
+    list of Job
+        The largest first: a long song at the end would keep all waiting.
+    list of str
+        A message for every song that lacks an estimate.
+
+    Raises
+    ------
+    InputError
+        As `tracks.find_estimates`.
+    """
+    files = {name: tracks.find_estimates(folder, songs) for name, folder in folders.items()}
+    jobs, bad = [], []
+    for song in songs:
+        estimates = {name: of_songs[song.name] for name, of_songs in files.items()}
+        if missing := [str(folders[name]) for name, stems in estimates.items() if not stems]:
+            where = "<song>/vocals.wav or <song>_vocals.wav"
+            bad.append(f"{song.name}: no estimate in {', '.join(missing)} ({where})")
+        else:
+            jobs.append(Job(song, estimates))
+    jobs.sort(key=lambda job: -sum(path.stat().st_size for path in job.track.paths))
+    return jobs, bad
+
+
+def scores_of(
+    task: Task, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
+) -> tuple[Record, bool]:
+    """Return a song's scores, which are kept as a JSON file, and whether they are new.
+
+    A file that does not parse, or is not about what `conditions` says and these very files, is
+    replaced; with `overwrite` any.
+
+    Raises
+    ------
+    InputError
+        As `score_files`, or if the scores cannot be written.
+    """
+    name, files = job.track.name, _hashes(job.track.paths)
+    theirs = {system: _hashes(paths.values()) for system, paths in job.estimates.items()}
+    about = {**about, "files": files, "estimates": theirs}
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]  # which two songs may have in common
+    path = folder / f"{readable}_{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        stored = json.loads(path.read_text())
+        if stored["about"] == about and not overwrite:
+            return stored["song"], False
+    song = {**score_files(task, job), "files": files}
+    text = json.dumps({"about": about, "song": song}, allow_nan=False)
+    cli.replace_atomically(path, lambda file: file.write(text.encode()))
+    return song, True
+
+
+def _hashes(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Say which files these are by what they hold, wherever they lie."""
+    return [{"name": path.name, "sha256": reading.sha256(path)} for path in paths]
 
 
 def middle(n: int, n_wanted: float | None) -> slice:
@@ -39,59 +191,182 @@ def middle(n: int, n_wanted: float | None) -> slice:
     return slice((n - n_kept) // 2, (n - n_kept) // 2 + n_kept)
 
 
-def render(
-    mixture: np.ndarray, mask: torch.Tensor, sample_rate: int, hp: HParams, settings: dict[str, Any]
+def read_estimates(
+    system: str, files: dict[str, Path], mixture: np.ndarray, sample_rate: int
+) -> tuple[np.ndarray, list[str]]:
+    """Read what a system made of a song, in the song's shape.
+
+    Parameters
+    ----------
+    system : str
+        Its name, for the notes.
+    files : dict of Path
+        Of "vocals", of "accompaniment", or of both; the other one is what the mixture leaves.
+    mixture : np.ndarray, shape=(n_channels, n_samples)
+    sample_rate : int
+
+    Returns
+    -------
+    np.ndarray, shape=(2, n_channels, n_samples), float32
+        Vocals and accompaniment.
+    list of str
+        What was done to them, for the user to read.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, has another rate, is more than ``tracks.TRIM_SECONDS`` shorter
+        or longer, or has channels that do not go with the song's.
+    """
+    n_channels, n_samples = mixture.shape
+    wavs, notes = {}, []
+    for stem, path in files.items():
+        if (rate := reading.probe(path).sample_rate) != sample_rate:
+            raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
+        wav = tracks.read_part(Part(path))
+        n_here, length = len(wav), f"{wav.shape[-1]} samples, the song has {n_samples}"
+        missing = n_samples - wav.shape[-1]
+        if abs(missing) > tracks.TRIM_SECONDS * sample_rate:
+            raise InputError(f"{path}: {length}; export it again from the same start to the end")
+        if missing:
+            done = "trimmed" if missing < 0 else "padded with silence"
+            notes.append(f"{stem} of {system}: {length}; {done}")
+            wav = np.pad(wav[:, :n_samples], ((0, 0), (0, max(0, missing))))
+        if n_here != n_channels:
+            if 1 not in (n_here, n_channels):
+                raise InputError(f"{path}: {n_here} channels, the song has {n_channels}")
+            done = "copied" if n_channels > 1 else "averaged"
+            notes.append(f"{stem} of {system}: {n_here} channels {done} to {n_channels}")
+            wav = np.broadcast_to(wav.mean(0), mixture.shape)
+        wavs[stem] = wav
+    vocals = wavs["vocals"] if "vocals" in wavs else mixture - wavs["accompaniment"]
+    return np.stack([vocals, wavs.get("accompaniment", mixture - vocals)]), notes
+
+
+# --- Systems --------------------------------------------------------------------------------------
+
+
+def score_files(task: Task, job: Job) -> Record:
+    """Separate one song in every way, and score it.
+
+    Returns
+    -------
+    dict
+        What `score_song` gives, with what the song is, and ``notes`` on what was odd about its
+        files.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, or does not fit the song.
+    """
+    track, extent = job.track, tracks.measure(job.track)
+    rate, notes = extent.sample_rate, list(extent.notes)
+    references = tracks.read_channels(track)
+    kept = middle(references.shape[-1], task.seconds and task.seconds * rate)
+    mixture, theirs = references.sum(0), {}
+    for name, files in job.estimates.items():
+        wavs, done = read_estimates(name, files, mixture, rate)
+        theirs[name] = np.ascontiguousarray(wavs[..., kept])
+        notes += done
+    references = np.ascontiguousarray(references[..., kept])
+    mixture = np.ascontiguousarray(mixture[..., kept])
+    has_network = task.network.checkpoint is not None
+    systems = (
+        separate_by_network(load_network(task.network), mixture, rate, task.both_masks)
+        if has_network
+        else {}
+    )
+    systems |= theirs | separate_by_ideal_masks(references, rate, hparams_of(task.network))
+    n_channels, n_samples = mixture.shape
+    if n_samples < rate:
+        notes.append(f"shorter than a frame of 1 s: one frame of {n_samples} samples")
+    return {
+        "name": track.name,
+        "group": track.group,
+        "split": track.split,
+        "sample_rate": rate,
+        "n_channels": n_channels,
+        "seconds": n_samples / rate,
+        "notes": notes,
+        **score_song(references, systems, rate, task.v3),
+    }
+
+
+def separate_by_network(
+    separator: Separator, mixture: np.ndarray, sample_rate: int, both_masks: bool
+) -> dict[str, np.ndarray]:
+    """Separate a mixture (n_channels, n_samples) by a network.
+
+    Returns
+    -------
+    dict of np.ndarray, shape=(2, n_channels, n_samples)
+        Vocals and accompaniment, by system: ``model``, or ``hard`` and ``soft``.
+    """
+    if not both_masks:
+        return {"model": np.stack(separator.separate(mixture, sample_rate))}
+    mask, tuned = separator.song_mask(mixture, sample_rate), separator.mask_settings
+    rotated = separator.is_mid_side(len(mixture))
+    return {
+        name: separate_by_mask(
+            mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}, rotated
+        )
+        for name, is_hard in (("hard", True), ("soft", False))
+    }
+
+
+def separate_by_ideal_masks(
+    references: np.ndarray, sample_rate: int, hp: HParams
+) -> dict[str, np.ndarray]:
+    """Separate a song by its ideal masks, through the network's own front end.
+
+    Like the network's, each is one mask for all channels, knows `hp`'s bins, and has 8 bits: the
+    ceiling is what such a mask can reach, and not what any method can.
+    """
+    mono = torch.from_numpy(references.mean(1))
+    truth = audio.to_network_bins(audio.stft(mono, audio.grid_at(sample_rate, hp)), hp)
+    mixture, found = references.sum(0), {}
+    for name, ideal_mask in IDEAL_MASKS.items():
+        mask = audio.quantize_mask(ideal_mask(*truth))[None]
+        found[name] = separate_by_mask(mixture, mask, sample_rate, hp, UNTUNED_MASK)
+    return found
+
+
+def separate_by_mask(
+    mixture: np.ndarray,
+    mask: torch.Tensor,
+    sample_rate: int,
+    hp: HParams,
+    settings: dict[str, Any],
+    is_mid_side: bool = False,
 ) -> np.ndarray:
-    """Apply a mask to a mixture; accompaniment is mixture − vocals.
+    """Apply a mask to a mixture; the accompaniment is mixture − vocals.
 
     Parameters
     ----------
     mixture : np.ndarray, shape=(n_channels, n_samples), float32
-    mask : torch.Tensor, shape=(1 or n_channels, n_bins, n_frames), in [0, 1]
-        As `Separator.song_mask` or `ideal_mask` gives it.
+    mask : torch.Tensor, shape=(1 or n_channels, hp.n_bins, n_frames), in [0, 1]
     sample_rate : int
     hp : HParams
         Of the mask.
     settings : dict
-        Mask settings, as `audio.vocals_mask` takes them.
+        All of ``MASK_SETTINGS``.
+    is_mid_side : bool
+        The two masks are of mid and side.
 
     Returns
     -------
     np.ndarray, shape=(2, n_channels, n_samples), float32
     """
-    grid = audio.grid_at(sample_rate, hp)
-    spec = audio.stft(torch.from_numpy(mixture), grid)
+    grid, wav = audio.grid_at(sample_rate, hp), torch.from_numpy(mixture)
+    spec = audio.stft(audio.mid_side(wav) if is_mid_side else wav, grid)
     spec = audio.apply_mask(spec, audio.vocals_mask(mask, **settings))
-    vocals = audio.istft(spec, grid, mixture.shape[-1]).numpy()
+    wav = audio.istft(spec, grid, mixture.shape[-1])
+    vocals = (audio.left_right(wav) if is_mid_side else wav).numpy()
     return np.stack([vocals, mixture - vocals])
 
 
-def ideal_mask(references: np.ndarray, sample_rate: int, hp: HParams, name: str) -> torch.Tensor:
-    """Return an ideal mask, (1, n_bins, n_frames).
-
-    Like the network's it is one mask for all channels, knows `hp`'s bins, and has 8 bits: the
-    ceiling is what such a mask can reach, and not what any method can.
-
-    Parameters
-    ----------
-    name : {"ideal_binary", "ideal_ratio"}
-    """
-    mask_of = {"ideal_binary": audio.ideal_binary_mask, "ideal_ratio": audio.ideal_ratio_mask}
-    wavs = torch.from_numpy(references.mean(1))
-    specs = audio.to_network_bins(audio.stft(wavs, audio.grid_at(sample_rate, hp)), hp)
-    return audio.quantize_mask(mask_of[name](*specs))[None]
-
-
-def ideals(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, np.ndarray]:
-    """Separate a song by its ideal masks, through the front end and rendering of the network."""
-    masks = {name: ideal_mask(references, sample_rate, hp, name) for name in IDEALS}
-    return {
-        name: render(references.sum(0), mask, sample_rate, hp, UNTUNED_MASK)
-        for name, mask in masks.items()
-    }
-
-
-# --- The scores of a song -------------------------------------------------------------------------
+# --- Scores ---------------------------------------------------------------------------------------
 
 
 def score_song(
@@ -117,57 +392,47 @@ def score_song(
     dict
         ``n_frames``; ``silent``: in how many of them a reference, or else a system's estimate, is
         silent; ``scores``: by system and stem, lists of ``sdr``, ``isr``, ``sir``, ``sar``
-        (BSSEval v4, a number a frame) and, of the whole song, ``v3_sdr``, ``v3_sir``, ``v3_sar``
-        (BSSEval v3 on the mean of the channels), ``nsdr`` (``v3_sdr`` minus that of the floor) and
-        ``si_sdr``. What is averaged over songs is limited: ``v3_sdr`` and ``si_sdr`` to `WORST_DB`
-        and `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and `BITS_DB`. None is a score that
-        nobody has: a reference is silent in the frame or song, or it was not taken.
+        (BSSEval v4, a number a frame) and, of the whole song, ``si_sdr`` and where it is taken
+        ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3 on the mean of the channels) and ``nsdr``
+        (``v3_sdr`` minus that of the floor). What is averaged over songs is limited: ``v3_sdr`` and
+        ``si_sdr`` to `WORST_DB` and `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and
+        `BITS_DB`. None is a score that nobody has: a reference is silent in the frame or song.
     """
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
     truth = _to_16_bits(references)
-    guesses = torch.empty(len(estimates), *truth.shape)
-    for guess, estimate in zip(guesses, estimates.values(), strict=True):
-        guess.copy_(_to_16_bits(estimate))
+    guesses = torch.stack([_to_16_bits(estimate) for estimate in estimates.values()])
     silent = {"reference": silent_frames(truth, sample_rate)}
-    silent |= {
-        name: silent_frames(guess, sample_rate) & ~silent["reference"]
-        for name, guess in zip(estimates, guesses, strict=True)
-    }
-    frames = bsseval.bss_eval_v4(truth, guesses, sample_rate, sample_rate)
-    frames = bsseval.Scores(*(_worst_if_none(x, ~silent["reference"]) for x in frames))
-    del guesses, guess  # what is left to do needs the room
-    missing = torch.full((len(estimates), len(STEMS)), math.nan)
-    whole = bsseval.WholeScores(missing, missing, missing)
+    for name, guess in zip(estimates, guesses, strict=True):
+        silent[name] = silent_frames(guess, sample_rate) & ~silent["reference"]
+    has_truth = ~silent["reference"]
+    frames = metrics.bss_eval_v4(truth, guesses, sample_rate, sample_rate)._asdict()
+    frames = {name: _worst_if_none(score, has_truth) for name, score in frames.items()}
+    whole = {}
     if v3 or (v3 is None and references.shape[1] == 1):
         true_mono = _to_16_bits(references.mean(1))
         mono = torch.stack([_to_16_bits(estimate.mean(1)) for estimate in estimates.values()])
-        whole = bsseval.bss_eval_v3(true_mono, mono)
-        whole = whole._replace(
-            sdr=whole.sdr.clamp(WORST_DB, BEST_DB),
-            sir=whole.sir.clamp(WORST_DB, BITS_DB),
-            sar=whole.sar.clamp(WORST_DB, BITS_DB),
-        )
-        heard = true_mono.any(-1).all()
-        whole = bsseval.WholeScores(*(_worst_if_none(x, heard) for x in whole))
-    is_heard = truth.flatten(1).any(-1).all()
-    scores: SongScores = {}
+        found = metrics.bss_eval_v3(true_mono, mono)
+        for name, best in (("sdr", BEST_DB), ("sir", BITS_DB), ("sar", BITS_DB)):
+            score = getattr(found, name).clamp(WORST_DB, best)
+            whole[f"v3_{name}"] = _worst_if_none(score, true_mono.any(-1).all())
+        whole["nsdr"] = whole["v3_sdr"] - whole["v3_sdr"][0]
+    has_truth = truth.flatten(1).any(-1).all()
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
     for i, (system, estimate) in enumerate(estimates.items()):
         scores[system] = {}
         for j, stem in enumerate(STEMS):
-            of_frames = {name: numbers(x[i, j]) for name, x in frames._asdict().items()}
-            of_song = {
-                **{f"v3_{name}": x[i, j] for name, x in whole._asdict().items()},
-                "nsdr": whole.sdr[i, j] - whole.sdr[0, j],
-                "si_sdr": si_sdr(estimate[j], references[j]) if is_heard else math.nan,
+            value = limited_si_sdr(estimate[j], references[j]) if has_truth else math.nan
+            scores[system][stem] = {
+                **{name: [*map(number, x[i, j].tolist())] for name, x in frames.items()},
+                **{name: number(x[i, j].item()) for name, x in whole.items()},
+                "si_sdr": number(value),
             }
-            names, values = zip(*of_song.items(), strict=True)
-            scores[system][stem] = of_frames | dict(zip(names, numbers(values), strict=True))
     n_silent = {name: int(where.sum()) for name, where in silent.items()}
     return {"n_frames": len(silent["reference"]), "silent": n_silent, "scores": scores}
 
 
-def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
+def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     """Return `metrics.si_sdr`, limited to `WORST_DB` and `BEST_DB`; NaN of a silent reference."""
     return float(np.clip(metrics.si_sdr(estimate, reference), WORST_DB, BEST_DB))
 

@@ -1,27 +1,32 @@
-"""The scores of many songs as one table and one figure for each metric.
+"""The scores of many songs: as a table, as strips of a figure, and one system against another.
 
 The floor is the mixture as estimate, the ceilings are ideal masks; a share is the part of the way
-from the floor to the ideal ratio mask. Songs are records as `scorebook` keeps them, in which all
-systems have their scores of the same frames and songs.
+from the floor to the ideal ratio mask. Songs are records as `songs.scores_of` makes them, in which
+all systems have their scores of the same frames and songs. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import dataset
-from scoring.metrics import WORST_DB
-from scoring.scorebook import Record
-from tools import charts
+import cli
+from hparams import InputError
 
-STEMS = dataset.PARTS
+FORMAT = "vocal-mask scores 3"
+STEMS = ("vocals", "accompaniment")
 FLOOR, IDEALS = "floor", ("ideal_binary", "ideal_ratio")
 CEILING = "ideal_ratio"  # what the share of the way is counted to
+WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
+BEST_DB = 30.0  # and a copy of the truth infinitely good: one song must not outweigh all others
+FEWEST = 6  # songs: of fewer, all may differ the same way by chance in more than 1 of 20 cases
+Record = dict[str, Any]  # of a song, as it is stored
 Summary = dict[str, dict[str, dict[str, dict[str, Any]]]]  # by system, stem and metric
 
 
@@ -50,8 +55,6 @@ METRICS = (
     Metric("si_sdr", "SI-SDR", "mean"),
 )
 
-METRIC_NAMES = tuple(metric.name for metric in METRICS)
-
 
 def song_score(scores: dict[str, Any], metric: str) -> float:
     """Return one stem's score of a song: of frames their median; NaN if there is none."""
@@ -59,10 +62,15 @@ def song_score(scores: dict[str, Any], metric: str) -> float:
     return median(value) if isinstance(value, list) else math.nan if value is None else value
 
 
-def median(values: list[float | None]) -> float:
+def median(values: Iterable[float | None]) -> float:
     """Return the median of what is there; NaN if nothing is."""
     there = [value for value in values if value is not None and not math.isnan(value)]
     return float(np.median(there)) if there else math.nan
+
+
+def number(value: float) -> float | None:
+    """Round to what a file keeps, 0.0001 dB; None for NaN, which JSON does not know."""
+    return None if math.isnan(value) else round(value, 4)
 
 
 def summarise(songs: list[Record]) -> Summary:
@@ -80,40 +88,38 @@ def summarise(songs: list[Record]) -> Summary:
         part of the way from the floor to the ideal ratio mask; None where no way leads up.
     """
     systems = list(songs[0]["scores"]) if songs else []
-    summary = {s: {stem: {} for stem in STEMS} for s in systems}
-    for system, stem, metric in product(systems, STEMS, METRICS):
-        values = np.array([song_score(s["scores"][system][stem], metric.name) for s in songs])
-        there = ~np.isnan(values)
+    summary: Summary = {system: {stem: {} for stem in STEMS} for system in systems}
+    for stem, metric in product(STEMS, METRICS):
         weights = np.array([s["seconds"] if metric.across == "length" else 1.0 for s in songs])
-        if metric.across == "median" or not there.any():
-            value = median(list(values))
-        else:
-            value = float(np.average(values[there], weights=weights[there]))
-        summary[system][stem][metric.name] = {"value": value, "n_songs": int(there.sum())}
-    for system, stem, metric in product(systems, STEMS, METRICS):
-        low, here, high = (
-            summary[s][stem][metric.name]["value"] if s in summary else math.nan
-            for s in (FLOOR, system, CEILING)
-        )
-        share = (here - low) / (high - low) if high - low > 0.01 else math.nan
-        summary[system][stem][metric.name]["share"] = share
-    for system, stem, metric in product(systems, STEMS, METRICS):
-        cell = summary[system][stem][metric.name]
-        cell["value"], cell["share"] = numbers([cell["value"], cell["share"]])
+        means = {}
+        for system in systems:
+            values = np.array([song_score(s["scores"][system][stem], metric.name) for s in songs])
+            there = ~np.isnan(values)
+            if metric.across == "median" or not there.any():
+                mean = median(values)
+            else:
+                mean = float(np.average(values[there], weights=weights[there]))
+            means[system] = mean
+            cell = {"value": number(mean), "n_songs": int(there.sum()), "share": None}
+            summary[system][stem][metric.name] = cell
+        way = means.get(CEILING, math.nan) - means.get(FLOOR, math.nan)
+        for system in systems if way > 0.01 else ():
+            share = number((means[system] - means[FLOOR]) / way)
+            summary[system][stem][metric.name]["share"] = share
     return summary
-
-
-def numbers(values: Iterable[float]) -> list[float | None]:
-    """Round to what a file keeps, 0.0001 dB; None for NaN, which JSON does not know."""
-    return [None if math.isnan(value) else round(float(value), 4) for value in values]
 
 
 # --- For people -----------------------------------------------------------------------------------
 
 
+def ordered(systems: Iterable[str]) -> list[str]:
+    """Put the floor first and the ceilings last."""
+    return sorted(systems, key=lambda s: (s in IDEALS) - (s == FLOOR))
+
+
 def tables(summary: Summary) -> list[str]:
     """Write a table for each stem, its rows the systems, as lines; metrics nobody has stay out."""
-    metrics = [
+    names = [
         m
         for m in METRICS
         if any(of[stem][m.name]["n_songs"] for of in summary.values() for stem in STEMS)
@@ -121,12 +127,16 @@ def tables(summary: Summary) -> list[str]:
     width = max([len(system) for system in summary] + [13]) + 1
     lines = []
     for stem in STEMS if summary else ():
-        header = "".join(f"{m.label:>8}       " for m in metrics)
+        header = "".join(f"{m.label:>8}       " for m in names)
         lines += ["", (stem.ljust(width) + header).rstrip()]
         for system in ordered(summary):
-            cells = [summary[system][stem][metric.name] for metric in metrics]
-            shown = [cell_text(cell, system not in (FLOOR, *IDEALS)) for cell in cells]
-            lines.append((system.ljust(width) + "".join(shown)).rstrip())
+            shown = system.ljust(width)
+            for metric in names:
+                cell = summary[system][stem][metric.name]
+                shown += f"{'n/a' if cell['value'] is None else format(cell['value'], '.2f'):>8}"
+                has_share = cell["share"] is not None and system not in (FLOOR, *IDEALS)
+                shown += f"{100 * cell['share']:>5.0f} %" if has_share else " " * 7
+            lines.append(shown.rstrip())
     return lines
 
 
@@ -154,45 +164,173 @@ def omissions(songs: list[Record], summary: Summary) -> list[str]:
     return lines
 
 
-def ordered(systems: Iterable[str]) -> list[str]:
-    """Put the floor first and the ceilings last."""
-    return sorted(systems, key=lambda s: (s in IDEALS) - (s == FLOOR))
-
-
-def cell_text(cell: dict[str, Any], with_share: bool) -> str:
-    """Write a score and, for a system, its share of the way."""
-    value = "n/a" if cell["value"] is None else f"{cell['value']:.2f}"
-    share = cell["share"] if with_share else None
-    return f"{value:>8}" + ("       " if share is None else f"{f'{100 * share:.0f} %':>7}")
-
-
-def markdown(name: str, grid: str, n_songs: int, summary: Summary) -> list[str]:
-    """Write floor and ceilings as a table of one row in Markdown."""
-    scores = [
-        " / ".join(cell_text(summary[s]["vocals"][m], False).strip() for m in ("sdr", "si_sdr"))
-        for s in (FLOOR, *IDEALS)
-    ]
-    return [
-        "| vocals, SDR / SI-SDR | songs | n_fft, hop | floor | ideal binary | ideal ratio |",
-        "|---|---|---|---|---|---|",
-        f"| {' | '.join([name, str(n_songs), grid, *scores])} |",
-    ]
-
-
-def figure(songs: list[Record]) -> str:
-    """Draw a chart for every metric and stem, a strip of songs for every system, as SVG."""
+def strips(songs: list[Record]) -> dict[str, dict[str, list[float]]]:
+    """Arrange every song's scores for `figures.draw_strips`: title, system, a number a song."""
     systems = ordered(songs[0]["scores"]) if songs else []
-    strips_of = []
+    found = {}
     for stem, metric in product(STEMS, METRICS):
-        strips = {
-            system: [song_score(song["scores"][system][stem], metric.name) for song in songs]
-            for system in systems
+        values = {
+            s: [song_score(r["scores"][s][stem], metric.name) for r in songs] for s in systems
         }
         note = ""
         if metric.name.endswith("sar"):  # 80 dB of rounding would press the others together
             note = "; the floor has no artifacts"
-            strips.pop(FLOOR, None)
-        if any(math.isfinite(value) for values in strips.values() for value in values):
-            title = f"{metric.song_label} of the {stem} [dB], one ○ a song{note}"
-            strips_of.append(charts.Strips(title, strips))
-    return charts.svg(strips_of)
+            values.pop(FLOOR, None)
+        if any(math.isfinite(value) for of_system in values.values() for value in of_system):
+            found[f"{metric.song_label} of the {stem} [dB]{note}"] = values
+    return found
+
+
+# --- One system against another -------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """One song's score before and after."""
+
+    name: str
+    group: str  # the song that it is a clip of
+    before: float  # [dB]
+    after: float
+
+    @property
+    def gain(self) -> float:
+        """How much better it is after [dB]."""
+        return self.after - self.before
+
+
+def write_scores(
+    path: Path, about: dict[str, Any], selection: dict[str, Any], songs: list[Record]
+) -> None:
+    """Write the file that `read_scores` reads: every song's scores and what they are of."""
+    about = {"format": FORMAT, "about": about, "selection": selection}
+    contents = {**about, "summary": summarise(songs), "songs": songs}
+    data = json.dumps(contents, separators=(",", ":"), allow_nan=False).encode()
+    cli.replace_atomically(path, lambda file: file.write(data))
+
+
+def read_scores(path: Path, system: str) -> dict[str, Record]:
+    """Read what evaluate.py wrote; returns the songs by name.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is something else, or lacks the system.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        if stored["format"] != FORMAT:
+            raise InputError(f"{path}: scores of another version (score again)")
+        there = ", ".join(stored["summary"])
+        songs = {song["name"]: song for song in stored["songs"]}
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no scores of evaluate.py, or damaged (score again)") from error
+    if system not in stored["summary"]:
+        raise InputError(f"{path}: no system {system!r} (--systems takes of: {there or 'none'})")
+    return songs
+
+
+def pair_songs(
+    paths: tuple[Path, Path], systems: tuple[str, str]
+) -> tuple[list[tuple[Record, Record]], int]:
+    """Bring the songs of two files together.
+
+    Parameters
+    ----------
+    paths : tuple of Path
+    systems : tuple of str
+        Whose scores are wanted of each.
+
+    Returns
+    -------
+    list of tuple
+        The records of every song that both files have, by name.
+    int
+        How many songs are in one file only.
+
+    Raises
+    ------
+    InputError
+        As `read_scores`, or if no song is in both, or one of them is not the same music.
+    """
+    before, after = map(read_scores, paths, systems)
+    common = sorted(before.keys() & after.keys())
+    if not common:
+        raise InputError(f"{paths[1]}: has no song in common with {paths[0]}")
+    for name in common:
+        music = [
+            ({file["sha256"] for file in song["files"]}, song["seconds"])
+            for song in (before[name], after[name])
+        ]
+        if music[0] != music[1]:
+            raise InputError(
+                f"{paths[1]}: {name} is not the same music as in {paths[0]}; "
+                "score both on the same files and seconds"
+            )
+    return [(before[name], after[name]) for name in common], len(before.keys() ^ after.keys())
+
+
+def differences(
+    pairs: list[tuple[Record, Record]], systems: tuple[str, str], stem: str, metric: str
+) -> list[Difference]:
+    """Take one metric of the songs that have it before and after."""
+    found = []
+    for both in pairs:
+        before, after = (
+            song_score(song["scores"][system][stem], metric)
+            for song, system in zip(both, systems, strict=True)
+        )
+        if math.isfinite(after - before):
+            found.append(Difference(both[0]["name"], both[0]["group"], before, after))
+    return found
+
+
+def verdict(found: list[Difference]) -> str:
+    """Say in words how large a difference is on average, and whether it is more than chance."""
+    if not found:
+        return "no song has it in both"
+    gains = np.array([one.gain for one in found])
+    groups = [one.group for one in found]
+    n_groups = len(set(groups))
+    text = f"{gains.mean():+.2f} dB on average"
+    if n_groups < 2:
+        return f"{text}; one song tells nothing about others"
+    low, high = bootstrap(gains, groups)
+    if n_groups < FEWEST:
+        judgement = f"{n_groups} songs are too few to tell"
+    elif low > 0 or high < 0:
+        judgement = f"the interval excludes 0: {'better' if low > 0 else 'worse'}"
+    else:
+        judgement = "the interval holds 0: it may be chance"
+    return (
+        f"{text}, 95 % interval {low:+.2f} to {high:+.2f}; {judgement} "
+        f"({(gains > 0).sum()} of {len(gains)} songs better)"
+    )
+
+
+def bootstrap(
+    differences: np.ndarray, groups: list[str], n_resamples: int = 10_000
+) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of paired differences.
+
+    Parameters
+    ----------
+    differences : np.ndarray, shape=(n,)
+    groups : list of str
+        The song that each belongs to. Clips of one song are drawn together, as they are no
+        independent witnesses.
+
+    References
+    ----------
+    .. [1] Efron and Tibshirani, "An Introduction to the Bootstrap", 1993 (percentile intervals).
+    """
+    names, index = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(index, differences), np.bincount(index)
+    rng = np.random.default_rng(0)
+    means = np.empty(n_resamples)
+    for i in range(n_resamples):
+        drawn = rng.integers(len(names), size=len(names))
+        means[i] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,6 +1,6 @@
 """Choosing the mask settings that sound best, on songs that a network has not learnt from.
 
-The network listens to each song once; every setting renders the mask that it gave.
+The network separates each song once; every setting renders the mask that it gave.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 import audio
 import dataset
-import model as networks
 from hparams import UNTUNED_MASK, HParams, InputError
-from scoring import evaluation
-from scoring import songs as scoring
-from scoring.evaluation import Network
+from model import learnt_songs, load_checkpoint, restore_model, save_checkpoint
+from scoring import songs
+from scoring.songs import Network
+from scoring.tables import STEMS
 from separation import Separator
 from sound import reading, tracks
 from sound.tracks import Track
@@ -46,64 +46,17 @@ class Tuned(NamedTuple):
     scores: tuple[float, ...]  # one for each entry of `mask_grid`; NaN if the vocals are silent
 
 
-def validation_songs(
-    folders: list[Path], learnt: dict[str, str], hp: HParams, split: str, **how: Any
-) -> tuple[list[Candidate], str, list[str]]:
-    """List the songs to tune on: of a split, and not learnt from.
+def candidates(
+    folders: list[Path], network: Network, kind: str | None, voice_pattern: str
+) -> tuple[list[Candidate], list[str]]:
+    """List the songs of built datasets, or of folders of music, that have both signals.
 
     Parameters
     ----------
     folders : list of Path
-    learnt, hp, **how
-        As for `candidates`.
-    split : {"train", "test", "all"}
-
-    Returns
-    -------
-    list of Candidate
-    str
-        What is left out, in words.
-    list of str
-        A message for every song that cannot be used.
-
-    Raises
-    ------
-    InputError
-        If no song is left, or as `candidates`.
-    """
-    each = [candidates(folder, learnt, hp, **how) for folder in folders]
-    listed = [song for songs, _ in each for song in songs]
-    wanted = [song for song in listed if split in (song.split, "all")]
-    songs = [song for song in wanted if not song.is_learnt]
-    left_out = (
-        f"{len(wanted) - len(songs)} that were learnt from and {len(listed) - len(wanted)} of "
-        "another split"
-    )
-    if not songs:
-        raise InputError(
-            f"{folders[0]}: no validation songs: {left_out} are left out (give other songs, or "
-            "name a --split)"
-        )
-    return songs, left_out, [message for _, bad in each for message in bad]
-
-
-def candidates(
-    folder: Path,
-    learnt: dict[str, str],
-    hp: HParams,
-    kind: str | None = None,
-    voice_pattern: str = tracks.VOICE_PATTERN,
-) -> tuple[list[Candidate], list[str]]:
-    """List the songs of a built dataset, or of a folder of music, that have both signals.
-
-    Parameters
-    ----------
-    folder : Path
-    learnt : dict of str
-        As `evaluation.known_songs`; a built song is known as `dataset.are_learnt` says, other
-        music by its name.
-    hp : HParams
-        On whose grid a dataset must have been built.
+    network : Network
+        On whose grid a dataset must have been built. What it has learnt from is known as
+        `dataset.are_learnt` says of built songs, by its name of other music.
     kind, voice_pattern
         As for `tracks.find_tracks`.
 
@@ -116,21 +69,25 @@ def candidates(
     Raises
     ------
     InputError
-        If the folder is neither, or was built on another grid.
+        If a folder is neither, or was built on another grid.
     """
-    if not (folder / dataset.MANIFEST).is_file():
-        names = set(learnt.values())
-        found = tracks.find_tracks(folder, kind, voice_pattern)
-        both = [track for track in found.tracks if len(track.signals) == 2]
-        return [Candidate(t.name, t.split, t.name in names, t) for t in both], found.bad
-    manifest = dataset.load_manifest(folder)
-    dataset.check_grid(folder, manifest, hp)
-    are_learnt = dataset.are_learnt(manifest.songs, learnt)
-    return [
-        Candidate(song.id, song.split, is_learnt, (folder, song))
-        for song, is_learnt in zip(manifest.songs, are_learnt, strict=True)
-        if set(song.parts) == set(dataset.PARTS)
-    ], []
+    learnt, listed, bad = learnt_songs(load_checkpoint(network.checkpoint)), [], []
+    for folder in folders:
+        if (folder / dataset.MANIFEST).is_file():
+            manifest = dataset.load_manifest(folder)
+            dataset.check_grid(folder, manifest, songs.hparams_of(network))
+            are_learnt = dataset.are_learnt(manifest.songs, learnt)
+            for song, is_learnt in zip(manifest.songs, are_learnt, strict=True):
+                if set(song.parts) == set(STEMS):
+                    listed.append(Candidate(song.id, song.split, is_learnt, (folder, song)))
+        else:
+            found = tracks.find_tracks(folder, kind, voice_pattern)
+            bad += found.bad
+            for track in found.tracks:
+                if len(track.signals) == 2:
+                    is_learnt = track.name in learnt.values()
+                    listed.append(Candidate(track.name, track.split, is_learnt, track))
+    return listed, bad
 
 
 def mask_grid() -> list[dict[str, Any]]:
@@ -145,12 +102,12 @@ def mask_grid() -> list[dict[str, Any]]:
 
 def tune_candidate(network: Network, seconds: float, song: Candidate) -> Tuned:
     """Score all mask settings on the middle `seconds` of one song."""
-    separator = evaluation.load(network)
+    separator = songs.load_network(network)
     if isinstance(song.source, Track):
         hashes = tuple(map(reading.sha256, song.source.paths))
         rate = tracks.measure(song.source).sample_rate
         references = tracks.read_channels(song.source)
-        kept = scoring.middle(references.shape[-1], seconds * rate)
+        kept = songs.middle(references.shape[-1], seconds * rate)
         references = np.ascontiguousarray(references[..., kept])
     else:
         rate = separator.hp.sample_rate
@@ -169,9 +126,9 @@ def read_built(folder: Path, song: dataset.Song, hp: HParams, seconds: float | N
     """
     array = dataset.open_spectrogram(folder, song, hp.n_bins)
     n_wanted = None if seconds is None else seconds * hp.sample_rate / hp.hop_length
-    kept = torch.from_numpy(array[scoring.middle(len(array), n_wanted)].astype(np.float32))
+    kept = torch.from_numpy(array[songs.middle(len(array), n_wanted)].astype(np.float32))
     spec = torch.view_as_complex(kept).permute(1, 2, 0)  # (n_parts, n_bins, n_frames)
-    spec = spec[[song.parts.index(stem) for stem in scoring.STEMS]]
+    spec = spec[[song.parts.index(stem) for stem in STEMS]]
     grid = audio.grid_at(hp.sample_rate, hp)
     wav = audio.istft(spec, grid, max(1, (spec.shape[-1] - 1) * grid.hop_length))
     return wav[:, None].numpy()
@@ -190,16 +147,18 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
     mask = separator.song_mask(mixture, sample_rate)
 
     def score(settings: dict[str, Any]) -> float:
-        settings = separator.mask_settings | settings
-        estimate = scoring.render(mixture, mask, sample_rate, separator.hp, settings)
-        return scoring.si_sdr(estimate[0], references[0])
+        settings = {**UNTUNED_MASK, **settings}
+        vocals, _ = songs.separate_by_mask(
+            mixture, mask, sample_rate, separator.hp, settings, separator.is_mid_side(len(mixture))
+        )
+        return songs.limited_si_sdr(vocals, references[0])
 
     return [score(settings) for settings in mask_grid()]
 
 
-def mean_scores(songs: list[Tuned]) -> np.ndarray:
+def mean_scores(tuned: list[Tuned]) -> np.ndarray:
     """Average over songs; one that was given twice counts once, two of one name count both."""
-    distinct = {(song.name, song.sha256): song.scores for song in songs}
+    distinct = {(song.name, song.sha256): song.scores for song in tuned}
     return np.mean([distinct[key] for key in sorted(distinct)], 0)
 
 
@@ -222,7 +181,7 @@ def best_settings(scores: np.ndarray) -> dict[str, Any]:
         If all binary masks score the same, or all soft ones: there is nothing to choose by.
     """
     grid = mask_grid()
-    for kind, part in (("binary", scores[: len(THRESHOLDS)]), ("soft", scores[len(THRESHOLDS) :])):
+    for kind, part in zip(("binary", "soft"), np.split(scores, [len(THRESHOLDS)]), strict=True):
         if np.ptp(part) < LEAST_DB:
             raise InputError(
                 f"all {kind} masks score {part.mean():.2f} dB, which tells nothing (give more "
@@ -236,25 +195,23 @@ def best_settings(scores: np.ndarray) -> dict[str, Any]:
 
 def curves(scores: np.ndarray, settings: dict[str, Any]) -> list[str]:
     """Write the mean scores of all settings as lines, with an arrow at the best of each kind."""
+    hard, soft = np.split(scores, [len(THRESHOLDS)])
     lines = ["", "binary mask: SI-SDR of the vocals [dB] by eval_mask_threshold"]
-    for threshold, score in zip(THRESHOLDS, scores, strict=False):
-        mark = "  ←" if threshold == settings["eval_mask_threshold"] else ""
-        lines.append(f"{threshold:6.2f} {score:8.2f}{mark}")
-    soft = scores[len(THRESHOLDS) :].reshape(len(GATES), len(SHARPNESSES))
+    for threshold, score in zip(THRESHOLDS, hard, strict=True):
+        arrow = "  ←" if threshold == settings["eval_mask_threshold"] else ""
+        lines.append(f"{threshold:6.2f} {score:8.2f}{arrow}")
     lines += ["", "soft mask: by noise_gate (down) and mask_sharpness (across)"]
     lines.append(" " * 6 + "".join(f"{sharpness:9.2f}" for sharpness in SHARPNESSES))
     best = settings["noise_gate"], settings["mask_sharpness"]
-    for gate, row in zip(GATES, soft, strict=True):
-        cells = [
-            f"{score:8.2f}{'←' if (gate, sharpness) == best else ' '}"
-            for score, sharpness in zip(row, SHARPNESSES, strict=True)
-        ]
-        lines.append(f"{gate:6.2f}" + "".join(cells).rstrip())
-    lines += ["", "best: " + ", ".join(f"{name}={value}" for name, value in settings.items())]
-    return lines
+    for gate, row in zip(GATES, soft.reshape(len(GATES), -1), strict=True):
+        line = f"{gate:6.2f}"
+        for sharpness, score in zip(SHARPNESSES, row, strict=True):
+            line += f"{score:8.2f}{'←' if (gate, sharpness) == best else ' '}"
+        lines.append(line.rstrip())
+    return [*lines, "", "best: " + ", ".join(f"{n}={value}" for n, value in settings.items())]
 
 
-def store(path: Path, settings: dict[str, Any], before: str, songs: list[Tuned]) -> None:
+def store(path: Path, settings: dict[str, Any], before: str, tuned: list[Tuned]) -> None:
     """Put mask settings into a checkpoint, and leave all else in it as it is.
 
     Parameters
@@ -264,7 +221,7 @@ def store(path: Path, settings: dict[str, Any], before: str, songs: list[Tuned])
         All of ``MASK_SETTINGS``.
     before : str
         The file's hash when tuning began.
-    songs : list of Tuned
+    tuned : list of Tuned
         What the settings were chosen on, so that evaluate.py can tell them when it scores them.
 
     Raises
@@ -274,10 +231,10 @@ def store(path: Path, settings: dict[str, Any], before: str, songs: list[Tuned])
     """
     if reading.sha256(path) != before:
         raise InputError(f"{path}: has changed since tuning began (tune it again)")
-    contents = networks.load_checkpoint(path)
-    model, hp = networks.restore_model(path, contents)
+    contents = load_checkpoint(path)
+    model, hp = restore_model(path, contents)
     contents["mask_settings"] = settings
-    contents["tuned_on"] = [{"name": s.name, "sha256": list(s.sha256)} for s in sorted(songs)]
+    contents["tuned_on"] = [{"name": s.name, "sha256": list(s.sha256)} for s in sorted(tuned)]
     # Weights and hparams are among the contents and replace those of `model` and `hp`: hparams that
     # an earlier version did not know stay out.
-    networks.save_checkpoint(path, model, hp, **contents)
+    save_checkpoint(path, model, hp, **contents)

@@ -40,11 +40,7 @@ WITHOUT_TORCH = (
     "sound.pipes",
     "sound.tracks",
     "demo.synthesis",
-    "scoring.metrics",
-    "scoring.scorebook",
-    "scoring.estimates",
     "scoring.tables",
-    "scoring.comparison",
 )
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import time
-import warnings
-import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -199,14 +196,6 @@ def path(tmp_path, contents) -> Path:
     return path
 
 
-def forge(path: Path, contents: dict, **changes) -> Path:
-    """Write a checkpoint with a true checksum and false contents; None removes an entry."""
-    contents = {k: v for k, v in {**contents, **changes}.items() if v is not None}
-    checked = {"format": networks.FORMAT, "sha256": networks._digest(contents), **contents}
-    torch.save(checked, path)
-    return path
-
-
 def refusal(path: Path) -> str:
     """Load a bad checkpoint as generate.py does; return the one line that the user gets."""
     with pytest.raises(InputError) as error:
@@ -281,25 +270,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 def test_files_that_torch_wrote_for_others_are_refused(tmp_path, contents):
     path = tmp_path / "other.pth"
-    torch.save(lively(HP), path)  # a whole module: code, not weights
-    assert "not a checkpoint, or damaged" in refusal(path)
-    for strange in (contents["weights"], contents, [1, 2], torch.zeros(3), {"format": "other"}):
+    others = [lively(HP), contents["weights"], contents, [1, 2], torch.zeros(3), {"format": "x"}]
+    for strange in (*others, {**contents, "format": "vocal-mask checkpoint 2"}):
         torch.save(strange, path)
-        assert "not a checkpoint of this project" in refusal(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
-    assert "not a checkpoint, or damaged" in refusal(path)
-
-
-def test_a_zip_archive_without_weights_is_refused(tmp_path, path):
-    with zipfile.ZipFile(path) as archive:
-        kept = {name: archive.read(name) for name in archive.namelist() if "data.pkl" not in name}
-    for items in ({}, {"song.txt": b"la"}, kept):
-        with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
-            for name, data in items.items():
-                archive.writestr(name, data)
-        assert "not a checkpoint, or damaged" in refusal(tmp_path / "zip.pth")
+        assert "not a checkpoint" in refusal(path)
 
 
 class Evil:
@@ -328,23 +302,7 @@ def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch, force, zippe
     assert marker.exists(), "the poison works"
 
 
-def test_one_flipped_bit_in_the_weights_is_found(path, contents):
-    content = path.read_bytes()
-    for name in ("fourth.norm.running_var", "head.weight", "head.bias"):
-        at = content.index(contents["weights"][name].numpy().tobytes()[:16])
-        flipped = bytearray(content)
-        flipped[at + 5] ^= 4
-        path.write_bytes(flipped)
-        assert "its checksum does not match" in refusal(path)
-
-
-def test_one_flipped_bit_in_the_settings_is_found(path):
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"convnet", b"convnat", 1))
-    assert "its checksum does not match" in refusal(path)
-
-
-def test_flipped_bits_anywhere_are_found_or_harmless(path):
+def test_flipped_bits_are_found_or_harmless(path):
     content, rng = path.read_bytes(), np.random.default_rng(0)
     good = networks.load_checkpoint(path)
     n_found = 0
@@ -363,95 +321,37 @@ def test_flipped_bits_anywhere_are_found_or_harmless(path):
     assert n_found > 50
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_named(path, contents, value):
-    contents["weights"]["fourth.norm.running_var"][1] = value
-    assert "non-finite weights in fourth.norm.running_var" in refusal(forge(path, contents))
+def test_weights_that_are_no_network_are_refused(path, contents):
+    weights, settings = contents["weights"], contents["hparams"]
+    endless = torch.zeros(1).expand(10**12)  # few bytes that claim to be gigabytes
+    for changes, expected in (
+        ({"weights": {**weights, "head.bias": weights["head.bias"] * np.nan}}, "not finite"),
+        ({"weights": {**weights, "more": torch.ones(2)}}, "Unexpected key"),
+        ({"weights": {**weights, "head.bias": torch.ones(2)}}, "size mismatch for head.bias"),
+        ({"weights": {**weights, "head.bias": endless}}, "damaged"),
+        ({"weights": [1]}, "damaged"),
+        ({"weights": {"a": 1}}, "damaged"),
+        ({"hparams": None}, "not a checkpoint"),
+        ({"hparams": {**settings, "model_type": "resnet18"}}, "Missing key"),
+        ({"hparams": {**settings, "width": 512, "stft_frames": 999}}, "size mismatch"),  # 120 GB
+        ({"hparams": {**settings, "width": "4"}}, "of no network"),
+        ({"hparams": {**settings, "width": 10**9}}, "width is 1000000000"),
+        ({"hparams": {**settings, "loudness": 11}}, "loudness"),
+    ):
+        torch.save({"format": networks.FORMAT, **contents, **changes}, path)
+        assert expected in refusal(path)
 
 
-def test_weights_of_another_network_are_named(path, contents):
-    weights = contents["weights"]
-    fewer = {name: weight for name, weight in weights.items() if name != "head.bias"}
-    other = networks.build_model(replace(HP, model_type="resnet18")).state_dict()
-    cases = [
-        ("first.conv.weight is nothing, convnet of width 4 needs", {"weights": other}),
-        (
-            "stem.conv.weight is nothing, resnet18",
-            {"hparams": {**asdict(HP), "model_type": "resnet18"}},
-        ),
-        ("head.bias is nothing", {"weights": fewer}),
-        (
-            "more is torch.float32 (2,), .* needs nothing",
-            {"weights": {**weights, "more": torch.ones(2)}},
-        ),
-        ("fifth.weight is torch.float32", {"hparams": {**asdict(HP), "n_fft": 2048}}),
-        ("width 5 needs", {"hparams": {**asdict(HP), "width": 5}}),
-        ("is torch.float16", {"weights": {k: v.half() for k, v in weights.items()}}),
-    ]
-    for expected, changes in cases:
-        message = refusal(forge(path, contents, **changes))
-        assert "do not fit its settings" in message
-        assert all(part in message for part in expected.split(" .* ")), message
-
-
-def test_checkpoints_with_something_missing_are_refused(path, contents):
-    cases = {
-        "holds no weights": [{"weights": None}, {"weights": "x"}],
-        "holds no hparams": [{"hparams": None}, {"hparams": [1]}],
-        "is no tensor": [{"weights": {"a": 1}}, {"weights": {**contents["weights"], "b": "x"}}],
-        "its settings make no network": [
-            {"hparams": {**asdict(HP), **wrong}}
-            for wrong in (
-                {"width": "4"},
-                {"width": 2.5},
-                {"width": 10**9},
-                {"model_type": "mobilenetv2"},
-                {"model_type": []},
-                {"loudness": 11},
-                {"stft_frames": 24},
-            )
-        ],
+def test_weights_in_half_precision_are_loaded_as_float32(path, contents):
+    half = {
+        name: weight.half() if weight.ndim > 1 else weight
+        for name, weight in contents["weights"].items()
     }
-    for expected, changes in cases.items():
-        for change in changes:
-            assert expected in refusal(forge(path, contents, **change)), change
-
-
-def test_few_bytes_that_claim_to_be_gigabytes_take_neither_time_nor_memory(path, contents):
-    started = time.perf_counter()
-    giant = torch.zeros(1).expand(10**12)
-    torch.save({"format": networks.FORMAT, "sha256": "", **contents, "giant": giant}, path)
-    assert "larger than the file" in refusal(path)
-    for stft_frames in (41, 999):  # 4 GB, 120 GB
-        wide = {**asdict(HP), "width": 512, "stft_frames": stft_frames}
-        assert "width 512 needs" in refusal(forge(path, contents, hparams=wide))
-    assert time.perf_counter() - started < 10
-
-
-def with_pickle(path: Path, value: bytes) -> Path:
-    """Put a hand-made pickle of {"format": …, "x": value} into a checkpoint."""
-    with zipfile.ZipFile(path) as archive:
-        items = {name: archive.read(name) for name in archive.namelist()}
-    text = networks.FORMAT.encode()
-    head = b"\x80\x02}(X\x06\0\0\0formatX" + len(text).to_bytes(4, "little") + text
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in items.items():
-            data = head + b"X\1\0\0\0x" + value + b"u." if name.endswith("data.pkl") else data
-            archive.writestr(name, data)
-    return path
-
-
-def test_hostile_pickles_of_lists_end_at_once(path):
-    started = time.perf_counter()
-    deep = b"]" * 20_000 + b"a" * 19_999
-    doubled = b"]q\0(" + b"K\0" * 10 + b"e"  # ten lists of ten of the list before: 10^30 items
-    for level in range(30):
-        doubled += b"]q" + bytes([level + 1]) + b"(" + (b"h" + bytes([level])) * 10 + b"e"
-    endless = b"]q\0h\0a"  # a list that holds itself
-    number = b"\x8b" + (10_000).to_bytes(4, "little") + b"\x7f" * 10_000  # too long to print
-    for value in (deep, b"(" + doubled + b"t", endless, number):
-        refusal(with_pickle(path, value))
-    assert time.perf_counter() - started < 20
+    torch.save({"format": networks.FORMAT, **contents, "weights": half}, path)
+    model, _ = networks.restore_model(path, networks.load_checkpoint(path))
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == contents["weights"][name].dtype
+        torch.testing.assert_close(weight, half[name].to(weight.dtype), rtol=0, atol=0)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(path, monkeypatch):
@@ -463,7 +363,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(InputError, match="no space left on"):
+        with pytest.raises(InputError, match="No space left on"):
             networks.save_checkpoint(path, other, HP)
     for broken in ("replace", "fsync"):
         with monkeypatch.context() as patch:

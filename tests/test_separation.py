@@ -18,7 +18,7 @@ import audio
 import model as networks
 from demo import synthesis
 from hparams import HParams, InputError
-from scoring import metrics
+from scoring import metrics, songs
 from separation import READ_SAMPLES, Separator, Stream, split
 from sound import reading
 
@@ -469,6 +469,21 @@ def test_the_mask_of_the_whole_song_is_what_a_stream_applies(n_samples, per_chan
         spec = audio.apply_mask(audio.stft(torch.from_numpy(wav), grid), applied)
         vocals, _ = make(mask_settings=settings).separate(wav, 44100, per_channel)
         np.testing.assert_allclose(vocals, audio.istft(spec, grid, n_samples), atol=1e-6)
+
+
+def test_two_channels_may_be_separated_as_mid_and_side(separator):
+    left, right = wav = noise(2, 20_000)
+    mid, side = (separator.separate(w, 22050)[0] for w in ((left + right) / 2, (left - right) / 2))
+    three = noise(3, 20_000)
+    as_mean = separator.separate(three, 22050)[0]
+    separator.stereo = "mid-side"
+    found = separator.separate(wav, 22050)[0]
+    assert np.square(found[0] - (mid + side)).sum() <= 1e-6 * np.square(wav).sum()
+    assert np.square(found[1] - (mid - side)).sum() <= 1e-6 * np.square(wav).sum()
+    np.testing.assert_array_equal(separator.separate(three, 22050)[0], as_mean)
+    mask = separator.song_mask(wav, 22050)
+    rendered = songs.separate_by_mask(wav, mask, 22050, separator.hp, separator.mask_settings, True)
+    np.testing.assert_allclose(rendered[0], found, rtol=0, atol=1e-5)
 
 
 def test_each_channel_may_have_a_mask_of_its_own(separator):
