@@ -105,9 +105,9 @@ class Sound:
             raise DecoderError(f"{n} audio streams, {index + 1} wanted" if n else "no sound in it")
         stream = container.streams.audio[index]
         codec = stream.codec_context
-        kind = codec.format.name.removesuffix("p") if codec.format else ""
-        if not codec.sample_rate or kind not in ("u8", "s16", "s32", "flt", "dbl"):
-            raise DecoderError(f"cannot decode {codec.name}")
+        kind = codec.format.name.removesuffix("p") if codec and codec.format else ""
+        if codec is None or not codec.sample_rate or kind not in ("u8", "s16", "s32", "flt", "dbl"):
+            raise DecoderError(f"cannot decode {codec.name if codec else 'its codec'}")
         self._container, self._stream, self.format = container, stream, name.upper()
         self.samplerate, self.channels = codec.sample_rate, codec.layout.nb_channels
         bits = {"u8": 8, "s16": 16, "s32": 32}.get(kind)

@@ -82,11 +82,11 @@ class PageWriter:
     def __enter__(self) -> PageWriter:
         with contextlib.ExitStack() as stack:
             self._temporary = stack.enter_context(cli.new_file(self._path))
-            stack.push(self._finish)
             self._pool = stack.enter_context(ThreadPoolExecutor(2))
             self._tracks = [_Mp3(self._info.sample_rate, self._info.n_channels) for _ in range(2)]
             for track in self._tracks:
                 stack.callback(track.close)
+            stack.push(self._finish)
             self._stack = stack.pop_all()
         return self
 

@@ -109,6 +109,8 @@ def check_path(path: str | os.PathLike) -> None:
         raise InputError(f"{path}: {reason(error)}") from error
     except ValueError as error:
         raise InputError(f"{path}: no such file (a name cannot hold a null byte)") from error
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: permission denied (change its permissions)")
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path}: is a directory (name a sound file)")
     if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
@@ -131,7 +133,7 @@ def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, Sou
     check_path(path)
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "rb"))
+            file = stack.enter_context(open(path, "rb", buffering=0))
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from error
         sound = stack.enter_context(_open_sound(path, file, stream))
@@ -143,7 +145,9 @@ def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, Sou
 def _open_sound(path: Path, file: BinaryIO, stream: int) -> Sound:
     """Let libsndfile look at the content, not at the name: it guesses from odd ones."""
     try:
-        sound = soundfile.SoundFile(file)
+        # Windows has descriptors of a library's own.
+        source = file.fileno() if os.name == "posix" else file
+        sound = soundfile.SoundFile(source, closefd=False)
         # Otherwise soundfile seeks to where it already is after every read, and libsndfile 1.2.2
         # then goes on with other samples in MP3 (up to 0.7 of full scale were seen) and Opus.
         sound.seekable = lambda: False

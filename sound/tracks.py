@@ -353,7 +353,8 @@ def find_audio(root: Path) -> tuple[list[Path], list[Path]]:
 def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
     """List the songs that `root` is or holds, each with its folder within `root`.
 
-    What an earlier run wrote into `output_dir` is no song. InputError if there is none.
+    What an earlier run wrote into `output_dir` is no song; a folder that cannot be read is listed
+    as if it were one. InputError if there is none.
     """
     if not os.path.isdir(root):
         return {root: Path()}
@@ -366,11 +367,10 @@ def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
         songs = [path for path in songs if (path.parent, path.stem) not in named]
     else:
         songs = [path for path in songs if not path.resolve().is_relative_to(outputs)]
-    if closed:
-        raise InputError(f"{closed[0]}: permission denied (change its permissions)")
-    if not songs:
+    if not songs and not closed:
         raise InputError(f"{root}: no audio files in this folder (name another one)")
-    return {path: path.parent.relative_to(root) for path in songs}
+    places = {path: path.parent.relative_to(root) for path in songs}
+    return places | dict.fromkeys(closed, Path())
 
 
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:

@@ -334,7 +334,7 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     import audio
     import separation
     from sound import reading
-    from sound.writing import AtomicFiles, SoundWriter, choose_format, predicted_bytes
+    from sound.writing import Part, SoundWriter, choose_format
     from tools import roofline
 
     device, folder = bench.device, bench.folder
@@ -352,18 +352,19 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
 
     @contextlib.contextmanager
     def opened() -> Iterator[tuple[reading.Reader, list[SoundWriter]]]:
-        with reading.Reader(song) as reader:
-            fmt = choose_format(reader.info)
-            with AtomicFiles(dict.fromkeys(outputs, predicted_bytes(reader.info, fmt))) as files:
-                yield reader, [files.sound(path, reader.info, fmt) for path in outputs]
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(reading.Reader(song))
+            form, stems = (reader.info, choose_format(reader.info)), ("vocals", "accompaniment")
+            both = [SoundWriter(p, *form, s) for p, s in zip(outputs, stems, strict=True)]
+            yield reader, [stack.enter_context(sound) for sound in both]
 
     def whole() -> None:
         with opened() as (reader, sounds):
             stream = separator.stream(SONG_RATE, 2)
             fmt = reader.info.sample_format
             for part in separation.split(stream, reader.blocks(separation.READ_SAMPLES), fmt):
-                sounds[0].write(part.vocals)
-                sounds[1].write(part.accompaniment)
+                for sound in sounds:
+                    sound.write(part)
 
     def copy() -> None:
         with opened() as (reader, sounds):
@@ -371,8 +372,8 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
             for codes in reader.blocks(separation.READ_SAMPLES):
                 vocals = reading.to_codes(reading.to_float(codes, fmt), fmt)
                 vocals, _ = reading.limit_to_remainder(vocals, codes, fmt)
-                sounds[0].write(vocals)
-                sounds[1].write(codes - vocals)
+                for sound in sounds:
+                    sound.write(Part(codes, vocals, codes - vocals))
 
     def hear() -> None:
         for _ in range(n_blocks):
