@@ -20,7 +20,6 @@ from learning import run as training
 from learning import sampling, validation
 from learning.ranks import World
 from learning.sampling import Chunks
-from tools.roofline import wait_for
 
 FIND_LR = (1e-6, 1.0)  # learning rates of the range test, from … to
 FIND_LR_STEPS = 200
@@ -202,3 +201,9 @@ def _free_bytes(device: torch.device) -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a GPU finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -567,7 +567,7 @@ def test_float_samples_beyond_full_scale_are_counted_where_the_format_clips_them
     soundfile.write("loud.wav", np.linspace(-2, 2, 4001), 44100, "FLOAT")
     assert generate.main([str(checkpoint), "loud.wav"]) == 0
     assert "clipped" not in capsys.readouterr().err
-    assert generate.main([str(checkpoint), "loud.wav", "--subtype", "PCM_24"]) == 0
+    assert generate.main([str(checkpoint), "loud.wav", "--subtype", "PCM_24", "--overwrite"]) == 0
     assert "2000 samples beyond full scale clipped" in capsys.readouterr().err
 
 

@@ -1,12 +1,10 @@
-"""What every file has in common: verbs run, nouns are imported, and nothing waits for torch."""
+"""What every file has in common: verbs run, nouns are imported, and imports run one way."""
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,144 +13,142 @@ import pytest
 import hparams
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("sound", "learning", "scoring", "demo", "tools")
-FILES = [path for room in (".", *ROOMS) for path in sorted((ROOT / room).glob("*.py"))]
-FILES = [path for path in FILES if path.name != "__init__.py"]
-PRESENT = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
-SCRIPTS = (
-    "build_dataset",
-    "train",
-    "generate",
-    "evaluate",
-    "demo.__main__",
-    "tools.benchmark",
-    "tools.figures",
-    "tools.publish",
+BEING_MOVED = ("dataset.py", "model.py", "train.py")
+VERBS = ("build_dataset", "train", "generate", "evaluate")
+STOREYS = (  # a file imports only from what stands below it, and its own folder
+    VERBS,
+    ("tools", "demo"),
+    ("learning",),
+    ("scoring",),
+    ("separation",),
+    ("dataset", "model", "sound"),
+    ("audio", "cli"),
+    ("hparams",),
 )
-LIBRARIES = [name for name in PRESENT if name not in SCRIPTS]
-WITHOUT_TORCH = (
-    "hparams",
-    "cli",
-    "sound.decoding",
-    "sound.headers",
-    "sound.reading",
-    "sound.writing",
-    "sound.pipes",
-    "sound.tracks",
-    "demo.synthesis",
-    "scoring.tables",
-)
+STOREY_OF = {name: i for i, names in enumerate(STOREYS) for name in names}
+ROOMS = [name for name in STOREY_OF if (ROOT / name).is_dir()]
+FILES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
+SCRIPTS = [*VERBS, "demo", "tools.benchmark", "tools.figures", "tools.publish"]
 
 
-def tree(name: str) -> ast.Module:
-    return ast.parse((ROOT / name.replace(".", "/")).with_suffix(".py").read_text())
+def module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def imports(node: ast.AST) -> set[str]:
-    """All modules imported anywhere below a node, by their first name."""
-    found = set()
-    for child in ast.walk(node):
-        if isinstance(child, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in child.names}
-        elif isinstance(child, ast.ImportFrom):
-            found.add((child.module or ".").split(".")[0])
-    return found
+MODULES = {module_of(file): file for file in TREES}
 
 
-def calls(node: ast.AST) -> Iterator[str]:
-    for child in ast.walk(node):
-        if isinstance(child, ast.Call) and isinstance(child.func, ast.Name):
-            yield child.func.id
+def imports_of(file: str) -> set[str]:
+    """Name the project's modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(TREES[file]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= members & MODULES.keys() or {node.module}
+    return {name for name in names if name.split(".")[0] in STOREY_OF}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_nothing_by_itself(room):
-    assert len(ast.parse((ROOT / room / "__init__.py").read_text()).body) == 1, "a docstring"
+def reached_from(file: str, room: str) -> set[str]:
+    """Follow a file's imports inside its room."""
+    seen, waiting = set(), [file]
+    while waiting:
+        for name in imports_of(waiting.pop()):
+            if name.startswith(f"{room}.") and MODULES[name] not in seen:
+                seen.add(MODULES[name])
+                waiting.append(MODULES[name])
+    return seen
 
 
-@pytest.mark.parametrize("name", [name for name in LIBRARIES if name != "cli"])
-def test_nouns_print_nothing_and_read_no_command_line(name):
-    source = tree(name)
-    assert "argparse" not in imports(source)
-    assert "print" not in set(calls(source))
-    assert "main" not in {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
-    assert not any("__name__" in ast.dump(node) for node in source.body if isinstance(node, ast.If))
+@pytest.mark.parametrize("file", TREES)
+def test_a_file_imports_only_what_stands_below_it(file):
+    room = file.split("/")[0].removesuffix(".py")
+    if file in BEING_MOVED:
+        pytest.xfail("its imports are being moved")
+    outside = {name.split(".")[0] for name in imports_of(file)} - {room}
+    too_high = {name for name in outside if STOREY_OF[name] <= STOREY_OF[room]}
+    assert not too_high, f"{file} imports {too_high}"
+    if "/" in file:
+        assert file not in reached_from(file, room), "siblings import each other in a circle"
 
 
-@pytest.mark.parametrize("name", PRESENT)
-def test_nothing_happens_at_import(name):
-    allowed = (
-        ast.Import,
-        ast.ImportFrom,
-        ast.FunctionDef,
-        ast.ClassDef,
-        ast.Assign,
-        ast.AnnAssign,
-        ast.If,  # TYPE_CHECKING and, in scripts, __name__
-    )
-    docstring, *statements = tree(name).body
-    assert isinstance(docstring, ast.Expr), "no docstring"
-    assert [ast.unparse(node)[:80] for node in statements if not isinstance(node, allowed)] == []
+@pytest.mark.xfail(reason="the rooms are being cleared")
+def test_the_house_stays_small():
+    assert len(FILES) <= 34
+    assert sum("/" not in file for file in TREES) <= 10
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 8000
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_verbs_have_a_main_that_tests_can_call(name):
-    mains = [node for node in tree(name).body if getattr(node, "name", "") == "main"]
-    assert len(mains) == 1
-    assert [ast.unparse(node) for node in mains[0].decorator_list] == ["cli.script"]
+def test_every_file_says_its_job_and_does_nothing_at_import():
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    for file, tree in TREES.items():
+        assert 1 <= len((ast.get_docstring(tree) or "").splitlines()) <= 14, file
+        for node in tree.body[1:]:  # if: TYPE_CHECKING and, in scripts, __name__
+            assert isinstance(node, (*allowed, ast.If)), f"{file}:{node.lineno}"
 
 
-@pytest.mark.parametrize("name", PRESENT)
-def test_a_module_says_its_job_in_a_dozen_lines_at_most(name):
-    n_lines = len((ast.get_docstring(tree(name)) or "").splitlines())
-    assert 1 <= n_lines <= 12
+def test_scripts_have_a_main_and_all_else_prints_nothing():
+    scripts = {MODULES.get(name, f"{name}/__main__.py") for name in SCRIPTS}
+    for file, tree in TREES.items():
+        mains = [node for node in tree.body if getattr(node, "name", "") == "main"]
+        if file in scripts:
+            assert [ast.unparse(node) for node in mains[0].decorator_list] == ["cli.script"], file
+        elif file != "cli.py":
+            calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+            assert not mains, file
+            assert not calls & {"print", "argparse.ArgumentParser"}, file
 
 
 def test_every_setting_is_read_somewhere():
-    read: set[str] = set()
-    for name in PRESENT:
-        if name != "hparams":
-            nodes = list(ast.walk(tree(name)))
-            read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    nodes = [node for file, t in TREES.items() if file != "hparams.py" for node in ast.walk(t)]
+    properties = [n for n in ast.walk(TREES["hparams.py"]) if getattr(n, "decorator_list", None)]
+    nodes += [node for n in properties if isinstance(n, ast.FunctionDef) for node in ast.walk(n)]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     # The mask settings are looked up by name, as three sources compete for them.
-    by_name = set(hparams.MASK_SETTINGS) if "MASK_SETTINGS" in read | imported_names() else set()
-    unread = {field.name for field in fields(hparams.HParams)} - read - by_name
+    unread = {field.name for field in fields(hparams.HParams)} - read - set(hparams.MASK_SETTINGS)
     assert unread == set()
 
 
-def imported_names() -> set[str]:
-    return {
-        alias.name
-        for name in PRESENT
-        for node in ast.walk(tree(name))
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+@pytest.mark.xfail(reason="the rooms are being cleared")
+def test_every_file_can_be_imported_where_nothing_is_posix():
+    """As on Windows; and what sound files need is there before torch is."""
+    hidden = "fcntl grp posix_ipc pwd resource termios"
+    names = sorted((name for name in MODULES if "__main__" not in name), key=by_weight)
+    code = f"""
+import importlib, sys
+hidden = {hidden.split()}
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name in hidden: raise ImportError(name + " is not there on Windows")
+sys.meta_path.insert(0, Hide())
+ours = {{}}
+for name in {names}:
+    try: importlib.import_module(name)
+    except ImportError as error: ours[name] = str(error)
+    if name.startswith("sound.") and "torch" in sys.modules: ours[name] = "imports torch"
+assert not ours, ours
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_bad_paths_are_told_before_torch_is_imported(name):
-    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    if name != "cli":
-        assert "torch" not in imports(tree(name))
+def by_weight(name: str) -> tuple[bool, int, str]:
+    """Sort the rooms so that those which do without torch come first."""
+    return (not name.startswith(("sound", "cli", "hparams")), -STOREY_OF[name.split(".")[0]], name)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_answers_without_torch(name):
     command = [sys.executable, "-X", "importtime", "-m", name, "--help"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     imported = {line.split("|")[-1].strip() for line in run.stderr.splitlines()}
-    assert run.returncode == 0
     assert "examples:" in run.stdout
     assert "argparse" in imported
-    assert not imported & {"torch", "librosa", "scipy", "tensorboard"}
+    assert not imported & {"torch", "librosa", "scipy", "tensorboard", "matplotlib", "filelock"}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="make and bash")
-def test_tools_name_no_machine_and_no_package_host():
-    for name in ("Makefile", ".ci/run", "requirements.txt", "requirements-dev.txt"):
+def test_nothing_names_a_machine_or_a_package_host():
+    for name in ("Makefile", ".ci/run", "requirements.txt", "requirements-dev.txt", *TREES):
         text = (ROOT / name).read_text()
-        assert "http" not in text
-        assert "/work" not in text
-        assert "/home" not in text
+        assert not [word for word in ("/work/", "/home/", "pypi") if word in text], name

@@ -1,1 +1,0 @@
-"""The whole path on songs made of arithmetic: ``python -m demo``."""

@@ -1,1 +1,0 @@
-"""What maintainers run: benchmarks, pictures, publishing a network."""
