@@ -1,4 +1,4 @@
-"""The frame that every script shares: errors as one line, exit codes, ``--set``, progress bars.
+"""What every script shares: errors as one line, exit codes, options, progress, safe files, a pool.
 
 Exit codes: 0 all done, 1 some input failed, 2 wrong usage, 130 interrupted, 143 terminated.
 ``--debug`` shows the traceback behind an error; a bug of ours always shows it.
@@ -36,29 +36,20 @@ class Terminated(BaseException):
     """SIGTERM arrived; unwinds the script so that temporary files are removed."""
 
 
-def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
-    """Make a parser with the options that every script has.
+# --- Options --------------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    doc : str
-        The script's docstring; its first paragraph becomes the description.
-    epilog : str
-        Two real commands, shown as they are.
-    """
+
+def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
+    """Make a parser, described by the first paragraph of `doc`, with every script's options."""
     parser = argparse.ArgumentParser(
         prog=_script_name(),
         description=doc.split("\n\n")[0],
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    text = "override a setting of hparams.py for this run; may be given several times"
     parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="override a setting of hparams.py for this run; may be given several times",
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=text
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -66,12 +57,8 @@ def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``; read it with `device_of`."""
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=["auto", "cpu", "cuda"],
-        help="where the network runs; auto (the default) takes a CUDA GPU where there is one",
-    )
+    text = "where the network runs; auto (the default) takes a CUDA GPU where there is one"
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help=text)
 
 
 def positive_count(text: str) -> int:
@@ -86,6 +73,11 @@ def positive_number(text: str) -> float:
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return float(text)
+
+
+def settings_of(args: argparse.Namespace) -> HParams:
+    """Return hparams.py with the command line's ``--set`` applied; InputError if one is wrong."""
+    return override(hparams, args.settings)
 
 
 def device_of(
@@ -121,9 +113,7 @@ def refuse_missing(checkpoint: Path) -> None:
         raise InputError(f"{checkpoint}: {what} (name a .pth file that train.py wrote)")
 
 
-def settings_of(args: argparse.Namespace) -> HParams:
-    """Return hparams.py with the command line's ``--set`` applied; InputError if one is wrong."""
-    return override(hparams, args.settings)
+# --- How a script ends ----------------------------------------------------------------------------
 
 
 def script(main: Main) -> Main:
@@ -137,7 +127,9 @@ def script(main: Main) -> Main:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name in another alphabet must not end the run
                 stream.reconfigure(errors="backslashreplace")
-        before = _on_sigterm()
+        before = None
+        with contextlib.suppress(ValueError):  # only the main thread may, not a notebook's
+            before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return main(argv)
         except InputError as error:
@@ -159,7 +151,11 @@ def script(main: Main) -> Main:
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
-            _flush_stdout()
+            try:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except OSError:  # at exit Python would complain about a closed pipe
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return wrapped
 
@@ -188,19 +184,55 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def _request(self, signum: int, _frame: object) -> None:
         now = time.monotonic()
         if not self._signum:
             self._signum, self._at = signum, now
         elif now - self._at > SAME_WISH:
-            self._restore()
+            self.__exit__()
             signal.raise_signal(signum)
 
-    def _restore(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+
+def _terminate(_signum: int, _frame: object) -> None:
+    raise Terminated
+
+
+# --- What a user sees -----------------------------------------------------------------------------
+
+
+def complain(message: object, kind: str = "error") -> None:
+    """Print one line on stderr: ``generate.py: error: song.mp3: …``."""
+    print(f"{_script_name()}: {kind}: {printable(message)}", file=sys.stderr)
+
+
+def warn(message: object) -> None:
+    """Print one warning line on stderr."""
+    complain(message, "warning")
+
+
+def printable(text: object) -> str:
+    """Escape what a terminal must not be sent: control characters and undecodable bytes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def progress(total: float | None, unit: str) -> tqdm:
+    """Make a progress bar on stderr, silent where stderr is not a terminal."""
+    from tqdm import tqdm  # 0.05 s that --help need not wait for
+
+    is_seen = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"  # torchrun: one for all
+    return tqdm(total=total, unit=unit, disable=not is_seen, dynamic_ncols=True)
+
+
+def _script_name() -> str:
+    """Return what was started, as the user calls it; of ``python -m demo`` it is "demo"."""
+    folder, name = os.path.split(sys.argv[0])
+    return os.path.basename(folder) if name == "__main__.py" else name or "python"
+
+
+# --- Files and processes --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -255,18 +287,9 @@ def in_processes(
 ) -> Iterator[tuple[Any, Any]]:
     """Call a module's function for all jobs, each in a process of one thread.
 
-    Close the iterator (`contextlib.closing`) where it may be left early. By default there is one
-    process a core; a single one is this process.
-
-    Yields
-    ------
-    tuple
-        A job, and what the function returned or the InputError that it raised; first done, first.
-
-    Raises
-    ------
-    InputError
-        If a process dies.
+    Yields each job with what the function returned, or the InputError that it raised; first done,
+    first. By default there is a process a core; a single one is this process. InputError if one
+    dies. Close the iterator (`contextlib.closing`) where it may be left early.
     """
     n_workers = min(n_workers or os.cpu_count() or 1, len(jobs))
     if n_workers <= 1:
@@ -275,8 +298,7 @@ def in_processes(
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
 
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_workers, context, _start_worker)
+    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
         # Ctrl-C reaches the whole group, and the parent decides: children inherit the deaf ear.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -327,61 +349,3 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def complain(message: object) -> None:
-    """Print one error line on stderr: ``generate.py: error: song.mp3: …``."""
-    _to_stderr("error", message)
-
-
-def warn(message: object) -> None:
-    """Print one warning line on stderr."""
-    _to_stderr("warning", message)
-
-
-def printable(text: object) -> str:
-    """Escape what a terminal must not be sent: control characters and undecodable bytes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-
-
-def progress(total: float | None, unit: str) -> tqdm:
-    """Make a progress bar on stderr, silent where stderr is not a terminal."""
-    from tqdm import tqdm  # 0.05 s that --help need not wait for
-
-    is_seen = _is_terminal() and os.environ.get("RANK", "0") == "0"  # under torchrun, one for all
-    return tqdm(total=total, unit=unit, disable=not is_seen, dynamic_ncols=True)
-
-
-def _to_stderr(kind: str, message: object) -> None:
-    print(f"{_script_name()}: {kind}: {printable(message)}", file=sys.stderr)
-
-
-def _script_name() -> str:
-    """Return what was started, as the user calls it; of ``python -m demo`` it is "demo"."""
-    folder, name = os.path.split(sys.argv[0])
-    return os.path.basename(folder) if name == "__main__.py" else name or "python"
-
-
-def _flush_stdout() -> None:
-    """Write out what waits in the buffer; at exit Python would complain about a closed pipe."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty()
-
-
-def _on_sigterm() -> object:
-    """Turn SIGTERM into an exception; returns the former handler, None outside the main thread."""
-
-    def terminate(_signum: int, _frame: object) -> None:
-        raise Terminated
-
-    try:
-        return signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # only the main thread may: a test or a notebook calls us from another
-        return None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("VOCAL_MASK_GPU", "")
 
 import build_dataset
 from demo import synthesis
+
+# Where a script starts the tests in the background, SIGINT arrives ignored, here and in children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # museval reads data sets with musdb, which does not import without ffmpeg; its scores need neither.
 sys.modules.setdefault("musdb", types.ModuleType("musdb"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 import cli
 import hparams
@@ -84,17 +87,6 @@ def test_debug_shows_where_the_error_came_from(script):
     assert ended.stderr.endswith(b"hparams.InputError: no such file\n")
 
 
-def test_debug_is_read_from_the_arguments_that_main_is_given(capsys):
-    @cli.script
-    def main(argv=None):
-        raise InputError("no such file")
-
-    assert main([]) == 1
-    assert capsys.readouterr().err.endswith(": error: no such file\n")
-    with pytest.raises(InputError):
-        main(["--debug"])
-
-
 def test_a_bug_of_ours_keeps_its_traceback(script):
     ended = run(script("return 1 / 0"))
     assert ended.returncode == 1
@@ -148,20 +140,6 @@ def test_a_reader_that_has_seen_enough_is_no_error(script, n_lines):
     assert process.returncode == (0 if n_lines == 1 else 1), "1 where the run was cut off"
 
 
-def test_the_caller_of_main_gets_its_sigterm_handler_back():
-    seen = []
-
-    @cli.script
-    def main(argv=None):
-        seen.append(signal.getsignal(signal.SIGTERM))
-        return 0
-
-    before = signal.getsignal(signal.SIGTERM)
-    assert main([]) == 0
-    assert seen != [before]
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 def test_main_runs_in_a_thread_too():
     codes = []
     main = cli.script(lambda argv: 0)
@@ -199,7 +177,7 @@ def test_the_first_signal_asks_and_the_second_ends(signum, code, second, monkeyp
 
     assert main([]) == code
     assert wished == [code]
-    assert signal.getsignal(signum) == before
+    assert signal.getsignal(signum) == before, "the handler of before is back"
 
 
 @pytest.mark.parametrize("later", [signal.SIGINT, signal.SIGTERM])
@@ -217,20 +195,6 @@ def test_signals_within_a_second_are_one_wish_and_any_later_one_ends(later, monk
 
     assert cli.script(main)([]) == 128 + later
     assert asked == [(True, 130)]
-
-
-def test_where_another_process_was_asked_to_stop_the_exit_code_is_that_of_sigterm():
-    with cli.Stop() as stop:
-        assert not stop()
-    assert stop.exit_code == 143
-
-
-def test_without_a_signal_nothing_is_asked_and_the_handlers_return():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with cli.Stop() as stop:
-        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] != before
-    assert not stop()
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # --- Streams ------------------------------------------------------------------------------------
@@ -276,21 +240,6 @@ def test_what_could_change_the_terminal_is_escaped_and_all_else_kept():
     assert cli.printable(InputError("no such file")) == "no such file"
 
 
-def test_complaints_and_warnings_name_the_script(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/home/me/generate.py"])
-    cli.complain("song.mp3: no such file")
-    cli.warn(Path("a\nb"))
-    monkeypatch.setattr(sys, "argv", [""])  # an interactive session
-    cli.warn("quiet")
-    seen = capsys.readouterr()
-    assert seen.out == ""
-    assert seen.err.splitlines() == [
-        "generate.py: error: song.mp3: no such file",
-        r"generate.py: warning: a\nb",
-        "python: warning: quiet",
-    ]
-
-
 def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
     with cli.progress(2, " slices") as bar:
         bar.update(2)
@@ -317,12 +266,6 @@ def test_every_script_has_set_and_debug():
     assert "\n\nHear it.\n\n" in text
     assert "More." not in text
     assert text.endswith("examples:\n  python song.py a.wav\n")
-
-
-def test_one_run_does_not_set_the_next(capsys):
-    parser = cli.make_parser("Hear it.", "")
-    parser.parse_args(["--set", "width=8"])
-    assert parser.parse_args([]).settings == []
 
 
 def test_set_changes_this_run_and_not_hparams():
@@ -389,6 +332,92 @@ def test_a_gpu_that_is_not_there_is_wrong_usage(capsys, monkeypatch):
         assert f"--device{' ' if choice == 'cuda' else ': '}" in capsys.readouterr().err
 
 
-def test_a_parser_is_there_before_torch_and_tqdm(script):
-    ended = run(script("print('torch' in sys.modules, 'tqdm' in sys.modules)"))
-    assert ended.stdout == b"False False\n"
+# --- Files and processes --------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / ("長" * 80 + ".npy")
+    cli.replace_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.replace_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    cli.replace_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == [path.name]
+    for wrong in (tmp_path, path / "below", Path(os.devnull)):
+        with pytest.raises(InputError, match=re.escape(str(wrong))):
+            cli.replace_atomically(wrong, lambda file: None)
+
+
+def test_a_full_disk_is_told(tmp_path):
+    def fail(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InputError, match="could not be written: No space left") as raised:
+        cli.replace_atomically(tmp_path / "a.npy", fail)
+    assert raised.value.__cause__.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_locked_until_its_process_ends(script, tmp_path):
+    command = script(
+        f"""
+        from pathlib import Path
+        with cli.locked(Path({str(tmp_path)!r})):
+            print("ready", flush=True)
+            time.sleep(60)
+        """
+    )
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        with pytest.raises(InputError, match="another process works here"), cli.locked(tmp_path):
+            raise AssertionError("not reached")
+        process.kill()
+    with cli.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_every_job_gives_its_result_or_its_error_on_one_thread(n_workers):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        jobs = [["width=2"], ["wrong"], []]
+        found = {
+            job[0] if job else "": got
+            for job, got in cli.in_processes(hparams.parse_settings, jobs, n_workers)
+        }
+        assert found["width=2"] == {"width": 2}
+        assert found[""] == {}
+        assert "write it as name=value" in str(found["wrong"])
+        threads = cli.in_processes(eval, ["__import__('torch').get_num_threads()"] * 2, n_workers)
+        assert [got for _, got in threads] == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert list(cli.in_processes(len, [], n_workers)) == []
+
+
+def test_a_worker_that_dies_is_told():
+    with pytest.raises(InputError, match="a worker process died"):
+        list(cli.in_processes(os._exit, [3, 3], 2))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, signum):
+    """Their standard output is a pipe, which is at its end when the last of them has gone."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli, time\n"
+    code += "if __name__ == '__main__':\n"
+    code += "  job = \"print('ready', flush=True) or __import__('time').sleep(60)\"\n"
+    code += "  cli.script(lambda argv: list(cli.in_processes(eval, [job] * 3, 2)))([])"
+    (tmp_path / "pool.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "pool.py")]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as process:
+        assert [process.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+        process.send_signal(signum)
+        assert process.stdout.read() == b""
