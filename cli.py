@@ -235,8 +235,9 @@ def _script_name() -> str:
 # --- Files and processes --------------------------------------------------------------------------
 
 
-def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a temporary file, flush it to disk and rename it over `path`.
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Name a temporary file to write; at the end it is flushed to disk and renamed to `path`.
 
     What was there stays until the new file is whole; InputError if it cannot be written.
     """
@@ -246,9 +247,8 @@ def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]
     temporary = path.with_name(f".{path.name[-40:]}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
+        yield temporary
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -256,6 +256,12 @@ def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a file that appears whole or not at all, as `new_file`."""
+    with new_file(path) as temporary, open(temporary, "wb") as file:
+        write(file)
 
 
 @contextlib.contextmanager
