@@ -356,9 +356,10 @@ def test_tuning_stores_the_best_settings_and_leaves_all_else(
         "mask_sharpness": 0.7,
     }
     tuned = after.pop("tuned_on")
-    assert model._digest({**after, "mask_settings": 0}) == model._digest(
-        {**before, "mask_settings": 0}
-    )
+    for name in ("weights", "curve_db"):
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    for name in ("hparams", "data"):
+        assert after[name] == before[name]
     assert list(after) == list(before)
     assert "tuned on 3 songs" in capsys.readouterr().out
     assert len(tuned) == 3
