@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ import audio
 import model as networks
 from hparams import MASK_SETTINGS, RANGES, TRAINED, UNTUNED_MASK, HParams, InputError, hparams
 from sound import reading
+from sound.writing import Part
 
 READ_SAMPLES = 1 << 16  # samples read at a time; has no influence on the result
 BLOCK_FRAMES = {"cpu": 256, "cuda": 2048}  # a CPU's cache wants few, a GPU many
@@ -372,15 +373,6 @@ class Stream:
         inside = audio.envelope(present, self.grid)[n_before * hop : (n_before + n) * hop]
         # Inside a song at least 0.25; the clamp only keeps what is dropped from dividing by zero.
         return inside.clamp(min=0.1)
-
-
-class Part(NamedTuple):
-    """A stretch of a separated song, in codes of (n_channels, n) that add up."""
-
-    mixture: np.ndarray
-    vocals: np.ndarray
-    accompaniment: np.ndarray
-    n_limited: int  # samples of the vocals that were limited, so that the accompaniment fits
 
 
 def split(

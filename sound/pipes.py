@@ -1,42 +1,40 @@
 """Sound through standard input and output, as it comes and for as long as it comes.
 
-WAV and raw PCM only: both are read and written here, not by libsndfile, which stops after 2^30
-samples of a pipe. A block is given as soon as its last byte is there, so that live sound in small
-packets does not wait.
+WAV of 16 bits or float32, and the same without a header: both are read and written here, not by
+libsndfile, which stops after 2^30 samples of a pipe. A block is given as soon as its last byte is
+there, so that live sound in small packets does not wait.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
 from hparams import RANGES, InputError
-from sound.headers import is_unknown_length
-from sound.reading import MAX_CHANNELS, AudioInfo, SampleFormat, check_floats, convert_codes, reason
+from sound.reading import (
+    MAX_CHANNELS,
+    AudioInfo,
+    SampleFormat,
+    check_floats,
+    is_unknown_length,
+    reason,
+)
+from sound.writing import Part
 
-ENCODINGS = {
-    "u8": SampleFormat("PCM_U8", 8),
-    "s16le": SampleFormat("PCM_16", 16),
-    "s24le": SampleFormat("PCM_24", 24),
-    "s32le": SampleFormat("PCM_32", 32),
-    "f32le": SampleFormat("FLOAT", None),
-    "f64le": SampleFormat("DOUBLE", None),
-}
+ENCODINGS = {"s16le": SampleFormat("PCM_16", 16), "f32le": SampleFormat("FLOAT", None)}
 STDIN, STDOUT = Path("standard input"), Path("standard output")
 
-_WIDTHS = {"u8": 1, "s16le": 2, "s24le": 3, "s32le": 4, "f32le": 4, "f64le": 8}
-_DTYPES = {"u8": "u1", "s16le": "<i2", "s32le": "<i4", "f32le": "<f4", "f64le": "<f8"}
-_WAV_TAGS = {
-    **{(1, 8): "u8", (1, 16): "s16le", (1, 24): "s24le", (1, 32): "s32le"},
-    **{(3, 32): "f32le", (3, 64): "f64le"},
-}
+_DTYPES = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+_WAV_TAGS = {(1, 16): "s16le", (3, 32): "f32le"}
 _EXTENSIBLE = 0xFFFE  # the format tag of a WAV that keeps its true tag further behind
-_SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")  # of every true tag, after its 2 bytes
 _UNKNOWN_BYTES = 0xFFFFFFFF
 _MAX_SKIPPED = 2**28  # bytes of chunks before the sound: no cover art is larger
 
@@ -59,21 +57,17 @@ class RawFormat:
         low, high = RANGES["sample_rate"]
         if not low <= self.sample_rate <= high:
             raise InputError(
-                f"sample rate {self.sample_rate} Hz is not between {low:g} and {high:g} Hz"
+                f"{STDIN}: sample rate {self.sample_rate} Hz is not between {low:g} and {high:g} Hz"
             )
         if not 1 <= self.n_channels <= MAX_CHANNELS:
-            raise InputError(f"{self.n_channels} channels are not between 1 and {MAX_CHANNELS}")
-        if self.encoding not in ENCODINGS:
-            known = ", ".join(ENCODINGS)
-            raise InputError(f"there is no sample format {self.encoding!r} (choose one of {known})")
+            raise InputError(
+                f"{STDIN}: {self.n_channels} channels are not between 1 and {MAX_CHANNELS}"
+            )
 
     @property
     def width(self) -> int:
         """Bytes of one sample of all channels."""
-        return _WIDTHS[self.encoding] * self.n_channels
-
-
-# --- Reading --------------------------------------------------------------------------------------
+        return _DTYPES[self.encoding].itemsize * self.n_channels
 
 
 class PipeReader:
@@ -82,14 +76,14 @@ class PipeReader:
     Parameters
     ----------
     file : file or None
-        ``sys.stdin.buffer`` or any other file open for binary reading; None, as `sys.stdin` is
-        where standard input is closed, is an error of one line.
+        ``sys.stdin`` or a file open for binary reading; None, as `sys.stdin` is where standard
+        input is closed, is an error of one line.
     raw : RawFormat, optional
-        The file holds raw PCM; by default it is a WAV or RF64.
+        The file holds raw PCM; by default it is a WAV.
     allow_truncated : bool
         Take a sound that ends before its header says so.
     fix_nonfinite : bool
-        Replace NaN and infinity by 0; `n_fixed` counts them.
+        Replace NaN and infinity by 0.
 
     Attributes
     ----------
@@ -107,7 +101,7 @@ class PipeReader:
 
     def __init__(
         self,
-        file: BinaryIO | None,
+        file: IO | None,
         raw: RawFormat | None = None,
         allow_truncated: bool = False,
         fix_nonfinite: bool = False,
@@ -116,58 +110,50 @@ class PipeReader:
             raise InputError(f"{STDIN}: closed (pipe a sound into it)")
         if file.isatty():
             raise InputError(f"{STDIN}: is a terminal (pipe a sound into it)")
-        self._file = file
-        self._ahead = b""  # read to recognise the sound, not yet given
-        self._allow_truncated = allow_truncated
-        self._fix_nonfinite = fix_nonfinite
-        self._n_left: int | None = None  # bytes of sound to come, None: to the end
-        if raw is None:
-            self.raw, self._n_left = self._read_header()
-        else:
-            self.raw, self._ahead = raw, self._take(1)
-            if not self._ahead:
-                raise _empty()
-        n_samples = None if self._n_left is None else self._n_left // self.raw.width
+        # Unbuffered: a buffer would wait until it is full. Blocking: or "nothing yet" is the end.
+        self._file = getattr(getattr(file, "buffer", file), "raw", file)
+        if os.name == "posix":
+            with contextlib.suppress(OSError):  # no pipe, but a test's bytes
+                os.set_blocking(self._file.fileno(), True)
+        self._allow_truncated, self._fix_nonfinite = allow_truncated, fix_nonfinite
+        self.raw, n_bytes = (raw, None) if raw else self._read_header()
         self.info = AudioInfo(
             path=STDIN,
             sample_rate=self.raw.sample_rate,
             n_channels=self.raw.n_channels,
-            n_samples=n_samples,
+            n_samples=None if n_bytes is None else n_bytes // self.raw.width,
             sample_format=ENCODINGS[self.raw.encoding],
             container="RAW" if raw else "WAV",
         )
         self.warnings: list[str] = []
         self.n_read = 0  # samples per channel so far
-        self.n_fixed = 0  # non-finite samples zeroed so far
 
-    def __enter__(self) -> PipeReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the pipe open: it belongs to who gave it."""
-
-    def blocks(
-        self, n_samples: int, sample_format: SampleFormat | None = None
-    ) -> Iterator[np.ndarray]:
+    def blocks(self, n_samples: int) -> Iterator[np.ndarray]:
         """Yield codes as `reading.Reader.blocks`, each block as soon as it is complete."""
-        native = self.info.sample_format
-        while True:
-            data = self._take_sound(n_samples * self.raw.width)
-            n_whole = len(data) // self.raw.width
-            codes = _decode(data[: n_whole * self.raw.width], self.raw)
-            if native.bits is None:
-                self.n_fixed += check_floats(codes, self.info, self.n_read, self._fix_nonfinite)
+        dtype, width, promised = _DTYPES[self.raw.encoding], self.raw.width, self.info.n_samples
+        n_fixed = 0
+        while n := n_samples if promised is None else min(n_samples, promised - self.n_read):
+            data = self._take(n * width)
+            n_whole = len(data) // width
+            codes = np.frombuffer(data[: n_whole * width], dtype).reshape(-1, self.raw.n_channels)
+            codes = codes.astype(np.int32 if dtype.kind == "i" else np.float32)
+            if dtype.kind == "f":
+                n_fixed += check_floats(codes, self.info, self.n_read, self._fix_nonfinite)
             self.n_read += n_whole
             if n_whole:
-                yield convert_codes(codes.T, native, sample_format or native)
-            if n_whole < n_samples:
+                yield codes.T
+            if n_whole < n:
+                if len(data) % width:
+                    self.warnings.append(
+                        f"{len(data) % width} bytes at the end are no whole sample"
+                    )
                 break
+        while promised is not None and self._file.read(2**16):  # what follows the sound in a WAV
+            pass
         if not self.n_read:
             raise _empty()
-        if len(data) % self.raw.width:
-            n_lost = len(data) % self.raw.width
-            self.warnings.append(f"{n_lost} bytes at the end are no whole sample, and ignored")
-        promised = self.info.n_samples
+        if n_fixed:
+            self.warnings.append(f"{n_fixed} non-finite samples taken as silence")
         if promised is not None and self.n_read < promised:
             problem = f"header promises {promised} frames, {self.n_read} came"
             if not self._allow_truncated:
@@ -176,57 +162,33 @@ class PipeReader:
 
     def _take(self, n_bytes: int) -> bytes:
         """Read exactly so many bytes, fewer only at the end."""
-        parts = [self._ahead[:n_bytes]]
-        self._ahead = self._ahead[n_bytes:]
-        n_missing = n_bytes - len(parts[0])
+        parts = []
         try:
             # A pipe gives what it has, which may be less than is wanted and is not yet the end.
-            while n_missing and (part := self._file.read(n_missing)):
+            while n_bytes and (part := self._file.read(n_bytes)):
                 parts.append(part)
-                n_missing -= len(part)
+                n_bytes -= len(part)
         except OSError as error:
             raise InputError(f"{STDIN}: {reason(error)}") from error
         return b"".join(parts)
-
-    def _take_sound(self, n_bytes: int) -> bytes:
-        """Take as `_take`, but nothing that follows the data chunk."""
-        if self._n_left is None:
-            return self._take(n_bytes)
-        if not self._n_left:
-            return b""
-        data = self._take(min(n_bytes, self._n_left))
-        self._n_left -= len(data)
-        if not self._n_left:
-            self._ahead = self._take(9)
-            is_padding = len(self._ahead) <= 1  # an odd number of bytes is made even
-            if not is_padding and not (len(self._ahead) == 9 and _is_chunk(self._ahead)):
-                self.warnings.append("what follows its data chunk is ignored")
-            self._ahead = b""
-        return data
 
     def _read_header(self) -> tuple[RawFormat, int | None]:
         """Read up to the first sample of a WAV; returns its format and its length [bytes]."""
         start = self._take(12)
         if not start:
             raise _empty()
-        if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
+        if start[:4] != b"RIFF" or start[8:] != b"WAVE":
             raise InputError(
                 f"{STDIN}: not a wav stream (raw PCM needs --sample-format, --rate and --channels)"
             )
-        raw, size64 = None, _UNKNOWN_BYTES
+        raw = None
         while len(entry := self._take(8)) == 8:
             name, size = struct.unpack("<4sI", entry)
-            if name == b"data":
-                if raw is None:
-                    break
-                if start[:4] == b"RF64" and size == _UNKNOWN_BYTES:
-                    return raw, size64 if 0 < size64 < 2**62 else None
+            if name == b"data" and raw is not None:
                 return raw, None if not size or is_unknown_length(size) else size
-            if size > _MAX_SKIPPED:
+            if name == b"data" or size > _MAX_SKIPPED:
                 break
             content = self._take(size + size % 2)
-            if name == b"ds64" and len(content) >= 16:
-                size64 = int.from_bytes(content[8:16], "little")
             if name == b"fmt " and len(content) >= 16:
                 raw = _raw_of(content)
         raise InputError(f"{STDIN}: damaged wav header (send it as wav again, or as raw PCM)")
@@ -234,47 +196,20 @@ class PipeReader:
 
 def _raw_of(content: bytes) -> RawFormat:
     """Read the fmt chunk of a WAV."""
-    tag, n_channels, rate, _, width, bits = struct.unpack("<HHIIHH", content[:16])
-    if tag == _EXTENSIBLE and content[26:40] == _SUBFORMAT:
+    tag, n_channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
+    if tag == _EXTENSIBLE:
         tag = int.from_bytes(content[24:26], "little")
-    encoding = _WAV_TAGS.get((tag, width * 8 // n_channels if n_channels else bits))
+    encoding = _WAV_TAGS.get((tag, bits))
     if encoding is None:
         raise InputError(
-            f"{STDIN}: a wav with format {tag} and {bits} bits is not PCM (send it as PCM)"
+            f"{STDIN}: a wav with format {tag} and {bits} bits (send 16 bits, pcm_s16le, or "
+            "float, pcm_f32le)"
         )
-    try:
-        return RawFormat(rate, n_channels, encoding)
-    except InputError as error:
-        raise InputError(f"{STDIN}: {error}") from error
-
-
-def _is_chunk(start: bytes) -> bool:
-    """Say whether a chunk begins here, or after the byte that fills an odd one up."""
-    entries = (struct.unpack_from("<4sI", start, at) for at in (0, 1))
-    return any(
-        size < _MAX_SKIPPED and all(32 <= byte < 127 for byte in name) for name, size in entries
-    )
-
-
-def _decode(data: bytes, raw: RawFormat) -> np.ndarray:
-    """Turn bytes into codes, (n_samples, n_channels)."""
-    if raw.encoding == "s24le":
-        wide = np.zeros((len(data) // 3, 4), np.uint8)
-        wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        codes = wide.view("<i4")[:, 0] >> 8
-    else:
-        codes = np.frombuffer(data, _DTYPES[raw.encoding])
-        codes = codes.astype(codes.dtype.newbyteorder("=") if "f" in raw.encoding else np.int32)
-        if raw.encoding == "u8":
-            codes -= 128
-    return codes.reshape(-1, raw.n_channels)
+    return RawFormat(rate, n_channels, encoding)
 
 
 def _empty() -> InputError:
     return InputError(f"{STDIN}: empty (did the program before it fail?)")
-
-
-# --- Writing --------------------------------------------------------------------------------------
 
 
 class PipeWriter:
@@ -283,11 +218,11 @@ class PipeWriter:
     Parameters
     ----------
     file : file or None
-        ``sys.stdout.buffer`` or any other file open for binary writing.
-    info : AudioInfo
-        Rate, channels and sample format.
-    raw : bool
-        Write the bare samples; by default a WAV header of unknown length goes before them.
+        ``sys.stdout`` or a file open for binary writing.
+    raw : RawFormat
+    stem : {"vocals", "accompaniment"}
+    has_header : bool
+        Whether a WAV header of unknown length goes before the samples, as ffmpeg writes it.
 
     Raises
     ------
@@ -296,20 +231,24 @@ class PipeWriter:
         more, which is no mistake of the user.
     """
 
-    def __init__(self, file: BinaryIO | None, info: AudioInfo, raw: bool = False) -> None:
+    def __init__(self, file: IO | None, raw: RawFormat, stem: str, has_header: bool) -> None:
         if file is None or file.closed:
             raise InputError(f"{STDOUT}: closed (pipe it into a program or a file)")
-        encodings = {fmt.subtype: encoding for encoding, fmt in ENCODINGS.items()}
-        self._encoding = encodings[info.sample_format.subtype]
-        self._file = file
-        self._put(b"" if raw else _wav_header(info, self._encoding))
+        self._file, self._dtype = getattr(file, "buffer", file), _DTYPES[raw.encoding]
+        self._stem = stem
+        if has_header:
+            tag = next(tag for (tag, _), name in _WAV_TAGS.items() if name == raw.encoding)
+            sizes = raw.sample_rate * raw.width, raw.width, 8 * self._dtype.itemsize
+            fmt = struct.pack("<HHIIHH", tag, raw.n_channels, raw.sample_rate, *sizes)
+            head = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt
+            unknown = struct.pack("<I", _UNKNOWN_BYTES)
+            self._put(b"RIFF" + unknown + head + b"data" + unknown)
 
-    def write(self, codes: np.ndarray) -> None:
-        """Send codes, (n_channels, any), of ``info.sample_format``."""
-        self._put(_encode(codes, self._encoding))
-
-    def close(self) -> None:
-        """Do nothing: all is sent, and the pipe belongs to who gave it."""
+    def write(self, part: Part) -> None:
+        """Send the stem's codes."""
+        codes = getattr(part, self._stem)
+        assert np.isfinite(codes).all(), "non-finite output"
+        self._put(np.ascontiguousarray(codes.T).astype(self._dtype).tobytes())
 
     def _put(self, data: bytes) -> None:
         try:
@@ -323,36 +262,67 @@ class PipeWriter:
             raise InputError(f"{STDOUT}: could not be written: {reason(error)}") from error
 
 
-def _encode(codes: np.ndarray, encoding: str) -> bytes:
-    """Turn codes, (n_channels, n_samples), into bytes."""
-    fmt = ENCODINGS[encoding]
-    codes = np.ascontiguousarray(codes.T)  # (n_samples, n_channels)
-    if fmt.bits is None:
-        assert np.isfinite(codes).all(), "non-finite output"
-    if encoding == "s24le":
-        return codes.astype("<i4").reshape(-1, 1).view(np.uint8)[:, :3].tobytes()
-    if encoding == "u8":
-        codes = codes + 128
-    return codes.astype(_DTYPES[encoding]).tobytes()
+# --- Live -----------------------------------------------------------------------------------------
 
 
-def _wav_header(info: AudioInfo, encoding: str) -> bytes:
-    """Make the header of a WAV of unknown length, as ffmpeg writes it into a pipe."""
-    width = _WIDTHS[encoding]
-    tag = next(tag for (tag, _), name in _WAV_TAGS.items() if name == encoding)
-    rate, n_channels = info.sample_rate, info.n_channels
-    is_simple = n_channels <= 2 and encoding in ("u8", "s16le")
-    fmt = struct.pack(
-        "<HHIIHH",
-        tag if is_simple else _EXTENSIBLE,
-        n_channels,
-        rate,
-        rate * n_channels * width,
-        n_channels * width,
-        8 * width,
-    )
-    if not is_simple:  # no loudspeakers are named
-        fmt += struct.pack("<HHIH", 22, 8 * width, 0, tag) + _SUBFORMAT
-    chunks = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt
-    unknown = struct.pack("<I", _UNKNOWN_BYTES)
-    return b"RIFF" + unknown + chunks + b"data" + unknown
+class SoundCard:
+    """The microphone as a reader and the loudspeakers as a writer, until Ctrl-C.
+
+    As many samples go out as come in, from silence on. InputError without a sound card, and
+    without the package that knows it.
+    """
+
+    def __init__(self, sample_rate: int, n_channels: int, stem: str) -> None:
+        try:
+            import sounddevice
+        except (ImportError, OSError) as error:  # OSError: the package is there, PortAudio is not
+            raise InputError(
+                f"--live: {error} (pip install sounddevice, and on Linux apt install "
+                "libportaudio2; or use a pipe: --live -)"
+            ) from error
+        self._module = sounddevice
+        self.info = AudioInfo(Path("microphone"), sample_rate, n_channels, None, ENCODINGS["f32le"])
+        self.warnings: list[str] = []
+        self.n_behind = 0  # samples that the writer is behind the reader: its silence comes first
+        self._stem = stem
+
+    def blocks(self, n_samples: int) -> Iterator[np.ndarray]:
+        """Yield what the microphone hears, (n_channels, n_samples), for ever."""
+        rate, n_channels, self._n_block = self.info.sample_rate, self.info.n_channels, n_samples
+        self._line = np.zeros((n_channels, self.n_behind), np.float32)  # waits to be played
+        try:
+            with self._module.Stream(
+                rate, n_samples, channels=n_channels, dtype="float32"
+            ) as self._card:
+                while True:
+                    yield self._card.read(n_samples)[0].T
+        except self._module.PortAudioError as error:
+            raise InputError(f"--live: {error} (see python -m sounddevice)") from error
+
+    def write(self, part: Part) -> None:
+        """Play as much as was heard since the last part."""
+        self._line = np.concatenate([self._line, getattr(part, self._stem)], axis=1)
+        self._card.write(np.ascontiguousarray(self._line[:, : self._n_block].T))
+        self._line = self._line[:, self._n_block :]
+
+
+class Stopwatch:
+    """How long the work on each packet takes, without the time of waiting for it."""
+
+    def __init__(self) -> None:
+        self._n, self._total, self._slowest = 0, 0.0, 0.0
+
+    def between(self, packets: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield packets; what happens until the next one is asked for is work."""
+        for packet in packets:
+            began = time.perf_counter()
+            yield packet
+            took = time.perf_counter() - began
+            self._n, self._total = self._n + 1, self._total + took
+            self._slowest = max(self._slowest, took)
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        mean = 1000 * self._total / max(1, self._n)
+        slowest = 1000 * self._slowest
+        return f"{self._n} packets, {mean:.1f} ms of work each, {slowest:.1f} ms the slowest"

@@ -2,7 +2,8 @@
 
 Samples travel as *codes*, the integers that stand in the file (-32768..32767 for 16 bits), so that
 what is read, split and written adds up exactly; float files keep their floats. Arrays are
-(n_channels, n_samples). Every problem with a file is an `InputError` of one line.
+(n_channels, n_samples). Every problem with a file is an `InputError` of one line. What was decoded
+is counted and compared with what the header promised: a song never ends early without a word.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -21,17 +22,17 @@ import numpy as np
 import soundfile
 
 from hparams import RANGES, InputError
-from sound import decoding, headers
+from sound import decoding
 
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_LEVEL = 1e6  # +120 dB re full scale: louder float samples would overflow the STFT
+MP3_FRAME = 1152  # samples; an MP3 header may promise up to one frame more than is decoded
 
-# A read takes at least this many samples, for speed. Written blocks stay below 65536 samples, above
-# which libsndfile's Vorbis encoder crashes.
+# Written blocks stay below 65536 samples, above which libsndfile's Vorbis encoder crashes.
 DISK_BLOCK = 16384
 
 _BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None}
-_ENDLESS = 2**60  # samples
+_EXACT = (*_BITS, "PCM_S8")  # what libsndfile gives as it stands in the file, and seeks in exactly
 _UNKNOWN_LENGTH = 2**62  # libsndfile's n_samples for a stream of unknown length is 2**63 - 1
 
 
@@ -73,7 +74,7 @@ class AudioInfo:
 # --- Headers ------------------------------------------------------------------------------------
 
 
-def probe(path: str | os.PathLike, allow_truncated: bool = False) -> AudioInfo:
+def probe(path: str | os.PathLike, allow_truncated: bool = False, stream: int = 0) -> AudioInfo:
     """Read a sound file's header and say at once what is wrong with the file.
 
     Parameters
@@ -82,6 +83,8 @@ def probe(path: str | os.PathLike, allow_truncated: bool = False) -> AudioInfo:
         Any name the file system allows; the content decides the format, not the extension.
     allow_truncated : bool
         Accept a file that is cut off; `n_samples` is then what the file holds.
+    stream : int
+        Which sound of a file that has several, as .stem.mp4 has five.
 
     Returns
     -------
@@ -93,9 +96,27 @@ def probe(path: str | os.PathLike, allow_truncated: bool = False) -> AudioInfo:
         If there is no such file, it is not a regular readable file, is empty, is not audio, holds
         no samples or fewer than its header promises, or has a sample rate out of range.
     """
-    file, sound, info = _open(Path(path), allow_truncated)
+    file, sound, info = _open(Path(path), allow_truncated, stream)
     with file, sound:
         return info
+
+
+def check_path(path: str | os.PathLike) -> None:
+    """Refuse what is no regular file with something in it, without opening it."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: no such file (a name cannot hold a null byte)") from error
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: permission denied (change its permissions)")
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: is a directory (name a sound file)")
+    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+        raise InputError(f"{path}: is not a regular file (save the sound to a file first)")
+    if status.st_size == 0:
+        raise InputError(f"{path}: empty file (copy or download it again)")
 
 
 def sample_format(subtype: str) -> SampleFormat:
@@ -107,39 +128,26 @@ def sample_format(subtype: str) -> SampleFormat:
     return SampleFormat(subtype, _BITS[subtype])
 
 
-def _open(path: Path, allow_truncated: bool) -> tuple[BinaryIO, Sound, AudioInfo]:
+def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, Sound, AudioInfo]:
     """Open and check a sound file; the caller closes file and sound."""
+    check_path(path)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open_regular(path))
-        sound = stack.enter_context(_open_sound(path, file))
+        try:
+            file = stack.enter_context(open(path, "rb", buffering=0))
+        except OSError as error:
+            raise InputError(f"{path}: {reason(error)}") from error
+        sound = stack.enter_context(_open_sound(path, file, stream))
         info = _inspect(path, file, sound, allow_truncated)
         stack.pop_all()  # all is well: they stay open
     return file, sound, info
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a regular file; libsndfile itself would only say "System error."."""
+def _open_sound(path: Path, file: BinaryIO, stream: int) -> Sound:
+    """Let libsndfile look at the content, not at the name: it guesses from odd ones."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise InputError(f"{path}: is a directory (name a sound file)")
-        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-            raise InputError(f"{path}: is not a regular file (save the sound to a file first)")
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
-    except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from error
-    except ValueError as error:  # a null byte in the name
-        raise InputError(f"{path}: no such file (a name cannot hold a null byte)") from error
-    if os.fstat(file.fileno()).st_size == 0:
-        file.close()
-        raise InputError(f"{path}: empty file (copy or download it again)")
-    return file
-
-
-def _open_sound(path: Path, file: BinaryIO) -> Sound:
-    """Let libsndfile look at the content; by descriptor, because it guesses from odd names."""
-    try:
-        sound = soundfile.SoundFile(file.fileno(), closefd=False)
+        # Windows has descriptors of a library's own.
+        source = file.fileno() if os.name == "posix" else file
+        sound = soundfile.SoundFile(source, closefd=False)
         # Otherwise soundfile seeks to where it already is after every read, and libsndfile 1.2.2
         # then goes on with other samples in MP3 (up to 0.7 of full scale were seen) and Opus.
         sound.seekable = lambda: False
@@ -148,7 +156,7 @@ def _open_sound(path: Path, file: BinaryIO) -> Sound:
         what, container = error.error_string.rstrip("."), decoding.container_of(file)
         if container is not None:
             try:
-                return decoding.open_sound(path, file, container)
+                return decoding.open_sound(path, file, container, stream)
             except decoding.DecoderError as better:
                 what = f"{container}, and {better}"
         raise InputError(
@@ -168,20 +176,97 @@ def _inspect(path: Path, file: BinaryIO, sound: Sound, allow_truncated: bool) ->
             f"{path}: sample rate {sound.samplerate} Hz is not between {low:g} and {high:g} Hz "
             "(convert it, or repair its header)"
         )
-    n_samples, problem, warning = headers.check_length(file.fileno(), sound)
+    position = file.tell()
+    problem, warning = _check_riff(file, sound) or _check_ogg(file) or ("", "")
+    file.seek(position)
     if problem and not allow_truncated:
         raise InputError(f"{path}: {problem} (export it again, or generate.py --allow-truncated)")
-    sound_tags = sound.copy_metadata()
+    tags = sound.copy_metadata()
     return AudioInfo(
         path=path,
         sample_rate=sound.samplerate,
         n_channels=sound.channels,
-        n_samples=n_samples,
+        n_samples=sound.frames,
         sample_format=sample_format(sound.subtype),
         container=sound.format,
         warnings=tuple(text for text in (problem, warning) if text),
-        tags={name: sound_tags[name] for name in sorted(sound_tags) if name != "software"},
+        tags={name: tags[name] for name in sorted(tags) if name != "software"},
     )
+
+
+def _check_riff(file: BinaryIO, sound: Sound) -> tuple[str, str] | None:
+    """Find what libsndfile forgives a WAV: returns (problem, warning), None for another file."""
+    file.seek(0)
+    start = file.read(12)
+    if start[:4] not in (b"RIFF", b"RIFX", b"RF64") or start[8:] != b"WAVE":
+        return None
+    order = "big" if start[:4] == b"RIFX" else "little"
+    size64 = 0
+    for _ in range(10_000):  # a hostile file can hold millions of empty chunks
+        entry = file.read(8)
+        name, size = entry[:4], int.from_bytes(entry[4:], order)
+        if len(entry) < 8:
+            break
+        if name == b"data":
+            promised = size64 if start[:4] == b"RF64" and size == 0xFFFFFFFF else size
+            n_bytes = os.fstat(file.fileno()).st_size - file.tell()
+            if promised <= n_bytes:
+                break
+            if is_unknown_length(promised):
+                return "", "its header does not tell its length (written by a pipe?)"
+            n_promised = round(sound.frames * promised / n_bytes) if n_bytes else promised
+            return f"header promises {n_promised} frames, file holds {sound.frames}", ""
+        if name == b"ds64":  # RF64 keeps its 64-bit sizes here
+            size64 = int.from_bytes(file.read(16)[8:], "little")
+            size -= 16
+        file.seek(size + size % 2, os.SEEK_CUR)
+    return "", ""
+
+
+def is_unknown_length(size: int) -> bool:
+    """Say whether a WAV's data chunk was begun by somebody who did not know its size.
+
+    Whoever writes into a pipe cannot return to the header and leaves the largest number there. Any
+    other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
+    """
+    return size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
+
+
+def _check_ogg(file: BinaryIO) -> tuple[str, str] | None:
+    """Look at the end of an Ogg file; returns as `_check_riff`.
+
+    Its last page must be whole, marked as the last, and of the stream that the first page began:
+    of several that follow each other, as in recorded radio, libsndfile reads the first.
+    """
+    file.seek(0)
+    first = file.read(18)
+    if first[:4] != b"OggS":
+        return None
+    file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))  # a page has at most 65307 bytes
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    n_page = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) >= 27 else 27
+    if len(page) < n_page or not page[5] & 4:
+        return "its end is missing", ""
+    if page[14:18] != first[14:18]:  # the streams' serial numbers
+        return "several sounds in one file, of which only the first can be read", ""
+    return "", ""
+
+
+def _is_guess(file: BinaryIO, sound: Sound) -> bool:
+    """Say whether an MP3's length is libsndfile's guess from its size: it has no Xing header."""
+    if not isinstance(sound, soundfile.SoundFile) or sound.format != "MP3":
+        return False
+    position = file.tell()
+    file.seek(0)
+    start = file.read(10)
+    if start[:3] == b"ID3":  # titles, cover art; seven bits of its size in each byte
+        file.seek(
+            10 + sum(byte << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=True))
+        )
+    start += file.read(4096)
+    file.seek(position)
+    return b"Xing" not in start and b"Info" not in start
 
 
 # --- Reading ------------------------------------------------------------------------------------
@@ -197,12 +282,14 @@ class Reader:
     allow_truncated : bool
         Take what there is of a file that is cut off.
     fix_nonfinite : bool
-        Replace NaN and infinity in float files by 0; `n_fixed` counts them.
+        Replace NaN and infinity in float files by 0.
     start : float >= 0
         Where to begin [s], to the nearest sample, in every format the same samples as a read from
         the beginning gives.
     duration : float > 0, optional
         How much to read [s], at most to the end. `info.n_samples` is then the excerpt's.
+    stream : int
+        As for `probe`.
 
     Raises
     ------
@@ -218,26 +305,28 @@ class Reader:
         fix_nonfinite: bool = False,
         start: float = 0.0,
         duration: float | None = None,
+        stream: int = 0,
     ) -> None:
-        self._file, self._sound, info = _open(Path(path), allow_truncated)
+        self._file, self._sound, info = _open(Path(path), allow_truncated, stream)
         try:
             self._first, self._last = _excerpt(info, start, duration)
         except InputError:
             self.__exit__()
             raise
+        self._is_guess = _is_guess(self._file, self._sound)
         self._n_promised = info.n_samples
         self.info = replace(info, n_samples=min(self._last, info.n_samples) - self._first)
-        self._stamp = _stamp(self._file)
+        self._stamp = self._changes()
         self._allow_truncated = allow_truncated
         self._fix_nonfinite = fix_nonfinite
         self._position = 0  # in the file
-        self.n_fixed = 0  # non-finite samples zeroed so far
-        self.n_clipped = 0  # samples beyond full scale, which the codes asked for cannot hold
+        self.warnings: list[str] = list(info.warnings)  # more of them when all is read
+        self._n_fixed = self._n_clipped = 0  # samples
 
     @property
     def n_read(self) -> int:
         """Samples per channel of the excerpt that were read so far."""
-        return max(0, min(self._position, self._last) - self._first)
+        return max(0, self._position - self._first)
 
     def __enter__(self) -> Reader:
         return self
@@ -272,13 +361,13 @@ class Reader:
         """
         subtype, native = self._sound.subtype, self.info.sample_format
         wanted = sample_format or native
-        if subtype not in headers.SAMPLE_BYTES:
+        if subtype not in _EXACT:
             for block in self._read(n_samples, "float32"):
                 yield to_codes(block, wanted)
         elif native.bits is None:
             for block in self._read(n_samples, "float32" if subtype == "FLOAT" else "float64"):
                 if wanted.bits is not None:
-                    self.n_clipped += int((np.abs(block) > 1).sum())
+                    self._n_clipped += int((np.abs(block) > 1).sum())
                 yield convert_codes(block, native, wanted)
         else:
             for block in self._read(n_samples, "int32"):  # libsndfile fills the upper bits
@@ -293,29 +382,32 @@ class Reader:
         yield from self._read(n_samples, "float32")
 
     def _read(self, n_samples: int, dtype: str) -> Iterator[np.ndarray]:
-        """Yield (n_channels, <= n_samples) of the excerpt from large reads, checked."""
-        n_disk = n_samples * -(-DISK_BLOCK // n_samples)  # a whole number of blocks
-        if self._first and _seeks_exactly(self._sound):
+        """Yield (n_channels, <= n_samples) of the excerpt, checked."""
+        if (
+            self._first
+            and self._sound.subtype in _EXACT
+            and not isinstance(self._sound, decoding.Sound)
+        ):
             self._position = self._sound.seek(self._first)
-        held = None  # what is left of a read that does not begin where the excerpt does
-        while self._position < self._last and len(block := self._read_once(n_disk, dtype)):
-            begin, end = self._first - self._position, self._last - self._position
-            skipped = max(0, begin)
-            wanted = block[skipped:end]
-            self._check_floats(wanted, self._position + skipped)
+        while self._position < self._first:  # in MP3, a seek does not find the same samples
+            n_skipped = len(self._decode(min(2**16, self._first - self._position), dtype))
+            self._position += n_skipped
+            if not n_skipped:
+                break
+        while n := min(n_samples, self._last - self._position):
+            block = self._decode(n, dtype)
+            if not self._sound.subtype.startswith("PCM"):
+                at = self._position
+                self._n_fixed += check_floats(block, self.info, at, self._fix_nonfinite)
             self._position += len(block)
-            if held is not None:
-                wanted = np.concatenate([held, wanted])
-            n_whole = len(wanted) - len(wanted) % n_samples
-            held = wanted[n_whole:] if n_whole < len(wanted) else None
-            for start in range(0, n_whole, n_samples):
-                yield wanted[start : start + n_samples].T  # (n_channels, n_samples)
+            if len(block):
+                yield block.T  # (n_channels, n_samples)
+            if len(block) < n:
+                break
         self._check_end()
-        if held is not None:
-            yield held.T
 
-    def _read_once(self, n_samples: int, dtype: str) -> np.ndarray:
-        """Read (<= n_samples, n_channels), empty at the end."""
+    def _decode(self, n_samples: int, dtype: str) -> np.ndarray:
+        """Read (n_samples, n_channels), fewer only at the end."""
         block = np.empty((n_samples, self.info.n_channels), dtype)
         try:
             return self._sound.read(out=block)
@@ -330,40 +422,35 @@ class Reader:
                 "(copy it again, or convert it to wav)"
             ) from error
 
-    def _check_floats(self, block: np.ndarray, position: int) -> None:
-        """Refuse or zero NaN and infinity, refuse what would overflow; changes `block`."""
-        if self._sound.subtype.startswith("PCM") or not block.size:
-            return
-        n_disk, dtype = DISK_BLOCK, block.dtype.name
-
-        def count_rest() -> int:
-            n_bad = 0
-            while (rest := self._read_once(n_disk, dtype)).size:
-                n_bad += int((~np.isfinite(rest)).sum())
-            return n_bad
-
-        self.n_fixed += check_floats(block, self.info, position, self._fix_nonfinite, count_rest)
-
     def _check_end(self) -> None:
         """Make sure that all promised samples came, from a file that nobody touched."""
         path, promised = self.info.path, min(self._n_promised, self._last)
-        if _stamp(self._file) != self._stamp:
+        if self._changes() != self._stamp:
             raise InputError(f"{path}: changed while it was read (run again when it is complete)")
-        slack = headers.MP3_FRAME if self.info.container == "MP3" else 0
-        slack = getattr(self._sound, "slack", slack)
-        if self._position < promised - slack and not self._allow_truncated:
-            raise InputError(
-                f"{path}: header promises {self._n_promised} frames, file holds {self._position} "
-                "(export it again, or generate.py --allow-truncated)"
-            )
+        problem = ""
+        slack = MP3_FRAME if self.info.container == "MP3" else 0
+        if self._position < promised - getattr(self._sound, "slack", slack) and not self._is_guess:
+            problem = f"header promises {self._n_promised} frames, file holds {self._position}"
+        # Where its guess is too short, or a Xing header lies, libsndfile reads no further.
+        n_bytes, n_unread = self._stamp[0], self._stamp[0] - self._file.tell()
+        if slack and self._position < self._last and n_unread > max(2**16, 0.02 * n_bytes):
+            problem = f"{n_unread} of {n_bytes} bytes were not decoded (convert it to wav)"
+        if problem and not self._allow_truncated:
+            raise InputError(f"{path}: {problem} (export it again, or use --allow-truncated)")
+        if self._n_clipped:
+            what = f"{self._n_clipped} samples beyond full scale clipped (--subtype FLOAT)"
+            self.warnings.append(what)
+        if self._n_fixed:
+            self.warnings.append(f"{self._n_fixed} non-finite samples taken as silence")
+        self.warnings += [problem] if problem else []
         if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
             begin, end = (n / self.info.sample_rate for n in (self._first, self._position))
             raise _begins_too_late(path, f"{begin:.3f}", end)
 
-
-def _seeks_exactly(sound: Sound) -> bool:
-    """Say whether seeking finds the sample that reading from the start would: not in MP3."""
-    return isinstance(sound, soundfile.SoundFile) and sound.subtype in headers.SAMPLE_BYTES
+    def _changes(self) -> tuple[int, int]:
+        """Return what changes when somebody writes into the file."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
 
 def _begins_too_late(path: Path, begin: str, end: float) -> InputError:
@@ -374,30 +461,24 @@ def _begins_too_late(path: Path, begin: str, end: float) -> InputError:
 
 
 def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int, int]:
-    """Return the first sample of an excerpt and the one after its last, at most `_ENDLESS`.
+    """Return the first sample of an excerpt and the one after its last.
 
     The last is not limited to what the header promises: some of them guess.
     """
-    first, last = 0, _ENDLESS
-    if not 0 <= start < _ENDLESS / info.sample_rate:
+    endless = 2**60
+    if not 0 <= start < endless / info.sample_rate:
         raise InputError(f"{info.path}: an excerpt cannot begin at {start:g} s (0 or later)")
     first = round(start * info.sample_rate)
     if first >= info.n_samples:
         raise _begins_too_late(info.path, f"{start:g}", info.seconds)
-    if duration is not None:
-        if not duration > 0:
-            raise InputError(f"{info.path}: an excerpt cannot last {duration:g} s (more than 0)")
-        last = first + max(1, round(min(duration * info.sample_rate, float(2**50))))
-    return first, last
+    if duration is None:
+        return first, endless
+    if not duration > 0:
+        raise InputError(f"{info.path}: an excerpt cannot last {duration:g} s (more than 0)")
+    return first, first + max(1, round(min(duration * info.sample_rate, 2.0**50)))
 
 
-def check_floats(
-    block: np.ndarray,
-    info: AudioInfo,
-    position: int,
-    fix: bool,
-    count_rest: Callable[[], int] = lambda: 0,
-) -> int:
+def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -> int:
     """Refuse or zero NaN and infinity, refuse what would overflow.
 
     Parameters
@@ -410,8 +491,6 @@ def check_floats(
         Samples before the block.
     fix : bool
         Zero what is not finite.
-    count_rest : callable
-        Counts what is not finite after this block, so that the message needs no second run.
 
     Returns
     -------
@@ -426,13 +505,10 @@ def check_floats(
     if not block.size or max(block.max(), -block.min()) <= MAX_LEVEL:  # false for NaN
         return 0
     bad = ~np.isfinite(block)
-    n_bad = int(bad.sum())
-    if n_bad and not fix:
+    if bad.any() and not fix:
         at = (position + int(bad.any(axis=1).argmax())) / info.sample_rate
-        n_bad += count_rest()
-        noun = "sample" if n_bad == 1 else "samples"
         raise InputError(
-            f"{info.path}: {n_bad} non-finite {noun}, first at {at:.3f} s "
+            f"{info.path}: non-finite samples, first at {at:.3f} s "
             "(generate.py --fix-nonfinite zeroes them)"
         )
     block[bad] = 0
@@ -443,13 +519,7 @@ def check_floats(
             f"{info.path}: sample of {np.abs(block).max():g} at {at:.3f} s, where full "
             f"scale is 1 and {MAX_LEVEL:g} the limit (scale it down)"
         )
-    return n_bad
-
-
-def _stamp(file: BinaryIO) -> tuple[int, int]:
-    """Return what changes when somebody writes into a file."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
+    return int(bad.sum())
 
 
 # --- Codes --------------------------------------------------------------------------------------

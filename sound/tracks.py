@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import types
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +49,7 @@ class Part:
 
     path: Path
     channel: int | None = None  # None: the mean of all channels
-    stream: int | None = None  # of a .stem.mp4
+    stream: int = 0  # of a .stem.mp4
 
 
 @dataclass(frozen=True)
@@ -103,15 +102,6 @@ class Extent(NamedTuple):
     def seconds(self) -> float:
         """Duration [s]."""
         return self.n_samples / self.sample_rate
-
-
-class _Header(NamedTuple):
-    """What of `reading.AudioInfo` a .stem.mp4 can tell."""
-
-    path: Path
-    sample_rate: int
-    n_samples: int
-    warnings: tuple[str, ...] = ()
 
 
 # --- Finding --------------------------------------------------------------------------------------
@@ -212,8 +202,6 @@ def _musdb18(root: Path) -> Found:
             bad.append(str(error))
     if len(layouts) > 1:
         raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
-    if "MUSDB18" in layouts:
-        _stempeg()  # one error if it is missing, not one a song
     return Found("".join(layouts) or "MUSDB18", tracks, bad)
 
 
@@ -362,6 +350,29 @@ def find_audio(root: Path) -> tuple[list[Path], list[Path]]:
     return found, closed
 
 
+def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
+    """List the songs that `root` is or holds, each with its folder within `root`.
+
+    What an earlier run wrote into `output_dir` is no song; a folder that cannot be read is listed
+    as if it were one. InputError if there is none.
+    """
+    if not os.path.isdir(root):
+        return {root: Path()}
+    songs, closed = find_audio(root)
+    outputs = output_dir.resolve()
+    if outputs == root.resolve():
+        named = {
+            (p.parent, f"{p.stem}_{stem}") for p in songs for stem in ("vocals", "accompaniment")
+        }
+        songs = [path for path in songs if (path.parent, path.stem) not in named]
+    else:
+        songs = [path for path in songs if not path.resolve().is_relative_to(outputs)]
+    if not songs and not closed:
+        raise InputError(f"{root}: no audio files in this folder (name another one)")
+    places = {path: path.parent.relative_to(root) for path in songs}
+    return places | dict.fromkeys(closed, Path())
+
+
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
     """Find what a system has written for some songs.
 
@@ -484,7 +495,10 @@ def measure(track: Track) -> Extent:
         If a file cannot be read, if sample rates differ, or if mixture and vocals differ in length
         by more than 50 ms. Stems that end early are silent from there.
     """
-    probed = {name: [_probe(part) for part in parts] for name, parts in track.parts.items()}
+    probed = {
+        name: [reading.probe(part.path, stream=part.stream) for part in parts]
+        for name, parts in track.parts.items()
+    }
     infos = [info for infos in probed.values() for info in infos]
     first, rate = infos[0].path, infos[0].sample_rate
     played = round(rate * track.speed)
@@ -595,11 +609,7 @@ def _sum_blocks(parts: tuple[Part, ...], n_samples: int, total: int) -> Iterator
 
 def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
     """Yield one channel, or the mean of all."""
-    if part.stream is not None:
-        wav = _read_stem(part).mean(0)
-        yield from (wav[i : i + n_samples] for i in range(0, len(wav), n_samples))
-        return
-    with reading.Reader(part.path) as reader:
+    with reading.Reader(part.path, stream=part.stream) as reader:
         for block in reader.float_blocks(n_samples):
             if part.channel is not None:
                 yield block[part.channel]
@@ -611,50 +621,7 @@ def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
 
 def read_part(part: Part) -> np.ndarray:
     """Decode one file, or what is taken of it: (n_channels, n_samples), float32."""
-    if part.stream is not None:
-        return _read_stem(part)
-    with reading.Reader(part.path) as reader:
+    with reading.Reader(part.path, stream=part.stream) as reader:
         blocks = reader.float_blocks(reading.DISK_BLOCK)
         wav = np.concatenate([np.zeros((reader.info.n_channels, 0), np.float32), *blocks], 1)
     return wav if part.channel is None else wav[part.channel : part.channel + 1]
-
-
-def _probe(part: Part) -> _Header | reading.AudioInfo:
-    """Read a header."""
-    if part.stream is None:
-        return reading.probe(part.path)
-    stempeg = _stempeg()
-    try:
-        info = stempeg.Info(str(part.path))
-        return _Header(part.path, info.sample_rate(part.stream), info.samples(part.stream))
-    except (stempeg.read.ffmpeg.Error, IndexError, KeyError) as error:
-        raise InputError(f"{part.path}: not a readable .stem.mp4 of five streams") from error
-
-
-def _read_stem(part: Part) -> np.ndarray:
-    """Decode one stream of a .stem.mp4, whole: ffmpeg does not seek in AAC exactly.
-
-    Returns (n_channels, n_samples).
-    """
-    header = _probe(part)
-    wav, _ = _stempeg().read_stems(
-        str(part.path), stem_id=part.stream, dtype=np.float32, ffmpeg_format="f32le"
-    )
-    # stempeg does not look at ffmpeg's exit code.
-    if len(wav) < header.n_samples - TRIM_SECONDS * header.sample_rate:
-        raise InputError(
-            f"{part.path}: promises {header.n_samples} samples, {len(wav)} could be decoded"
-        )
-    return np.ascontiguousarray(wav.reshape(len(wav), -1).T)
-
-
-def _stempeg() -> types.ModuleType:
-    """Import what reads .stem.mp4, which is optional."""
-    try:
-        import stempeg
-    except (ImportError, RuntimeError) as error:  # RuntimeError: installed, but finds no ffmpeg
-        raise InputError(
-            f".stem.mp4 needs the package stempeg and ffmpeg ({error}); pip install stempeg and "
-            "install ffmpeg, or use MUSDB18-HQ, which is plain wav"
-        ) from error
-    return stempeg

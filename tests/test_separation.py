@@ -738,7 +738,7 @@ def fit(songs: list[tuple[np.ndarray, np.ndarray]], rate: int, hp: HParams) -> n
 
 
 def test_a_network_that_learned_real_songs_separates_them(data_folder):
-    hp = HParams(model_type="convnet", width=8, stft_frames=9)
+    hp = HParams(model_type="convnet", width=8, stft_frames=9, precision="float32")
     clips = sorted((data_folder / "mir1k" / "rest").iterdir())[::275]
     songs = []
     for clip in clips:

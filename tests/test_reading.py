@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 import wave
 from pathlib import Path
@@ -19,8 +18,7 @@ from sounds import FORMATS, INT_FORMATS, RATE, noise, read_codes, wav_bytes, wri
 
 from hparams import InputError
 from sound import reading
-from sound.headers import MP3_FRAME
-from sound.reading import Reader, SampleFormat, probe
+from sound.reading import MP3_FRAME, Reader, SampleFormat, probe
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,11 +130,11 @@ def test_sample_rates_outside_4_to_384_khz_are_refused(tmp_path):
     ("container", "subtype"),
     [
         *[(c, "PCM_16") for c in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC")],
-        *[("WAV", s) for s in ("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "FLOAT", "DOUBLE")],
+        *[("WAV", s) for s in ("ULAW", "IMA_ADPCM", "FLOAT", "DOUBLE")],
         *[("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_24")],
     ],
 )
-def test_every_container_is_read_whole_and_never_short_when_cut(tmp_path, container, subtype):
+def test_every_container_is_read_whole(tmp_path, container, subtype):
     path, n_samples = tmp_path / "sound", 48001
     soundfile.write(path, noise(n_samples), 48000, subtype, format=container)
     codes = read_codes(path, n_samples=999)
@@ -147,11 +145,105 @@ def test_every_container_is_read_whole_and_never_short_when_cut(tmp_path, contai
     got = reading.to_float(codes, probe(path).sample_format)
     np.testing.assert_allclose(got, reference.clip(-1, 1), atol=0.51 / 32768)
 
+
+@pytest.mark.parametrize("container", ["WAV", "RF64", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_a_cut_file_is_an_error_never_a_shorter_success(tmp_path, container, keep):
+    path = tmp_path / "sound"
+    soundfile.write(path, noise(3 * RATE), RATE, format=container)
     content = path.read_bytes()
-    for keep in (0.3, 0.8, 0.9):
-        path.write_bytes(content[: int(keep * len(content))])
-        with pytest.raises(InputError):
-            read_codes(path)
+    write(path, content[: int(keep * len(content))])
+    with pytest.raises(InputError, match=r"promises|its end is missing|damaged after"):
+        read_codes(path)
+    if container != "OGG":
+        n_samples = read_codes(path, allow_truncated=True).shape[1]
+        assert 0.5 * keep * 3 * RATE < n_samples < 3 * RATE
+
+
+def test_a_cut_wav_is_told_with_both_lengths(tmp_path):
+    whole = wav_bytes(bytes(range(250)) * 8, n_channels=2)
+    path = write(tmp_path / "cut.wav", whole[: 44 + 1000])
+    with pytest.raises(InputError, match=r"promises 500 frames, file holds 250 .*truncated"):
+        probe(path)
+    info = probe(path, allow_truncated=True)
+    assert info.n_samples == 250
+    assert "promises 500 frames" in info.warnings[0]
+
+
+def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
+    for size in (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000):
+        path = write(tmp_path / "pipe.wav", wav_bytes(bytes(2000), size=size))
+        assert probe(path).n_samples == 1000
+        assert "does not tell its length" in probe(path).warnings[0]
+    with pytest.raises(InputError, match="promises"):  # a cut file of three gigabytes is no pipe
+        probe(write(path, wav_bytes(bytes(2000), size=3_000_000_000)))
+
+
+def test_several_sounds_in_one_ogg_are_told(tmp_path):
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.ogg", noise(RATE), RATE)
+    both = (tmp_path / "a.ogg").read_bytes() + (tmp_path / "b.ogg").read_bytes()
+    with pytest.raises(InputError, match="only the first can be read"):
+        probe(write(tmp_path / "radio.ogg", both))
+
+
+def without_xing(path: Path, *modes: str) -> bytes:
+    """Encode stretches of noise as MP3 frames, one after another, without the header of lengths."""
+    frames = b""
+    for mode in modes:
+        soundfile.write(
+            path,
+            noise(20 * RATE),
+            RATE,
+            format="MP3",
+            bitrate_mode=mode,
+            compression_level=0.99 if mode == "VARIABLE" else 0.0,
+        )
+        content = path.read_bytes()
+        start = content.index(b"\xff\xfb")
+        frames += content[content.index(b"\xff\xfb", start + 4) :]
+    return frames
+
+
+def test_an_mp3_without_its_header_of_lengths_is_never_cut_short(tmp_path):
+    path = tmp_path / "x.mp3"
+    constant = without_xing(path, "CONSTANT")
+    write(path, constant)
+    assert abs(read_codes(path, 40_000).shape[1] - 20 * RATE) < 2 * MP3_FRAME
+    write(path, constant + b"TAG" + bytes(125))
+    assert abs(read_codes(path, 40_000).shape[1] - 20 * RATE) < 2 * MP3_FRAME
+    write(path, without_xing(path, "CONSTANT", "VARIABLE"))
+    with pytest.raises(InputError, match="bytes were not decoded"):
+        read_codes(path, 40_000)
+
+
+@pytest.mark.parametrize("container", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "OGG", "MP3"])
+def test_scrambled_headers_are_read_or_refused_but_never_a_crash(tmp_path, container):
+    path, rng = tmp_path / "sound", np.random.default_rng(0)
+    soundfile.write(path, noise(2000, 1), RATE, format=container)
+    content = path.read_bytes()
+    for _ in range(60):
+        changed = bytearray(content)
+        for at in rng.integers(0, 130, rng.integers(1, 6)):
+            changed[at] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+        try:
+            codes = read_codes(write(path, changed[: rng.integers(5, 2 * len(changed))]))
+        except InputError:
+            continue
+        assert codes.shape[1] < 100_000
+
+
+def test_non_finite_samples_are_placed_or_taken_as_silence(tmp_path):
+    path, wav = tmp_path / "x.wav", noise(5000)
+    wav[3000, 1], wav[4000, 0] = np.nan, np.inf
+    soundfile.write(path, wav, RATE, "FLOAT")
+    with pytest.raises(InputError, match=r"non-finite samples, first at 0\.068 s .*fix-nonfinite"):
+        read_codes(path)
+    with Reader(path, fix_nonfinite=True) as reader:
+        codes = np.concatenate(list(reader.blocks(999)), axis=1)
+        assert reader.warnings == ["2 non-finite samples taken as silence"]
+    wav[3000, 1] = wav[4000, 0] = 0
+    np.testing.assert_array_equal(codes, wav.T.astype(np.float32))
 
 
 def test_a_big_endian_rifx_file_is_read(tmp_path):
@@ -253,42 +345,6 @@ def test_float_blocks_are_the_codes_over_full_scale(tmp_path):
         np.testing.assert_allclose(wav, expected, atol=1e-7)
 
 
-def test_float_blocks_read_at_nearly_the_speed_of_one_call(tmp_path):
-    path = tmp_path / "song.wav"
-    soundfile.write(path, np.zeros((30 * RATE, 2), np.int16), RATE)
-
-    def seconds(read) -> float:
-        start = time.perf_counter()
-        read()
-        return time.perf_counter() - start
-
-    def by_blocks() -> None:
-        with Reader(path) as reader:
-            for _ in reader.float_blocks(2**18):
-                pass
-
-    one_call = min(seconds(lambda: soundfile.read(path, dtype="float32")) for _ in range(5))
-    assert min(seconds(by_blocks) for _ in range(5)) < 3 * one_call
-
-
-def test_non_finite_samples_are_counted_over_the_whole_file_and_placed(tmp_path):
-    wav = np.zeros((50_000, 2), np.float32)
-    wav[88, 1], wav[90:95], wav[40_000, 0] = np.nan, -np.inf, np.inf
-    path = tmp_path / "nan.wav"
-    soundfile.write(path, wav, RATE, "FLOAT")
-    for n_samples in (1000, 100_000):
-        with pytest.raises(
-            InputError, match=r"12 non-finite samples, first at 0.002 s \(generate.py --fix-"
-        ):
-            read_codes(path, n_samples)
-    with Reader(path, fix_nonfinite=True) as reader:
-        codes = np.concatenate(list(reader.blocks(1000)), axis=1)
-        assert reader.n_fixed == 12
-    assert not codes.any()
-    with Reader(path) as reader, pytest.raises(InputError, match="12 non-finite"):
-        list(reader.float_blocks(1000))
-
-
 def test_float_samples_that_would_overflow_are_refused(tmp_path):
     path = tmp_path / "loud.wav"
     for subtype, level in (("FLOAT", 2e6), ("FLOAT", -1e38), ("DOUBLE", 1e300)):
@@ -305,13 +361,6 @@ def test_float_samples_that_would_overflow_are_refused(tmp_path):
     assert read_codes(path).max() == 40
 
 
-def test_the_smallest_sounds_survive(tmp_path):
-    path = tmp_path / "small.wav"
-    for value in (0.0, 1e-30, 1e-40):  # the last one is denormal
-        soundfile.write(path, np.full(3, value, np.float32), RATE, "FLOAT")
-        np.testing.assert_array_equal(read_codes(path), np.full((1, 3), value, np.float32))
-
-
 def test_damage_inside_is_an_error_never_a_shorter_sound(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("x.flac", "x.mp3", "x.ogg"):
@@ -323,17 +372,6 @@ def test_damage_inside_is_an_error_never_a_shorter_sound(tmp_path):
         write(path, content)
         with pytest.raises(InputError, match=rf"{name}: (damaged after|header promises|not audio)"):
             read_codes(path)
-
-
-def test_a_cut_flac_gives_what_it_has_when_that_is_allowed(tmp_path):
-    path = tmp_path / "cut.flac"
-    wav = (32768 * noise(3 * RATE)).astype(np.int16)
-    soundfile.write(path, wav, RATE)
-    content = path.read_bytes()
-    write(path, content[: len(content) // 2])
-    codes = read_codes(path, allow_truncated=True)
-    assert codes.shape[1] > RATE
-    np.testing.assert_array_equal(codes, wav[: codes.shape[1]].T)
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
@@ -393,17 +431,6 @@ def test_an_excerpt_that_does_not_exist_is_refused_with_both_times(tmp_path):
             Reader(path, **options)
     with Reader(path, start=1 - 0.9 / RATE, duration=1e300) as reader:
         assert reader.info.n_samples == 1 == sum(block.shape[1] for block in reader.blocks(7))
-
-
-def test_damage_outside_an_excerpt_does_not_matter_and_inside_it_does(tmp_path):
-    wav = np.zeros((100_000, 1), np.float32)
-    wav[50_000] = np.nan
-    path = tmp_path / "nan.wav"
-    soundfile.write(path, wav, RATE, "FLOAT")
-    for options in ({"duration": 1}, {"start": 50_001 / RATE}):
-        assert not read_codes(path, **options).any()
-    with pytest.raises(InputError, match=r"1 non-finite sample, first at 1\.134 s"):
-        read_codes(path, start=1)
 
 
 def test_tags_are_told_as_they_are(tmp_path):

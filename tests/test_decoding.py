@@ -1,0 +1,186 @@
+"""What libsndfile cannot read: as long as the original, in step with it, or an error."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from sounds import RATE, read_codes, write
+
+import build_dataset
+import dataset
+from hparams import InputError, hparams
+from sound import decoding, tracks
+from sound.reading import Reader, SampleFormat, probe
+
+N_SAMPLES = 132_300  # no whole number of AAC frames
+KINDS = {  # name: encoder, sample format, options of the container
+    "song.m4a": ("aac", "fltp", {}),
+    "fast.m4a": ("aac", "fltp", {"movflags": "faststart"}),
+    "alac.m4a": ("alac", "s16p", {}),
+    "song.aac": ("aac", "fltp", {}),
+    "song.mka": ("aac", "fltp", {}),
+    "song.wma": ("wmav2", "fltp", {}),
+    "song.ac3": ("ac3", "fltp", {}),
+}
+
+
+def original() -> np.ndarray:
+    t = np.arange(N_SAMPLES) / RATE
+    sweep = 0.3 * np.sin(2 * np.pi * (200 * t + 400 * t**2))
+    return np.stack([sweep, 0.5 * sweep[::-1]]).astype(np.float32)
+
+
+def encode(path: Path, wavs: list[np.ndarray], codec="aac", kind="fltp", options=None) -> Path:
+    """Write sounds as the audio streams of one file."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        container.metadata.update(title="Träume", artist="A", track="3")
+        streams = [container.add_stream(codec, RATE, layout="stereo", format=kind) for _ in wavs]
+        for stream, wav in zip(streams, wavs, strict=True):
+            stream.bit_rate = 160_000
+            if kind == "s16p":
+                wav = np.rint(wav * 2**15).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wav), kind, "stereo")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                container.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The same music in many formats."""
+    folder = tmp_path_factory.mktemp("music")
+    for name, (codec, kind, options) in KINDS.items():
+        encode(folder / name, [original()], codec, kind, options)
+    return folder
+
+
+def read_floats(path: Path, **options) -> np.ndarray:
+    with Reader(path, **options) as reader:
+        return np.concatenate(list(reader.float_blocks(5000)), axis=1)
+
+
+def hide_av(monkeypatch) -> None:
+    """Make `import av` fail."""
+    real = builtins.__import__
+
+    def find(name, *args, **kwargs):
+        if name == "av":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", find)
+
+
+@pytest.mark.parametrize("name", ["song.m4a", "fast.m4a"])
+def test_an_m4a_has_the_length_of_its_original_and_is_in_step(folder, name):
+    info = probe(folder / name)
+    assert (info.sample_rate, info.n_channels, info.n_samples) == (RATE, 2, N_SAMPLES)
+    assert (info.sample_format, info.container) == (SampleFormat("PCM_16", 16), "M4A")
+    assert info.tags == {"artist": "A", "title": "Träume", "tracknumber": "3"}
+    wav, true = read_floats(folder / name), original()
+    assert wav.shape == true.shape
+    middle = slice(2000, -2000)
+    errors = [np.mean((np.roll(wav, shift) - true)[:, middle] ** 2) for shift in (-1, 0, 1)]
+    assert errors[1] < 0.02 * np.mean(true**2)  # and a shift by one sample is heard:
+    assert errors[1] < 0.2 * min(errors[0], errors[2])
+
+
+def test_alac_is_the_original_to_the_bit(folder):
+    assert probe(folder / "alac.m4a").sample_format == SampleFormat("PCM_16", 16)
+    codes = read_codes(folder / "alac.m4a")
+    np.testing.assert_array_equal(codes, np.rint(original() * 2**15))
+
+
+@pytest.mark.parametrize("name", ["song.aac", "song.mka", "song.wma", "song.ac3"])
+def test_other_containers_are_read_to_their_end(folder, name):
+    info, wav = probe(folder / name), read_floats(folder / name)
+    assert abs(info.seconds - N_SAMPLES / RATE) < 0.1
+    assert abs(wav.shape[1] - N_SAMPLES) < 5000
+    assert np.std(wav) == pytest.approx(np.std(original()), rel=0.1)
+
+
+def test_an_excerpt_is_the_same_sound(folder):
+    whole = read_floats(folder / "song.m4a")
+    part = read_floats(folder / "song.m4a", start=1.1, duration=0.5)
+    np.testing.assert_array_equal(part, whole[:, round(1.1 * RATE) : round(1.6 * RATE)])
+
+
+def test_no_name_means_anything_but_the_file(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-i.m4a", "http:x.m4a", "a%03d.m4a", "a\nb.m4a", os.fsdecode(b"\xff.m4a")):
+        shutil.copy(folder / "song.m4a", name)
+        assert read_codes(name).shape == (2, N_SAMPLES)
+
+
+@pytest.mark.parametrize("name", ["fast.m4a", "song.m4a", "alac.m4a", "song.mka", "song.wma"])
+def test_a_cut_file_is_an_error_never_a_shorter_success(folder, tmp_path, name):
+    content = (folder / name).read_bytes()
+    path = write(tmp_path / name, content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"damaged after|holds|not audio") as error:
+        read_codes(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_what_there_is_of_a_cut_file_is_read_when_that_is_allowed(folder, tmp_path):
+    content = (folder / "fast.m4a").read_bytes()
+    path = write(tmp_path / "cut.m4a", content[: len(content) // 2])
+    assert RATE // 2 < read_codes(path, allow_truncated=True).shape[1] < N_SAMPLES
+
+
+def test_garbage_and_playlists_never_reach_the_decoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "open_sound", lambda *_: pytest.fail("handed on"))
+    for content in (b"la la la\n" * 100, b"#EXTM3U\nhttp://x/y.ts\n", bytes(5000)):
+        with pytest.raises(InputError, match="not audio"):
+            probe(write(tmp_path / "song.m4a", content))
+
+
+def test_without_the_decoder_the_error_says_what_to_install(folder, monkeypatch):
+    hide_av(monkeypatch)
+    with pytest.raises(InputError, match=r"song\.m4a: m4a needs PyAV \(pip install av\)$"):
+        probe(folder / "song.m4a")
+
+
+# --- MUSDB18 --------------------------------------------------------------------------------------
+
+
+def test_a_musdb18_tree_becomes_a_dataset(tmp_path):
+    parts = [original() * level for level in (0.5, 0.1, 0.1, 0.1, 0.2)]
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        encode(tmp_path / split / f"Some - {split}.stem.mp4", parts)
+    found = tracks.find_tracks(tmp_path)
+    assert found.layout == "MUSDB18"
+    assert [(track.name, track.split) for track in found.tracks] == [
+        ("Some - test", "test"),
+        ("Some - train", "train"),
+    ]
+    vocals, accompaniment = tracks.read_channels(found.tracks[0])
+    np.testing.assert_allclose(np.std(vocals), 0.2 * np.std(original()), rtol=0.1)
+    np.testing.assert_allclose(np.std(accompaniment), 0.3 * np.std(original()), rtol=0.1)
+
+
+def test_a_stem_file_without_its_five_streams_is_named(folder, tmp_path):
+    (tmp_path / "train").mkdir()
+    shutil.copy(folder / "song.m4a", tmp_path / "train" / "one.stem.mp4")
+    track = tracks.find_tracks(tmp_path).tracks[0]
+    with pytest.raises(InputError, match=r"one\.stem\.mp4: .* 1 audio streams, 5 wanted"):
+        tracks.measure(track)
+
+
+def test_real_musdb18_files_are_built_end_to_end(data_folder, tmp_path):
+    root = data_folder / "musdb7" / "stem_mp4"
+    if not root.is_dir():
+        pytest.skip("no MUSDB18 there")
+    assert build_dataset.main([str(root), str(tmp_path / "built"), "--workers", "1"]) == 0
+    songs = dataset.open_songs([tmp_path / "built"], hparams)
+    assert len(songs) == len(tracks.find_tracks(root).tracks)
+    assert {song.song.split for song in songs} == {"train", "test"}

@@ -1,0 +1,195 @@
+"""The listening page: it sounds like the song, its pictures are true, and it asks for nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from sound import page as pages
+from sound.page import LOW_HZ, OCTAVES, ROWS, PageWriter
+from sound.reading import AudioInfo, SampleFormat
+from sound.writing import Part
+
+ROOT = Path(__file__).parent.parent
+FLOAT = SampleFormat("FLOAT", None)
+
+
+def page_of(
+    folder: Path,
+    mixture: np.ndarray,
+    vocals: np.ndarray,
+    rate: int,
+    block: int = 2**16,
+    **options,
+) -> str:
+    """The page of a song that arrives in blocks."""
+    n_promised = options.get("n_promised", mixture.shape[1])
+    name, tags = Path(options.get("name", "song.wav")), options.get("tags", {})
+    info = AudioInfo(name, rate, len(mixture), n_promised, FLOAT, tags=tags)
+    with PageWriter(folder / "x.html", info, FLOAT, options.get("settings", {})) as page:
+        for start in range(0, mixture.shape[1], block):
+            x, v = (wav[:, start : start + block] for wav in (mixture, vocals))
+            page.write(Part(x, v, x - v))
+    return (folder / "x.html").read_text(encoding="utf-8")
+
+
+def song(rate: int, seconds: float, n_channels: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """A mixture and its vocals: sweeps of harmonics that never repeat, and no two alike."""
+    t = np.arange(round(seconds * rate)) / rate
+    signals = []
+    for low, sweep in ((200, 37), (90, 23)):
+        harmonics = [np.sin(2 * np.pi * k * (low + sweep * t) * t) / k for k in range(1, 8)]
+        swell = 0.6 + 0.4 * np.sin(2 * np.pi * (1 + 0.1 * low * t) * t)
+        pan = np.linspace(1, 0.5, n_channels)[:, None]
+        signals.append((0.12 * pan * swell * sum(harmonics)).astype(np.float32))
+    vocals, accompaniment = signals
+    return vocals + accompaniment, vocals
+
+
+def tracks(page: str) -> list[tuple[np.ndarray, int]]:
+    """What vocals and accompaniment sound like, (n_channels, n_samples), and their rates."""
+    found = re.findall(r'<script type="text/plain" id="\w+">([^<]*)</script>', page)
+    decoded = [soundfile.read(io.BytesIO(base64.b64decode(f)), always_2d=True) for f in found]
+    return [(wav.T, rate) for wav, rate in decoded]
+
+
+def pictures(page: str) -> dict[str, np.ndarray]:
+    """The four pictures, (ROWS, n_columns) in 0 … 1, low frequencies first."""
+    found = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
+    images = [Image.open(io.BytesIO(base64.b64decode(f))) for f in found]
+    names = ("mixture", "mask", "vocals", "accompaniment")
+    values = [np.asarray(image)[::-1] / 255 for image in images]
+    return dict(zip(names, values, strict=True))
+
+
+@pytest.mark.parametrize(("rate", "n_channels"), [(4000, 1), (44100, 2), (48000, 6), (96000, 2)])
+def test_both_tracks_are_the_song_at_a_rate_that_browsers_know(tmp_path, rate, n_channels):
+    mixture, vocals = song(rate, 1.5, n_channels)
+    found = tracks(page_of(tmp_path, mixture, vocals, rate))
+    assert len(found) == 2
+    for (wav, its_rate), signal in zip(found, (vocals, mixture - vocals), strict=True):
+        assert its_rate in (8000, 44100, 48000)
+        assert len(wav) == min(n_channels, 2 if n_channels < 3 else 1)
+        mono = signal.mean(0)
+        t = np.arange(wav.shape[1]) / its_rate
+        expected = np.interp(t, np.arange(len(mono)) / rate, mono, right=0)
+        n = min(len(t), round(1.4 * its_rate))
+        error = np.square(wav.mean(0) - expected)[:n].sum() / np.square(expected)[:n].sum()
+        assert error < 0.05
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 511, 4097, 60_000])
+@pytest.mark.parametrize("n_channels", [1, 6])
+def test_a_song_of_any_length_has_a_page(tmp_path, n_samples, n_channels):
+    wav = np.random.default_rng(0).uniform(-0.2, 0.2, (n_channels, n_samples)).astype(np.float32)
+    found = pictures(page_of(tmp_path, wav, wav / 2, 44100))
+    for picture in found.values():
+        assert picture.shape == (ROWS, -(-n_samples // 441))
+    np.testing.assert_allclose(found["mask"][20:], 0.5, atol=0.01)
+
+
+def test_silence_is_silent_and_dark(tmp_path):
+    page = page_of(tmp_path, np.zeros((2, 30_000)), np.zeros((2, 30_000)), 44100)
+    assert all(not np.abs(wav).max() for wav, _ in tracks(page))
+    assert all(not picture.any() for picture in pictures(page).values())
+
+
+def test_the_page_does_not_depend_on_how_the_song_arrives(tmp_path):
+    mixture, vocals = song(11025, 6)
+    whole = page_of(tmp_path, mixture, vocals, 11025)
+    for block in (1000, 7777):
+        assert page_of(tmp_path, mixture, vocals, 11025, block) == whole
+
+
+def test_a_tone_lies_at_its_pitch_its_time_and_its_level(tmp_path):
+    t = np.arange(4 * 44100) / 44100
+    vocals = (0.1 * np.sin(2 * np.pi * 1000 * t) * (t >= 2))[None].astype(np.float32)
+    accompaniment = (0.01 * np.sin(2 * np.pi * 4000 * t))[None].astype(np.float32)
+    found = pictures(page_of(tmp_path, vocals + accompaniment, vocals, 44100))
+    middle = found["vocals"].shape[1] // 2
+    low_db, high_db = pages.SPECTROGRAM_DB
+    for name, hz, level_db in (("vocals", 1000, -20), ("accompaniment", 4000, -40)):
+        row = int(np.log2(hz / LOW_HZ) / OCTAVES * ROWS)
+        near = found[name][row - 3 : row + 4, middle + 40 : -40]
+        # The energy of the rows around a tone is the tone's, times 1.5 for the window's width.
+        energy = 10 ** ((low_db + near * (high_db - low_db)) / 10)
+        np.testing.assert_allclose(10 * np.log10(energy.sum(0)), level_db + 1.8, atol=0.6)
+        mask = found["mask"][row, middle + 40 : -40]
+        assert (mask > 0.9).all() if name == "vocals" else (mask < 0.1).all()
+    assert found["vocals"][:, : middle - 40].max() == 0
+
+
+def test_a_long_song_is_shown_in_part_and_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "MAX_SECONDS", 2)
+    page = page_of(tmp_path, *song(22050, 5), 22050)
+    assert "the first 0:02 are shown here" in page
+    assert abs(tracks(page)[0][0].shape[1] - 2 * 22050) < 3000
+
+
+def test_a_song_that_is_shorter_than_promised_has_its_page(tmp_path):
+    page = page_of(tmp_path, *song(22050, 2), 22050, n_promised=10 * 22050)
+    assert "SECONDS = 2.000000" in page
+    assert pictures(page)["vocals"].shape[1] < 250
+
+
+def test_a_song_that_fails_on_the_way_leaves_nothing_behind(tmp_path):
+    def break_off() -> None:
+        info = AudioInfo(Path("x"), 44100, 1, 1000, FLOAT)
+        with PageWriter(tmp_path / "x.html", info, FLOAT, {}) as page:
+            page.write(Part(*np.zeros((3, 1, 500), np.float32)))
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        break_off()
+    assert list(tmp_path.iterdir()) == []
+
+
+class Seen(HTMLParser):
+    """Everything in a page that could name another place, and whether all that opens closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.places = [], []
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self.places += [v for k, v in attributes if k in ("src", "href", "action", "data")]
+
+
+def test_titles_are_only_shown_and_the_page_asks_the_network_for_nothing(tmp_path):
+    evil = '<script>alert("1")</script> & ${title} $x \udcff'
+    options = {"tags": {"title": evil}, "settings": {"<b>": "<i>$"}}
+    page = page_of(tmp_path, *song(8000, 1), 8000, **options)
+    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; ${title} $x ?" in page
+    seen = Seen()
+    seen.feed(page)
+    assert seen.tags.count("script") == 3
+    assert "b" in seen.tags
+    assert "&lt;i&gt;$" in page
+    assert all(place.startswith("data:") for place in seen.places)
+    assert "default-src 'none'" in page
+    assert "http" not in re.sub(r"http-equiv", "", re.sub(r"base64,[^\"]*|>[^<]{5000,}<", "", page))
+
+
+def test_four_minutes_of_the_worst_stereo_are_below_15_megabytes(tmp_path):
+    noise = np.random.default_rng(0).uniform(-1, 1, (2, 5 * 44100)).astype(np.float32)
+    page = page_of(tmp_path, noise, noise / 2, 44100)
+    sound = sum(map(len, re.findall(r'<script type="text/plain" id="\w+">([^<]*)<', page)))
+    assert len(page) - sound < 500_000
+    assert 48 * sound < 14_500_000
+
+
+def test_the_page_is_written_without_torch():
+    code = "import sys, sound.page; print([m for m in ('torch', 'tools') if m in sys.modules])"
+    seen = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert seen.stdout == "[]\n"
