@@ -84,9 +84,12 @@ def add_song_options(parser: argparse.ArgumentParser, split: str, seconds: float
     add("--voice-pattern", metavar="REGEX", default=pattern, help="as build_dataset.py")
     text = "take only every K-th song"
     add("--every", type=cli.positive_count, default=1, metavar="K", help=text)
+    text = "take only N songs, evenly spread over the others"
+    add("--subset", type=cli.positive_count, metavar="N", help=text)
     text = f"take only the middle S seconds of a song (default: {seconds or 'all'})"
     add("--seconds", type=cli.positive_number, default=seconds, metavar="S", help=text)
-    text = "songs at a time, each on one core; 3 GB for a stereo song of 4 minutes (default: cores)"
+    text = "processes, each with one song and one thread; 3 GB each for stereo songs of 4 minutes"
+    text += " (default: one a core)"
     parser.add_argument("--workers", type=cli.positive_count, metavar="N", help=text)
 
 
@@ -123,6 +126,13 @@ def named_folder(text: str) -> tuple[str, Path]:
     if not (name.isprintable() and name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r}: write it as name=folder")
     return name, Path(folder)
+
+
+def every_kth(songs: list[Any], every: int, subset: int | None) -> list[Any]:
+    """Take only every so many-th song, and of these only `subset`, evenly spread."""
+    songs = songs[::every]
+    n = min(subset or len(songs), len(songs))
+    return [songs[i * len(songs) // n] for i in range(n)]
 
 
 def in_parallel(
@@ -201,15 +211,17 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not both:
         raise InputError(f"{args.root}: no song has vocals and accompaniment to compare with")
     split = args.split or ("test" if any(track.split == "test" for track in both) else "all")
-    chosen = [track for track in both if split in (track.split, "all")][:: args.every]
+    chosen = [track for track in both if split in (track.split, "all")]
     if not chosen:
         raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
-    name = args.root.resolve().name
-    if args.checkpoint:
-        default = args.checkpoint.with_name(f"{args.checkpoint.stem}_{name}.json")
-    else:
-        default = Path("runs") / f"bounds_{name}_{hp.n_fft}_{hp.hop_length}.json"
-    output = args.output or default
+    chosen = every_kth(chosen, args.every, args.subset)
+    output = args.output
+    if output is None and args.checkpoint:
+        name = f"{args.checkpoint.stem}_{args.root.resolve().name}.json"
+        output = args.checkpoint.with_name(name)
+    elif output is None:
+        name = f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}.json"
+        output = Path("runs") / name
     folder = output.with_suffix(".songs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +246,7 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     songs.mark_known(records, args.checkpoint)
     summary = tables.summarise(records)
     n_failed = len(found.bad) + len(lacking) + len(jobs) - len(done)
-    selection = {"split": split, "every": args.every, "n_failed": n_failed}
+    selection = {"split": split, "every": args.every, "subset": args.subset, "n_failed": n_failed}
     tables.write_scores(output, about, selection, records)
     for record in records:
         for note in record["notes"]:
@@ -333,7 +345,7 @@ def tune(argv: list[str]) -> int:
             f"{args.data[0]}: no validation songs: {left_out} are left out (give other songs, or "
             "name a --split)"
         )
-    chosen = chosen[:: args.every]
+    chosen = every_kth(chosen, args.every, args.subset)
     names = ", ".join(song.name for song in chosen[:8]) + ", …" * (len(chosen) > 8)
     say(f"left out: {left_out}", f"tuned on {len(chosen)} songs: {names}")
     tune_song = functools.partial(tuning.tune_candidate, network, args.seconds)

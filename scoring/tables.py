@@ -234,7 +234,13 @@ def read_scores(path: Path, system: str) -> dict[str, Record]:
 def pair_songs(
     paths: tuple[Path, Path], systems: tuple[str, str]
 ) -> tuple[list[tuple[Record, Record]], int]:
-    """Bring the songs of two files together; `systems` says whose scores are wanted of each.
+    """Bring the songs of two files together.
+
+    Parameters
+    ----------
+    paths : tuple of Path
+    systems : tuple of str
+        Whose scores are wanted of each.
 
     Returns
     -------
@@ -252,15 +258,17 @@ def pair_songs(
     common = sorted(before.keys() & after.keys())
     if not common:
         raise InputError(f"{paths[1]}: has no song in common with {paths[0]}")
-    pairs = [(before[name], after[name]) for name in common]
-    for pair in pairs:
-        hashes = [{file["sha256"] for file in song["files"]} for song in pair]
-        if hashes[0] != hashes[1] or pair[0]["seconds"] != pair[1]["seconds"]:
+    for name in common:
+        music = [
+            ({file["sha256"] for file in song["files"]}, song["seconds"])
+            for song in (before[name], after[name])
+        ]
+        if music[0] != music[1]:
             raise InputError(
-                f"{paths[1]}: {pair[0]['name']} is not the same music as in {paths[0]}; "
+                f"{paths[1]}: {name} is not the same music as in {paths[0]}; "
                 "score both on the same files and seconds"
             )
-    return pairs, len(before.keys() ^ after.keys())
+    return [(before[name], after[name]) for name in common], len(before.keys() ^ after.keys())
 
 
 def differences(
