@@ -276,8 +276,3 @@ class SoundWriter:
             return InputError(f"{self._path}: no space left on {self._path.parent} (free some)")
         what = getattr(error, "error_string", "not all was written").rstrip(".")
         return InputError(f"{self._path}: could not be written: {what} (see ulimit -f)")
-
-
-# Until all who use them have moved to cli:
-replace_atomically = cli.replace_atomically
-identities = list
