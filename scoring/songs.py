@@ -15,6 +15,7 @@ metric. (museval leaves such a frame out, which would reward silence where a son
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
@@ -34,13 +35,12 @@ import cli
 from hparams import UNTUNED_MASK, HParams, InputError, hparams, override, parse_settings
 from model import learnt_songs, load_checkpoint
 from scoring import metrics
-from scoring.tables import BEST_DB, FLOOR, FORMAT, STEMS, WORST_DB, Record, number
+from scoring.tables import BEST_DB, FLOOR, FORMAT, IDEALS, STEMS, WORST_DB, Record, number
 from separation import Separator
 from sound import reading, tracks
 from sound.tracks import Part, Track
 
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
-IDEAL_MASKS = {"ideal_binary": audio.ideal_binary_mask, "ideal_ratio": audio.ideal_ratio_mask}
 
 
 class Network(NamedTuple):
@@ -98,7 +98,7 @@ def conditions(task: Task) -> dict[str, Any]:
         separator = load_network(task.network)
         about["checkpoint"] = {"file": checkpoint.name, "sha256": reading.sha256(checkpoint)}
         about["computed_in"] = f"{separator.dtype} on {separator.device.type}"
-        about["mask_settings"] = separator.mask_settings
+        about["mask_settings"] = {**separator.mask_settings, "stereo": separator.stereo}
         about["both_masks"] = task.both_masks
     # Of the code itself: a changed line may change every score.
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
@@ -271,13 +271,13 @@ def score_files(task: Task, job: Job) -> Record:
         notes += done
     references = np.ascontiguousarray(references[..., kept])
     mixture = np.ascontiguousarray(mixture[..., kept])
-    has_network = task.network.checkpoint is not None
-    systems = (
-        separate_by_network(load_network(task.network), mixture, rate, task.both_masks)
-        if has_network
-        else {}
-    )
-    systems |= theirs | separate_by_ideal_masks(references, rate, hparams_of(task.network))
+    hp, systems = hparams_of(task.network), {}
+    if task.network.checkpoint:
+        separator = load_network(task.network)
+        systems = separate_by_network(separator, mixture, rate, task.both_masks)
+    systems |= theirs
+    for name, mask in ideal_masks(references, rate, hp).items():
+        systems[name] = separate_by_mask(mixture, mask, rate, hp, UNTUNED_MASK)
     n_channels, n_samples = mixture.shape
     if n_samples < rate:
         notes.append(f"shorter than a frame of 1 s: one frame of {n_samples} samples")
@@ -303,33 +303,26 @@ def separate_by_network(
     dict of np.ndarray, shape=(2, n_channels, n_samples)
         Vocals and accompaniment, by system: ``model``, or ``hard`` and ``soft``.
     """
-    if not both_masks:
-        return {"model": np.stack(separator.separate(mixture, sample_rate))}
-    mask, tuned = separator.song_mask(mixture, sample_rate), separator.mask_settings
-    rotated = separator.is_mid_side(len(mixture))
-    return {
-        name: separate_by_mask(
-            mixture, mask, sample_rate, separator.hp, {**tuned, "mask_at_eval": is_hard}, rotated
-        )
-        for name, is_hard in (("hard", True), ("soft", False))
-    }
+    ways: dict[str, dict[str, Any]] = {"model": {}}
+    if both_masks:
+        ways = {"hard": {"mask_at_eval": True}, "soft": {"mask_at_eval": False}}
+    separated, tuned, separator = {}, separator.mask_settings, copy.copy(separator)
+    for name, settings in ways.items():
+        separator.mask_settings = {**tuned, **settings}
+        separated[name] = np.stack(separator.separate(mixture, sample_rate))
+    return separated
 
 
-def separate_by_ideal_masks(
-    references: np.ndarray, sample_rate: int, hp: HParams
-) -> dict[str, np.ndarray]:
-    """Separate a song by its ideal masks, through the network's own front end.
+def ideal_masks(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, torch.Tensor]:
+    """Return the masks (1, hp.n_bins, n_frames) of somebody who knows the truth.
 
-    Like the network's, each is one mask for all channels, knows `hp`'s bins, and has 8 bits: the
-    ceiling is what such a mask can reach, and not what any method can.
+    Each is one for all channels, knows `hp`'s bins, and has 8 bits: the ceiling is what a network
+    with one mask can reach, and not what any method can.
     """
     mono = torch.from_numpy(references.mean(1))
     truth = audio.to_network_bins(audio.stft(mono, audio.grid_at(sample_rate, hp)), hp)
-    mixture, found = references.sum(0), {}
-    for name, ideal_mask in IDEAL_MASKS.items():
-        mask = audio.quantize_mask(ideal_mask(*truth))[None]
-        found[name] = separate_by_mask(mixture, mask, sample_rate, hp, UNTUNED_MASK)
-    return found
+    masks = (audio.ideal_binary_mask(*truth), audio.ideal_ratio_mask(*truth))
+    return {n: audio.quantize_mask(mask)[None] for n, mask in zip(IDEALS, masks, strict=True)}
 
 
 def separate_by_mask(
@@ -401,13 +394,15 @@ def score_song(
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
     truth = _to_16_bits(references)
-    guesses = torch.stack([_to_16_bits(estimate) for estimate in estimates.values()])
+    guesses = torch.empty(len(estimates), *truth.shape)  # filled one by one: they are large
     silent = {"reference": silent_frames(truth, sample_rate)}
-    for name, guess in zip(estimates, guesses, strict=True):
+    for (name, estimate), guess in zip(estimates.items(), guesses, strict=True):
+        guess.copy_(_to_16_bits(estimate))
         silent[name] = silent_frames(guess, sample_rate) & ~silent["reference"]
     has_truth = ~silent["reference"]
     frames = metrics.bss_eval_v4(truth, guesses, sample_rate, sample_rate)._asdict()
     frames = {name: _worst_if_none(score, has_truth) for name, score in frames.items()}
+    del guesses, guess  # what is left to do needs the room
     whole = {}
     if v3 or (v3 is None and references.shape[1] == 1):
         true_mono = _to_16_bits(references.mean(1))

@@ -18,7 +18,7 @@ import dataset
 import model
 from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError
 from scoring import songs, tables, tuning
-from scoring.songs import Network, read_estimates, score_song
+from scoring.songs import Network, read_estimates, score_song, separate_by_mask
 from scoring.tables import FLOOR, IDEALS, METRICS, STEMS, Difference, song_score, summarise
 from scoring.tuning import Tuned
 from separation import Separator
@@ -185,30 +185,36 @@ def test_bsseval_hears_16_bits_and_si_sdr_all():
 # --- Ceilings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [8000, 11025])
-def test_ideal_masks_are_those_of_the_whole_songs_stft(rate):
-    references = song()
-    found = songs.separate_by_ideal_masks(references, rate, HP)
-    grid = audio.grid_at(rate, HP)
-    mixture = torch.from_numpy(references.sum(0))
-    specs = audio.stft(torch.from_numpy(references.mean(1)), grid)
-    for name in IDEALS:
-        ideal = getattr(audio, f"{name}_mask")(*audio.to_network_bins(specs, HP))
-        spec = audio.apply_mask(audio.stft(mixture, grid), audio.quantize_mask(ideal)[None])
-        vocals = audio.istft(spec, grid, mixture.shape[-1])
-        np.testing.assert_allclose(found[name][0], vocals, atol=2e-6)
-        np.testing.assert_allclose(found[name].sum(0), mixture, atol=1e-7)
+def by_ideal_masks(references: np.ndarray) -> dict[str, np.ndarray]:
+    masks, mixture = songs.ideal_masks(references, RATE, HP), references.sum(0)
+    return {n: separate_by_mask(mixture, masks[n], RATE, HP, UNTUNED_MASK) for n in IDEALS}
 
 
-def test_ceilings_lie_far_above_the_floor():
+def test_ceilings_lie_far_above_the_floor_and_their_parts_add_up():
     references = song()
-    found = score_song(references, songs.separate_by_ideal_masks(references, RATE, HP), RATE)
+    separated = by_ideal_masks(references)
+    found = score_song(references, separated, RATE)
     summary = summarise([{**found, "seconds": 3.4}])
     for stem in STEMS:
         of = {system: summary[system][stem]["si_sdr"]["value"] for system in summary}
         assert min(of[name] for name in IDEALS) > of[FLOOR] + 5
         assert summary["ideal_ratio"][stem]["si_sdr"]["share"] == 1
         assert summary[FLOOR][stem]["si_sdr"]["share"] == 0
+    for both in separated.values():
+        np.testing.assert_allclose(both.sum(0), references.sum(0), atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025])
+def test_an_ideal_mask_has_256_levels_and_is_what_a_mask_can_know(rate):
+    references = song()
+    vocals, accompaniment = audio.to_network_bins(
+        audio.stft(torch.from_numpy(references.mean(1)), audio.grid_at(rate, HP)), HP
+    )
+    masks = songs.ideal_masks(references, rate, HP)
+    is_louder = vocals.abs() > accompaniment.abs()
+    assert (masks["ideal_binary"][0] == is_louder).float().mean() > 0.9999
+    ratio = vocals.abs() ** 2 / (vocals.abs() ** 2 + accompaniment.abs() ** 2 + 1e-20)
+    np.testing.assert_allclose(masks["ideal_ratio"][0], ratio, atol=0.5 / 255 + 1e-5)
 
 
 def test_the_middle_is_what_an_excerpt_takes():
@@ -462,18 +468,22 @@ def test_curves_that_are_flat_choose_nothing():
         tuning.best_settings(scores)
 
 
-def test_tuned_scores_are_those_of_separating_with_these_settings(toy_tree, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stereo", ["mean", "mid-side"])
+def test_tuned_scores_are_those_of_separating_with_these_settings(
+    stereo, toy_tree, tmp_path, monkeypatch
+):
     grid = tuning.mask_grid()
     monkeypatch.setattr(tuning, "mask_grid", lambda: grid[9:13] + grid[40:44])
     track = tracks.find_tracks(toy_tree).tracks[0]
     references = np.ascontiguousarray(tracks.read_channels(track)[..., :22050])
     separator = Separator.load(checkpoint(tmp_path))
+    separator.stereo = stereo
     found = tuning.tune_song(separator, references, 22050)
+    assert len(set(found)) > 3
     for settings, score in zip(tuning.mask_grid(), found, strict=True):
         separator.mask_settings = {**UNTUNED_MASK, **settings}
         vocals, _ = separator.separate(references.sum(0), 22050)
         assert score == pytest.approx(songs.limited_si_sdr(vocals, references[0]), abs=1e-4)
-    assert len(set(found)) > 3
 
 
 def test_songs_of_one_name_all_count_and_one_that_is_given_twice_counts_once():
