@@ -51,8 +51,8 @@ class Network(NamedTuple):
     settings: tuple[str, ...]  # of --set
 
 
-class Task(NamedTuple):
-    """What an evaluation is of, for every process to know."""
+class Evaluation(NamedTuple):
+    """What is to be scored, for every process to know."""
 
     network: Network
     seconds: float | None  # of the middle of every song; None: all of it
@@ -84,7 +84,7 @@ def hparams_of(network: Network) -> HParams:
     )
 
 
-def conditions(task: Task) -> dict[str, Any]:
+def conditions(task: Evaluation) -> dict[str, Any]:
     """Collect what decides all songs' scores, as JSON keeps it."""
     about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds, "v3": task.v3}
     about["hparams"] = asdict(hparams_of(task.network))
@@ -147,7 +147,7 @@ def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], li
 
 
 def scores_of(
-    task: Task, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
+    task: Evaluation, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
 ) -> tuple[Record, bool]:
     """Return a song's scores, which are kept as a JSON file, and whether they are new.
 
@@ -235,7 +235,7 @@ def read_estimates(
 # --- Systems --------------------------------------------------------------------------------------
 
 
-def score_files(task: Task, job: Job) -> Record:
+def score_files(task: Evaluation, job: Job) -> Record:
     """Separate one song in every way, and score it; InputError if a file does not fit.
 
     Returns what `score_song` does, with what the song is and ``notes`` on what was odd.

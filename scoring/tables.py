@@ -263,7 +263,7 @@ def pair_songs(
     return pairs, len(before.keys() ^ after.keys())
 
 
-def differences(
+def song_differences(
     pairs: list[tuple[Record, Record]], systems: tuple[str, str], stem: str, metric: str
 ) -> list[Difference]:
     """Take one metric of the songs that have it before and after."""
@@ -302,13 +302,13 @@ def verdict(found: list[Difference]) -> str:
 
 
 def bootstrap(
-    differences: np.ndarray, groups: list[str], n_resamples: int = 10_000
+    gains: np.ndarray, groups: list[str], n_resamples: int = 10_000
 ) -> tuple[float, float]:
     """Return the 95 % interval of a mean of paired differences.
 
     Parameters
     ----------
-    differences : np.ndarray, shape=(n,)
+    gains : np.ndarray, shape=(n,)
     groups : list of str
         The song that each belongs to. Clips of one song are drawn together, as they are no
         independent witnesses.
@@ -318,7 +318,7 @@ def bootstrap(
     .. [1] Efron and Tibshirani, "An Introduction to the Bootstrap", 1993 (percentile intervals).
     """
     names, index = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(index, differences), np.bincount(index)
+    sums, counts = np.bincount(index, gains), np.bincount(index)
     rng = np.random.default_rng(0)
     means = np.empty(n_resamples)
     for i in range(n_resamples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -274,6 +275,17 @@ def test_what_is_wrong_is_said_in_one_line(
         code -= run(*words)
     assert code in (0, 2)
     assert told in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib_is_refused_before_any_work(
+    toy_tree, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert (
+        run("bounds", toy_tree, "--plot", tmp_path / "a.svg", "--output", tmp_path / "a.json") == 1
+    )
+    assert "--plot needs matplotlib (pip install matplotlib)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layouts_without_a_split_for_testing_give_all_their_songs(toy_tree, tmp_path, capsys):
