@@ -1,29 +1,43 @@
-"""What build_dataset.py wrote: one memory-mapped spectrogram per song, listed in a manifest.
+"""What build_dataset.py wrote, and how training reads it: songs, chunks, batches on the device.
 
 On disk a song is one ``.npy``, float16, shape (n_frames, n_parts, n_bins, 2): time first, so that
 a stretch of frames is one contiguous read; the parts are vocals and accompaniment, or only one of
 them for material that is there to be remixed; the last axis is real and imaginary. The mixture is
 *defined* as vocals + accompaniment. ``manifest.json``, written last, says what is there.
+
+    songs ──plan_epoch──▶ chunks ──Feed──▶ batches
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+import cli
 from hparams import GRID, HParams, InputError, differences, from_dict
-from sound import writing
+
+if TYPE_CHECKING:  # the manifest is read before torch is loaded
+    import torch
+
+    from audio import Grid
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 PARTS = ("vocals", "accompaniment")
 LEVEL_FRAMES = 128  # frames, evenly spread, from which a song's level is estimated
+SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
+SECOND_DB = 12.0  # by which a second voice or backing is softer at most
+EQ_HZ = (62.5, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)  # an octave equalizer's bands
+N_AHEAD = 3  # batches being read while the device works on one
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Song:
     sha256: str  # of `file`
     inputs: tuple[dict[str, Any], ...]  # source files: path, size [bytes], sha256
     speed: float = 1.0  # how much faster, and higher, than recorded
+    taught: bool = False  # its vocals are what another separator found: it scores nothing
 
 
 @dataclass(frozen=True)
@@ -53,10 +68,23 @@ class Manifest:
     songs: tuple[Song, ...]
 
 
+@dataclass(frozen=True)
+class OpenSong:
+    """A song whose spectrogram is mapped into memory."""
+
+    song: Song
+    spectrogram: np.ndarray  # (n_frames, n_parts, n_bins, 2), float16
+    level_db: dict[str, float]  # of each part, over the song [dB re full-scale sine]
+    dataset: int = 0  # which of the run's datasets it belongs to
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; a folder without one is an unfinished build."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=True)
-    writing.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+    cli.replace_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -122,15 +150,6 @@ def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
     return array
 
 
-@dataclass(frozen=True)
-class OpenSong:
-    """A song whose spectrogram is mapped into memory."""
-
-    song: Song
-    spectrogram: np.ndarray  # (n_frames, n_parts, n_bins, 2), float16
-    level_db: dict[str, float]  # of each part, over the song [dB re full-scale sine]
-
-
 def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
     """Open every song of some datasets.
 
@@ -140,13 +159,79 @@ def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
         If a folder holds no whole dataset, or one on another grid than `hp`.
     """
     songs = []
-    for folder in folders:
+    for index, folder in enumerate(folders):
         manifest = load_manifest(folder)
         check_grid(folder, manifest, hp)
         for song in manifest.songs:
             array = open_spectrogram(folder, song, hp.n_bins)
-            songs.append(OpenSong(song, array, _levels_db(array, song.parts)))
+            songs.append(OpenSong(song, array, levels_db(array, song.parts), index))
     return songs
+
+
+def levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, float]:
+    """Estimate each part's level from some frames: root of the summed squares over bins [dB]."""
+    step = max(1, len(spectrogram) // LEVEL_FRAMES)
+    energy = np.square(spectrogram[::step], dtype=np.float32).sum((2, 3)).mean(0)
+    return {part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)}
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def spectrogram_blocks(
+    blocks: Iterable[np.ndarray], grid: Grid, hp: HParams
+) -> Iterator[np.ndarray]:
+    """Take the STFT block by block, equal to `audio.stft` of the whole, as songs are stored.
+
+    Parameters
+    ----------
+    blocks : iterable of np.ndarray, shape=(n_parts, any), float32
+        Consecutive stretches of a waveform, full scale 1.
+
+    Yields
+    ------
+    np.ndarray, shape=(n_frames of the block, n_parts, hp.n_bins, 2), float16
+        ``1 + n_samples // hop_length`` frames in all.
+
+    Raises
+    ------
+    OverflowError
+        If float16 cannot hold a value.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    import audio
+
+    half, carried = grid.n_fft // 2, None
+    for wav in itertools.chain(map(torch.from_numpy, blocks), [None]):
+        if wav is None:  # the end: centred frames look half a window into silence
+            wav = F.pad(carried, (0, half))
+        elif carried is None:  # the start: the same
+            wav = F.pad(wav, (half, 0))
+        else:
+            wav = torch.cat([carried, wav], -1)
+        n_frames = max(0, (wav.shape[-1] - grid.n_fft) // grid.hop_length + 1)
+        if n_frames:
+            spec = audio.to_network_bins(audio.frames_to_spec(wav, grid), hp)
+            pairs = torch.view_as_real(spec.permute(2, 0, 1))  # (n_frames, n_parts, n_bins, 2)
+            stored = torch.empty(pairs.shape, dtype=torch.float16)
+            stored.copy_(pairs)  # turns and converts in one pass
+            if not stored.isfinite().all():
+                raise OverflowError("float16 reaches 65504")
+            yield stored.numpy()
+        carried = wav[..., n_frames * grid.hop_length :]
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return what stands before the numbers in a float16 .npy file."""
+    header = io.BytesIO()
+    about = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    return header.getvalue()
+
+
+# --- Which songs are learnt from -----------------------------------------------------------------
 
 
 def identity(songs: list[OpenSong]) -> list[str]:
@@ -156,14 +241,20 @@ def identity(songs: list[OpenSong]) -> list[str]:
 
 def are_learnt(songs: Iterable[Song], learnt: dict[str, str]) -> list[bool]:
     """Tell which built songs a network knows, be it at another speed (`model.learnt_songs`)."""
-    played: dict[str, set[str]] = {}  # the names at all its speeds, of every recording
+    built_as: dict[str, set[str]] = {}  # the names at all its speeds, of every recording
     for built, name in learnt.items():
-        played.setdefault(name, set()).add(built.rpartition(" ")[0])
-    found = []
+        built_as.setdefault(name, set()).add(built.rpartition(" ")[0])
+    known = []
     for song in songs:
-        names = played.get(song.id.removesuffix(f" x{song.speed:g}"), set())
-        found.append(f"{song.id} {song.sha256}" in learnt or bool(names - {song.id}))
-    return found
+        names = built_as.get(song.id.removesuffix(f" x{song.speed:g}"), set())
+        known.append(f"{song.id} {song.sha256}" in learnt or bool(names - {song.id}))
+    return known
+
+
+def can_validate(song: OpenSong) -> bool:
+    """Say whether a song has a true voice and its backing, as they were recorded."""
+    about = song.song
+    return set(about.parts) == set(PARTS) and about.speed == 1 and not about.taught
 
 
 def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[OpenSong]]:
@@ -177,17 +268,16 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
     Parameters
     ----------
     songs : list of OpenSong
-        Those of the "test" split are left out altogether; those at another speed than recorded are
-        learnt from, but for the held-out singers' own, and never validated on.
+        Those of the "test" split are left out altogether. Those at another speed than recorded, or
+        labelled by a teacher, are never validated on, and not learnt from if their singer is.
 
     Raises
     ------
     InputError
-        If fewer than two training songs are there, or none of them has vocals with their
-        accompaniment to validate on.
+        If fewer than two training songs are there, or none of them can be validated on.
     """
     songs = [song for song in songs if song.song.split == "train"]
-    whole = [s for s in songs if set(s.song.parts) == set(PARTS) and s.song.speed == 1]
+    whole = [song for song in songs if can_validate(song)]
     if len(songs) < 2 or not whole:
         raise InputError(
             f"{len(songs)} training songs, {len(whole)} with vocals and accompaniment as recorded; "
@@ -199,17 +289,17 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
         return song.song.singer if n_singers > 2 else song.song.group
 
     rng = np.random.default_rng([hp.seed, 1])
-    held: set[str] = set()
+    held_out: set[str] = set()
     n_wanted = hp.valid_fraction * sum(song.song.n_frames for song in whole)
-    n_held = 0
+    n_frames = 0
     groups = rng.permutation(sorted({group_of(song) for song in whole}))
     for group in groups[:-1] if len(groups) > 1 else groups:  # one is left to learn from
-        if n_held >= n_wanted and held:
+        if n_frames >= n_wanted and held_out:
             break
-        held.add(group)
-        n_held += sum(song.song.n_frames for song in whole if group_of(song) == group)
-    learn = [song for song in songs if group_of(song) not in held]
-    valid = [song for song in whole if group_of(song) in held]
+        held_out.add(group)
+        n_frames += sum(song.song.n_frames for song in whole if group_of(song) == group)
+    learn = [song for song in songs if group_of(song) not in held_out]
+    valid = [song for song in whole if group_of(song) in held_out]
     _check_parts(learn)
     return learn, valid
 
@@ -219,17 +309,18 @@ def validate_elsewhere(
 ) -> tuple[list[OpenSong], list[OpenSong]]:
     """Learn from all training songs; validate on those of `others` that share no file with them.
 
-    Songs at another speed than recorded are not validated on.
-
     Raises
     ------
     InputError
         If no song is left to validate on, or `songs` lack vocals or accompaniment.
     """
     learn = [song for song in songs if song.song.split == "train"]
-    learnt = {recording for song in learn for recording in _recordings(song)}
-    valid = [s for s in others if set(s.song.parts) == set(PARTS) and s.song.speed == 1]
-    valid = [song for song in valid if not learnt & _recordings(song)]
+    sources = {source["sha256"] for song in learn for source in song.song.inputs}
+    valid = [
+        song
+        for song in others
+        if can_validate(song) and not sources & {s["sha256"] for s in song.song.inputs}
+    ]
     if not valid:
         raise InputError(
             f"none of {len(others)} songs to validate on has vocals with their accompaniment and "
@@ -237,18 +328,6 @@ def validate_elsewhere(
         )
     _check_parts(learn)
     return learn, valid
-
-
-def _recordings(song: OpenSong) -> set[str]:
-    """Return what a song was built of, at whatever speed, by the hashes of the files."""
-    return {source["sha256"] for source in song.song.inputs}
-
-
-def _levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, float]:
-    """Estimate each part's level from some frames: root of the summed squares over bins."""
-    step = max(1, len(spectrogram) // LEVEL_FRAMES)
-    energy = np.square(spectrogram[::step], dtype=np.float32).sum((2, 3)).mean(0)
-    return {part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)}
 
 
 def _check_parts(songs: list[OpenSong]) -> None:
@@ -259,3 +338,369 @@ def _check_parts(songs: list[OpenSong]) -> None:
                 f"none of {len(songs)} songs to learn from has {part}; training needs vocals and "
                 "accompaniment (give more datasets)"
             )
+
+
+# --- The plan of an epoch ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Training examples: where the two signals of each come from, and how loud they become.
+
+    Every array has a row for each chunk; but for the last, a column each for vocals and
+    accompaniment, and once more for the second voice and backing where there are any.
+    """
+
+    songs: np.ndarray  # int64, index of the song
+    starts: np.ndarray  # int64, frame of the first slice's centre; may lie before the song
+    gains: np.ndarray  # float32, linear; the sign is the polarity
+    eq_db: np.ndarray  # float32, the equalizers' bands, of vocals and of accompaniment; or none
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return len(self.songs)
+
+    def __getitem__(self, rows: slice) -> Chunks:
+        """Select some of the chunks."""
+        return Chunks(self.songs[rows], self.starts[rows], self.gains[rows], self.eq_db[rows])
+
+
+def plan_epoch(
+    songs: list[OpenSong], hp: HParams, epoch: int, shares: tuple[float, ...] = ()
+) -> Chunks:
+    """Plan the chunks of one epoch, a function of the seed and the epoch alone.
+
+    Chunks tile every song from a random offset on, so that each slice position is the centre of
+    exactly one slice per epoch (of one in ``stft_stride`` epochs on average)::
+
+        song            ├───────────────────────────────┤
+        chunks    ┊  0    ┊  1    ┊  2    ┊  3    ┊  4    ┊    new offset every epoch
+
+    With `shares`, an epoch has as many chunks, but each dataset's come as often as its share says:
+    some of them several times, or not at all.
+
+    A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
+    its vocals over the accompaniment of a random place in another song, scaled to their level.
+    Some are left without their voice, as songs have their instrumental stretches. Voice and backing
+    are moved by up to ``gain_db`` each, and their mixture by ``level_db``. A second voice, or
+    backing, from anywhere else joins a share of them, up to `SECOND_DB` softer.
+
+    Parameters
+    ----------
+    songs : list of OpenSong
+    hp : HParams
+    epoch : int
+    shares : tuple of float, optional
+        One for each dataset; they need not sum to 1.
+
+    Returns
+    -------
+    Chunks
+        In random order; a whole number of batches, the last of which is filled up with places
+        that come a second time.
+    """
+    rng = np.random.default_rng([hp.seed, 2, epoch])
+    index, start = _places(songs, hp, rng)
+    order = _draw_order(np.array([songs[i].dataset for i in index]), shares, rng)
+    order = np.resize(order, -(-len(order) // hp.batch_size) * hp.batch_size)
+    index, start = index[order], start[order]
+    n_frames = np.array([song.song.n_frames for song in songs])
+    weights = _mate_weights(songs, n_frames, shares)
+    song_db = np.array([[song.level_db.get(part, np.nan) for part in PARTS] for song in songs])
+    has = ~np.isnan(song_db)  # (n_songs, 2)
+
+    which, where = np.stack([index, index], 1), np.stack([start, start], 1)
+    gains = 10 ** (rng.uniform(-hp.gain_db, hp.gain_db, (len(order), 2)) / 20)
+    gains *= rng.choice([-1, 1], gains.shape)
+    from_elsewhere = (rng.random(len(order)) < hp.remix) | ~has[index].all(1)
+    for part in (0, 1):  # vocals are looked for only where there are none
+        rows = np.flatnonzero(from_elsewhere & (has[index, 0] == (part == 1)))
+        own = index[rows]
+        mates = _draw_mates(weights * has[:, part], own, rng)
+        which[rows, part] = mates
+        where[rows, part] = rng.integers(n_frames[mates])
+        kept_db, mates_db = song_db[own, 1 - part], song_db[mates, part]
+        audible = np.minimum(kept_db, mates_db) > SILENT_DB
+        gains[rows, part] *= 10 ** (np.where(audible, kept_db - mates_db, 0) / 20)
+    gains[rng.random(len(order)) < hp.instrumental, 0] = 0
+    n_bands = 2 * len(EQ_HZ) if hp.equalizer_db else 0
+    eq_db = hp.equalizer_db * rng.standard_normal((len(order), n_bands))
+    if hp.second_voice or hp.second_backing:
+        seconds = _draw_seconds(rng, which, gains, n_frames, weights, song_db, hp)
+        which, where, gains = (
+            np.hstack(pair) for pair in zip((which, where, gains), seconds, strict=True)
+        )
+    gains *= 10 ** (rng.uniform(-hp.level_db, hp.level_db, (len(order), 1)) / 20)
+    return Chunks(which, where, gains.astype(np.float32), eq_db.astype(np.float32))
+
+
+def batches_of(plan: Chunks, hp: HParams) -> list[Chunks]:
+    """Cut a plan into its batches."""
+    return [plan[i : i + hp.batch_size] for i in range(0, len(plan), hp.batch_size)]
+
+
+def count_batches(songs: list[OpenSong], hp: HParams, epoch: int) -> int:
+    """Return how many batches `plan_epoch` gives, without planning them."""
+    offsets, span = _offsets(songs, hp, np.random.default_rng([hp.seed, 2, epoch]))
+    n_frames = np.array([song.song.n_frames for song in songs])
+    n_chunks = int((-((offsets - n_frames) // span)).sum())
+    return -(-n_chunks // hp.batch_size)
+
+
+def chunk_frames(hp: HParams) -> int:
+    """Frames of a chunk: its slices' centres, and what the network sees on both sides."""
+    return (hp.chunk_slices - 1) * hp.stft_stride + hp.stft_frames
+
+
+def _offsets(
+    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Draw where the first chunk of every song starts, and return how far apart chunks are."""
+    span = hp.chunk_slices * hp.stft_stride
+    return rng.integers(1 - span, 1, size=len(songs)), span
+
+
+def _places(
+    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tile every song with chunks from a random offset on: song and first frame of each."""
+    offsets, span = _offsets(songs, hp, rng)
+    starts = [
+        np.arange(first, song.song.n_frames, span)
+        for song, first in zip(songs, offsets.tolist(), strict=True)
+    ]
+    return np.repeat(np.arange(len(songs)), [len(some) for some in starts]), np.concatenate(starts)
+
+
+def _draw_order(
+    datasets: np.ndarray, shares: tuple[float, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """Order the places, of which the datasets are given, at random and by the shares."""
+    if not shares:
+        return rng.permutation(len(datasets))
+    ends = np.round(np.cumsum(shares) / sum(shares) * len(datasets)).astype(int)
+    counts = np.diff(ends, prepend=0)
+    places = [
+        np.resize(rng.permutation(np.flatnonzero(datasets == i)), count)
+        for i, count in enumerate(counts)
+    ]
+    return rng.permutation(np.concatenate(places))
+
+
+def _mate_weights(
+    songs: list[OpenSong], n_frames: np.ndarray, shares: tuple[float, ...]
+) -> np.ndarray:
+    """Return the chance of every song to be remixed with, in whole numbers: its length, by share.
+
+    The songs of a dataset share what the dataset has of the chunks.
+    """
+    if not shares:
+        return n_frames
+    datasets = np.array([song.dataset for song in songs])
+    per_frame = np.array(shares) / np.bincount(datasets, n_frames, len(shares))
+    weights = per_frame[datasets] * n_frames
+    return np.maximum(1, np.round(1e9 * weights / weights.sum())).astype(np.int64)
+
+
+def _draw_seconds(
+    rng: np.random.Generator,
+    which: np.ndarray,
+    gains: np.ndarray,
+    n_frames: np.ndarray,
+    weights: np.ndarray,
+    song_db: np.ndarray,
+    hp: HParams,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw songs, frames and gains of second voices and backings, (n, 2) each; most have gain 0.
+
+    What is not to be heard comes from the song that is, so that its band is not narrowed, and from
+    behind its end, so that nothing is read.
+    """
+    second, gain = which.copy(), np.zeros_like(gains)
+    start = np.full_like(which, n_frames.max() + hp.stft_frames)
+    for part, share in enumerate((hp.second_voice, hp.second_backing)):
+        rows = np.flatnonzero((rng.random(len(which)) < share) & (gains[:, part] != 0))
+        first = which[rows, part]
+        mates = _draw_mates(weights * ~np.isnan(song_db[:, part]), first, rng)
+        level_db = song_db[first, part] - song_db[mates, part] - SECOND_DB * rng.random(len(rows))
+        audible = np.minimum(song_db[first, part], song_db[mates, part]) > SILENT_DB
+        from_frame, gain_of = rng.integers(n_frames[mates]), 10 ** (level_db / 20)
+        rows_with, mates = rows[audible], mates[audible]
+        gain[rows_with, part] = gains[rows_with, part] * gain_of[audible]
+        second[rows_with, part], start[rows_with, part] = mates, from_frame[audible]
+    return second, start, gain
+
+
+def _draw_mates(weights: np.ndarray, own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw another song than each of `own` by its weight; that one where there is no other.
+
+    The songs lie end to end; the draw steps over the own one.
+    """
+    ends = np.cumsum(weights)
+    before, others = ends[own] - weights[own], ends[-1] - weights[own]
+    place = rng.integers(np.maximum(others, 1))
+    place += weights[own] * (place >= before)
+    return np.where(others > 0, np.searchsorted(ends, place, side="right"), own)
+
+
+# --- The feed ------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """A batch of `Chunks` on the device."""
+
+    songs: torch.Tensor
+    starts: torch.Tensor
+    gains: torch.Tensor
+    eq_db: torch.Tensor
+    spectrograms: torch.Tensor | None  # None: `Feed.spectrograms` gathers them
+
+
+class Feed:
+    """Gives the spectrograms of chunks on the device, from its own memory or from the disk.
+
+    Parameters
+    ----------
+    songs : list of OpenSong
+    hp : HParams
+        Reads ``chunk_slices``, ``stft_stride`` and ``stft_frames``.
+    device : torch.device
+    resident : bool
+        Load all frames to the device once, and gather there; otherwise a thread reads each batch
+        from the memory-mapped files while the device works on those before.
+    """
+
+    def __init__(
+        self, songs: list[OpenSong], hp: HParams, device: torch.device, resident: bool
+    ) -> None:
+        import torch
+
+        self.songs, self.hp, self.device, self.resident = songs, hp, device, resident
+        self.are_taught = torch.tensor([song.song.taught for song in songs], device=device)
+        if not resident:
+            return
+        n_rows = 1 + sum(len(s.spectrogram) * len(s.song.parts) for s in songs)
+        self._frames = torch.empty(n_rows, hp.n_bins, 2, dtype=torch.float16, device=device)
+        self._frames[0] = 0  # what lies outside the songs
+        n = 1
+        for song in songs:
+            rows = torch.tensor(song.spectrogram).flatten(0, 1)
+            self._frames[n : n + len(rows)] = rows
+            n += len(rows)
+        # The row of a part's frame t is its first row plus t times the song's number of parts.
+        n_parts = np.array([len(song.song.parts) for song in songs])
+        n_frames = np.array([song.song.n_frames for song in songs])
+        before = 1 + np.cumsum(n_parts * n_frames) - n_parts * n_frames
+        place = [[p in s.song.parts and s.song.parts.index(p) for p in PARTS] for s in songs]
+        self._first_rows = torch.from_numpy(before[:, None] + np.array(place, int)).to(device)
+        self._parts = torch.arange(4, device=device) % 2  # of the columns of `Chunks`
+        self._n_parts = torch.from_numpy(n_parts).to(device)
+        self._n_frames = torch.from_numpy(n_frames).to(device)
+        self._offsets = torch.arange(chunk_frames(hp), device=device)[:, None] - hp.lookback
+        n_bins = np.array([recorded_bins(song, hp) for song in songs])
+        self._all_whole = bool((n_bins == hp.n_bins).all())
+        self._n_bins = torch.from_numpy(n_bins).to(device)
+        self._bins = torch.arange(hp.n_bins, device=device)
+
+    def batches(self, batches: list[Chunks]) -> Iterator[Batch]:
+        """Give one batch after the other."""
+        return self._send_all(batches) if self.resident else self._read_ahead(batches)
+
+    def spectrograms(self, batch: Batch) -> torch.Tensor:
+        """Return the frames of a batch.
+
+        Returns
+        -------
+        torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
+            Vocals and accompaniment on the device, as in `Chunks`; ``n_frames`` is
+            ``chunk_frames(hp)``. Zero outside the songs, and above the band that all recordings
+            have: a voice recorded at 16 kHz over a backing of 44.1 kHz would teach that voices
+            end at 8 kHz.
+        """
+        if batch.spectrograms is not None:
+            return batch.spectrograms
+        songs = batch.songs
+        frame = batch.starts[:, None] + self._offsets  # (n, n_frames, 2 or 4)
+        first = self._first_rows[songs, self._parts[: songs.shape[1]]]
+        row = first[:, None] + frame * self._n_parts[songs][:, None]
+        outside = (frame < 0) | (frame >= self._n_frames[songs][:, None])
+        row.masked_fill_(outside, 0)
+        frames = self._frames.index_select(0, row.flatten())
+        frames = frames.view(*row.shape, *frames.shape[1:])
+        if not self._all_whole:
+            lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
+            frames.masked_fill_(lost[:, None, None, :, None], 0)
+        return frames
+
+    def _send_all(self, batches: list[Chunks]) -> Iterator[Batch]:
+        """Send the numbers of all batches to the device at once: there are few of them."""
+        if not batches:
+            return
+        columns = [np.concatenate(some) for some in zip(*map(_columns, batches), strict=True)]
+        sizes = [len(batch) for batch in batches]
+        for parts in zip(*(self._to_device(x).split(sizes) for x in columns), strict=True):
+            yield Batch(*parts, None)
+
+    def _read_ahead(self, batches: list[Chunks]) -> Iterator[Batch]:
+        """Read from the disk, some batches ahead of the one that is given."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._read, batch) for batch in batches[:N_AHEAD]]
+            for i in range(len(batches)):
+                if i + N_AHEAD < len(batches):
+                    ahead.append(reader.submit(self._read, batches[i + N_AHEAD]))
+                yield ahead.pop(0).result()
+
+    def _read(self, batch: Chunks) -> Batch:
+        spectrograms = read_batch(self.songs, batch, self.hp)
+        return Batch(*(self._to_device(values) for values in (*_columns(batch), spectrograms)))
+
+    def _to_device(self, values: np.ndarray) -> torch.Tensor:
+        """Send numbers without waiting: a GPU fetches them from pinned memory by itself."""
+        import torch
+
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _columns(batch: Chunks) -> tuple[np.ndarray, ...]:
+    return batch.songs, batch.starts, batch.gains, batch.eq_db
+
+
+def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
+    """Read the frames of a batch from disk, as `Feed.spectrograms` gives them.
+
+    Returns
+    -------
+    np.ndarray, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
+    """
+    n_frames = chunk_frames(hp)
+    out = np.zeros((len(batch), n_frames, batch.songs.shape[1], hp.n_bins, 2), dtype=np.float16)
+    for i, j in np.ndindex(*batch.songs.shape):
+        song = songs[batch.songs[i, j]]
+        part = song.song.parts.index(PARTS[j % 2])
+        first = int(batch.starts[i, j]) - hp.lookback  # the first slice begins there
+        low, high = max(0, first), min(song.song.n_frames, first + n_frames)
+        if low < high:
+            out[i, low - first : high - first, j] = song.spectrogram[low:high, part]
+    for chunk, row in zip(out, batch.songs, strict=True):
+        chunk[..., min(recorded_bins(songs[k], hp) for k in row) :, :] = 0
+    return out
+
+
+def recorded_bins(song: OpenSong, hp: HParams) -> int:
+    """Return how many of the network's bins a song's recording has: those up to half its rate."""
+    return min(hp.n_bins, 1 + song.song.sample_rate * hp.n_fft // (2 * hp.sample_rate))
+
+
+def excerpt(song: OpenSong, hp: HParams) -> np.ndarray:
+    """Read the middle ``valid_seconds`` of a song, as a batch of one.
+
+    Returns
+    -------
+    np.ndarray, shape=(1, n_frames, 2, n_bins, 2), float16
+    """
+    n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
+    start = (song.song.n_frames - n_frames) // 2
+    return song.spectrogram[start : start + n_frames].copy()[None]

@@ -37,6 +37,7 @@ BEFORE = {  # what was done before there was a setting for it
     "optimizer": "adamw",
     "level_db": 0.0,
 }
+GONE = ("reverb", "compression")  # settings that older files hold; nothing reads them any more
 
 
 class InputError(Exception):
@@ -83,7 +84,7 @@ class HParams:
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
     precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
-    compile: str = "off"  # torch.compile: "off", "default" or "reduce-overhead" (CUDA graphs)
+    compile: str = "off"  # torch.compile: "off" or "default"
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
     second_voice: float = 0.0  # share of chunks with a voice in which another sings along, 0..1
@@ -91,8 +92,7 @@ class HParams:
     gain_db: float = 6.0  # voice and backing are each moved by up to ± this, and by 0 for 0
     level_db: float = 12.0  # the mixture is moved by up to ± this; 0 for "activity", a fixed level
     equalizer_db: float = 0.0  # voice and backing: standard deviation of each octave's gain
-    reverb: float = 0.0  # share of chunks whose voice is put into a room, 0..1
-    compression: float = 0.0  # the voice's level is evened out by up to this share, 0..1
+    trim: float = 0.0  # "sdr": share of a batch's worst teacher-labelled chunks left out, 0..1
     valid_fraction: float = 0.1  # share of the songs' length held out for validation
     valid_seconds: float = 20.0  # seconds of each held-out song that are separated and scored
     seed: int = 0  # same seed, same data, same CPU: same weights
@@ -160,7 +160,7 @@ CHOICES = {
     "schedule": ("one-cycle", "cyclic", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
     "stereo": ("mean", "mid-side", "channels"),
-    "compile": ("off", "default", "reduce-overhead"),
+    "compile": ("off", "default"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "sample_rate": (4000, 384_000),
@@ -190,8 +190,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "gain_db": (0, 60),
     "level_db": (0, 60),
     "equalizer_db": (0, 20),
-    "reverb": (0, 1),
-    "compression": (0, 1),
+    "trim": (0, 0.9),
     "valid_fraction": (0, 0.9),
     "valid_seconds": (1, 3600),
     "seed": (0, 2**31 - 1),
@@ -244,13 +243,17 @@ def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
 def from_dict(stored: dict[str, typing.Any]) -> HParams:
     """Rebuild hparams that a dataset or checkpoint stored.
 
-    Names that are younger than the file take the values of then, or else today's defaults.
+    Names that are younger than the file take the values of then, or else today's defaults; names
+    that were given up are dropped.
 
     Raises
     ------
     InputError
         If a name is unknown: the file was written by a newer version.
     """
+    stored = {name: value for name, value in stored.items() if name not in GONE}
+    if stored.get("compile") == "reduce-overhead":  # one CUDA graph a step needs no asking now
+        stored["compile"] = "off"
     unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
     if unknown:
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")

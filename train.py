@@ -1,17 +1,15 @@
 """Train a network on datasets that build_dataset.py made.
 
 A run writes runs/<name>/last.pth after every epoch, every five minutes and on Ctrl-C, best.pth
-whenever the held-out songs sound better than before, and its curves beside them.
+whenever the held-out songs sound better than before, and a log for TensorBoard beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import io
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,22 +20,19 @@ import cli
 from hparams import TRAINED, HParams, InputError, UsageError, parse_settings
 from learning import ranks
 from learning.ranks import World
-from sound import writing
-from tools.charts import Chart, svg
 
 if TYPE_CHECKING:
     import torch
 
-    import dataset
-    from learning import run as training
+    from dataset import OpenSong
+    from learning.run import Run
 
 RESUMABLE = ("last.pth", "previous.pth")
 CHECKPOINTS = (*RESUMABLE, "best.pth")
 EPILOG = """examples:
   python train.py data/dsd100
-  python train.py data/mir1k data/backings --name mixed --set width=16 --set epochs=20
-  python train.py data/dsd100 --minutes 30                           # as many steps as fit
-  python train.py data/dsd100 --find-lr                              # which learning rate?
+  python train.py data/mir1k data/produced --share 1 3               # the second thrice as often
+  python train.py data/mir1k --name small --set width=16 --set epochs=20
   python train.py data/dsd100 --checkpoint runs/resnet18/last.pth    # go on from there
   torchrun --nproc-per-node 8 train.py data/dsd100                   # on 8 GPUs
   tensorboard --logdir runs                                          # watch it"""
@@ -52,115 +47,53 @@ def main(argv: list[str] | None = None) -> int:
     for folder in [*args.data, *args.validate_on]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
-    writing.check_writable(run_dir / "last.pth")
-
     with contextlib.ExitStack() as stack:
         if world.rank:  # one voice is enough
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        else:
+            stack.enter_context(the_only_run_in(run_dir))
         device = cli.device_of(args, parser, world.local_rank)
         stack.enter_context(ranks.joined(world, device.type))
-        stack.enter_context(locked(run_dir, world))
         run, goes_on = set_up(args, hp, world, device)
-        if args.find_lr:
-            find_lr(run, run_dir)
-            return 0
         return train(run, goes_on, args, run_dir)
 
 
-def set_up(
-    args: argparse.Namespace, hp: HParams, world: World, device: torch.device
-) -> tuple[training.Run, bool]:
-    """Make the run that the command line asks for, new or resumed, and print what it is.
-
-    Also returns whether it goes on where a checkpoint stopped.
-    """
-    import dataset  # here, so that --help and wrong paths answer before torch is loaded
-    from learning import planning, sampling
-    from learning import run as training
-
-    checkpoint = load_checkpoint(args.checkpoint, world) if args.checkpoint else None
-    if checkpoint:
-        hp = resumed_settings(args, checkpoint)
-    if hp.batch_size % world.size:
-        raise InputError(
-            f"batch_size is {hp.batch_size}, which {world.size} processes cannot share evenly "
-            f"(--set batch_size={-(-hp.batch_size // world.size) * world.size})"
-        )
-    songs = dataset.open_songs(args.data, hp)
-    if args.all_songs:
-        songs = [replace(s, song=replace(s.song, split="train")) for s in songs]
-    if args.validate_on:
-        others = dataset.open_songs(args.validate_on, hp)
-        learn, valid = dataset.validate_elsewhere(songs, others)
-    else:
-        learn, valid = dataset.hold_out(songs, hp)
-    describe(hp, learn, valid)
-    resident, reason = planning.place(learn, hp, device, world, args.dataset_on)
-    print(f"dataset: {reason}")
-    feed = sampling.Feed(learn, hp, device, resident)
-    if args.minutes:
-        trial = training.Run(hp, feed, valid, world)
-        hp = replace(hp, steps=planning.steps_in(trial, args.minutes))
-    run = training.Run(hp, feed, valid, world)
-    goes_on = checkpoint is not None and resume(run, checkpoint, args)
-    n_weights = sum(weight.numel() for weight in run.model.parameters())
-    epochs = run.n_steps / run.steps_per_epoch if hp.steps else hp.epochs
-    print(
-        f"{hp.model_type}, width {hp.width}: {n_weights / 1e6:.2f} million weights; "
-        f"{run.n_steps} steps, {epochs:.3g} epochs"
-    )
-    return run, goes_on
-
-
-def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
+def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
     """Train, validate and save, epoch after epoch; returns the exit code."""
-    from learning import run as training
-    from learning import validation
+    from learning.run import Log, Saves, train_epoch
+    from learning.validation import bounds, picture_and_sound, validate
 
-    hp, world, valid = run.hp, run.world, run.valid
-    bounds = validation.bounds(run.listener, valid)
-    print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in bounds.items()))
-
-    saves = training.Saves(run, run_dir, cli.warn)
+    hp, world = run.hp, run.world
+    limits = bounds(run.validator, run.valid)
+    print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in limits.items()))
+    saves = Saves(run, run_dir, cli.warn)
     if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
-        run.best_db = -math.inf  # the best.pth of another folder is not this run's
-        refuse_overwriting(run_dir, args)
-        if args.overwrite:
-            saves.last(is_final=True)  # the old last.pth stays for a while, as previous.pth
-            if not world.rank:
-                remove_rest(run_dir)
-    log = training.Log(None if world.rank else run_dir, cli.warn)
-    with cli.Stop() as stop:
+        begin_folder(run, run_dir, args, saves)
+
+    with Log(None if world.rank else run_dir, cli.warn) as log, cli.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
             with cli.progress(run.slices_left_in_epoch(), " slices") as bar:
-                loss = training.train_epoch(run, bar.update, log.scalars, stop, saves.last)
+                loss = train_epoch(run, bar.update, log.scalars, stop, saves.last)
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
-            took = time.perf_counter() - started
-            scores = validation.validate(run.listener, valid)
-            if not math.isfinite(scores["loss"]):
-                raise InputError(
-                    f"the loss on held-out songs is {scores['loss']} after step {run.step}: the "
-                    "weights have diverged (--set learning_rate= a smaller one); "
-                    "what was saved before is untouched"
-                )
+            seconds = time.perf_counter() - started
+            scores = validate(run.validator, run.valid)
+            refuse_divergence(run, scores["loss"])
             run.finish_epoch(loss, scores)
             if run.latest_db > run.best_db and saves.best():
                 run.best_db = run.latest_db
             saves.last()
-            rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / took
+            rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / seconds
             print(
                 f"epoch {run.epoch:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
                 f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
                 f"{rate:.0f} slices/s",
                 flush=True,
             )
-            log.scalars({f"valid/{k}": value for k, value in (scores | bounds).items()}, run.step)
+            log.scalars({f"valid/{k}": value for k, value in (scores | limits).items()}, run.step)
             if not world.rank:
-                log.song(*validation.picture_and_sound(run.listener, valid[0]), hp, run.step)
-                draw_curves(run, bounds, run_dir / "curves.svg")
-        log.close()
+                log.song(*picture_and_sound(run.validator, run.valid[0]), hp, run.step)
         if world.any(stop()):
             saves.last(is_final=True)
             world.gather("saved")  # torchrun ends all processes as soon as one has left
@@ -174,10 +107,63 @@ def train(run: training.Run, goes_on: bool, args: argparse.Namespace, run_dir: P
     return 0
 
 
+def set_up(
+    args: argparse.Namespace, hp: HParams, world: World, device: torch.device
+) -> tuple[Run, bool]:
+    """Make the run that the command line asks for, new or resumed, and print what it is.
+
+    Also returns whether it goes on where a checkpoint stopped.
+    """
+    import dataset  # here, so that --help and wrong paths answer before torch is loaded
+    from learning.run import Run
+
+    checkpoint = load_checkpoint(args.checkpoint, world) if args.checkpoint else None
+    shares = args.share or []
+    if checkpoint:
+        hp = resumed_settings(args, checkpoint)
+        shares = shares or checkpoint.get("resume", {}).get("shares", [])
+    if hp.batch_size % world.size:
+        raise InputError(
+            f"batch_size is {hp.batch_size}, which {world.size} processes cannot share evenly "
+            f"(--set batch_size={-(-hp.batch_size // world.size) * world.size})"
+        )
+    songs = dataset.open_songs(args.data, hp)
+    if args.all_songs:
+        songs = [replace(s, song=replace(s.song, split="train")) for s in songs]
+    if args.validate_on:
+        others = dataset.open_songs(args.validate_on, hp)
+        learn, valid = dataset.validate_elsewhere(songs, others)
+    else:
+        learn, valid = dataset.hold_out(songs, hp)
+    check_shares(shares, args.data, learn)
+    describe(hp, learn, valid)
+    if shares:
+        each = (f"{x / sum(shares):.0%} {f}" for x, f in zip(shares, args.data, strict=True))
+        print(f"of every epoch: {', '.join(each)}")
+    feed = dataset.Feed(learn, hp, device, resident=fits(learn, device))
+    run = Run(hp, feed, valid, world, shares)
+    goes_on = checkpoint is not None and resume(run, checkpoint, args)
+    n_weights = sum(weight.numel() for weight in run.model.parameters())
+    epochs = run.n_steps / run.steps_per_epoch if hp.steps else hp.epochs
+    print(
+        f"{hp.model_type}, width {hp.width}: {n_weights / 1e6:.2f} million weights; "
+        f"{run.n_steps} steps, {epochs:.3g} epochs"
+    )
+    return run, goes_on
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument("data", type=Path, nargs="+", help="folders that build_dataset.py made")
+    parser.add_argument(
+        "--share",
+        type=cli.positive_number,
+        nargs="+",
+        metavar="X",
+        help="how much of an epoch each folder gets, whatever its length: 1 3 for a quarter and "
+        "three quarters; by default as much as it is long",
+    )
     parser.add_argument("--name", help="the run's folder is runs/<name> (the model type)")
     parser.add_argument(
         "--checkpoint", type=Path, help="resume from this last.pth, with the settings it holds"
@@ -188,25 +174,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="go on from --checkpoint although data, settings or number of processes differ: the "
         "weights stay and a new schedule starts; with only another number of processes the run "
         "goes on where it was",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=cli.positive_number,
-        metavar="M",
-        help="measure the speed for some seconds, then train as many steps as take M minutes",
-    )
-    parser.add_argument(
-        "--find-lr",
-        action="store_true",
-        help="train nothing: raise the learning rate over 200 steps, write the losses as "
-        "runs/<name>/find_lr.svg, and suggest one",
-    )
-    parser.add_argument(
-        "--dataset-on",
-        choices=["auto", "device", "disk"],
-        default="auto",
-        help="load the dataset to the device's memory once, or read it from disk ahead of the "
-        "steps; auto (the default) loads what fits, in main memory into half of what is free",
     )
     parser.add_argument(
         "--validate-on",
@@ -232,12 +199,10 @@ def run_folder(args: argparse.Namespace) -> Path:
         previous = args.checkpoint.with_name("previous.pth")
         hint = f" ({previous} is there)" if previous.is_file() else ""
         raise InputError(f"{args.checkpoint}: no such checkpoint{hint}")
-    if args.find_lr and (args.checkpoint or args.minutes):
-        raise UsageError("--find-lr stands alone: it tests a new network")
+    if args.share and len(args.share) != len(args.data):
+        raise UsageError(f"--share: {len(args.share)} shares for {len(args.data)} folders")
     if args.adapt and not args.checkpoint:
         raise UsageError("--adapt goes with --checkpoint")
-    if args.minutes and (args.checkpoint and not args.adapt):
-        raise UsageError("--minutes: a resumed run keeps its number of steps (--adapt starts anew)")
     if args.name is not None and (not args.name or Path(args.name).name != args.name):
         raise UsageError(f"--name {args.name!r}: a name, not a path (runs/<name> is made)")
     if args.adapt and not args.name and args.checkpoint.name not in RESUMABLE:
@@ -251,36 +216,35 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
     """Raise InputError if a folder holds a run that nobody said to overwrite."""
-    holds_run = any((folder / name).exists() for name in CHECKPOINTS)
-    if holds_run and not args.overwrite and not args.find_lr:
+    if any((folder / name).exists() for name in CHECKPOINTS) and not args.overwrite:
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"
         )
 
 
-def remove_rest(folder: Path) -> None:
-    """Remove what an older run left, so that its best.pth and curves do not pass for the new."""
-    for name in ("best.pth", "curves.svg", "events.out.tfevents.*"):
-        for path in folder.glob(name):
-            path.unlink()
-
-
 @contextlib.contextmanager
-def locked(folder: Path, world: World) -> Iterator[None]:
-    """Keep a second run out of the same folder; the lock dies with the process."""
-    if world.rank:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+def the_only_run_in(folder: Path) -> Iterator[None]:
+    """Make a run's folder and keep a second run out of it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror} (--name another one)") from error
+    with cli.locked(folder):
+        for path in folder.glob(".*.tmp-*"):  # what a killed run left
+            path.unlink(missing_ok=True)
         yield
-    except BlockingIOError:
-        raise InputError(f"{folder}: another run writes there (--name another one)") from None
-    finally:
-        os.close(descriptor)
+
+
+def begin_folder(run: Run, folder: Path, args: argparse.Namespace, saves: Any) -> None:
+    """Begin a new run in a folder; an older one's last.pth stays for a while, as previous.pth."""
+    run.best_db = -math.inf  # the best.pth of another folder is not this run's
+    refuse_overwriting(folder, args)
+    if args.overwrite:
+        saves.last(is_final=True)
+        if not run.world.rank:  # best.pth and curves of the older run must not pass for the new
+            for path in [folder / "best.pth", *folder.glob("events.out.tfevents.*")]:
+                path.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
@@ -305,12 +269,12 @@ def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
     """Take the settings of the run that goes on; one that contradicts them is refused."""
     import model
-    from learning import run as training
+    from learning.run import FREE
 
     _, hp = model.restore_model(args.checkpoint, checkpoint)
     asked = parse_settings(args.settings)
     for name, value in asked.items():
-        stays = name in TRAINED or not (args.adapt or name in training.FREE)
+        stays = name in TRAINED or not (args.adapt or name in FREE)
         if stays and getattr(hp, name) != value:
             how = "" if name in TRAINED else "; --adapt starts a new schedule with it"
             raise InputError(
@@ -319,7 +283,7 @@ def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HP
     return replace(hp, **asked)
 
 
-def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bool:
+def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bool:
     """Go on where the checkpoint stopped and return true; if the run differs, only deliberately.
 
     False means that it starts anew, from the weights of the checkpoint.
@@ -347,63 +311,51 @@ def resume(run: training.Run, checkpoint: dict[str, Any], args: argparse.Namespa
     return False
 
 
-def describe(hp: HParams, learn: list[dataset.OpenSong], valid: list[dataset.OpenSong]) -> None:
+def check_shares(shares: list[float], folders: list[Path], learn: list[OpenSong]) -> None:
+    """Refuse a share for a dataset from which there is nothing to learn."""
+    if shares and len(shares) != len(folders):
+        raise InputError(
+            f"the checkpoint has shares of {len(shares)} folders, not {len(folders)} (give --share)"
+        )
+    for index, folder in enumerate(folders):
+        if shares and not any(song.dataset == index for song in learn):
+            raise InputError(f"{folder}: no song to learn from, so it can have no --share")
+
+
+def fits(songs: list[OpenSong], device: torch.device) -> bool:
+    """Say whether songs are held in a GPU's memory; printed. A CPU has the system's file cache."""
+    import torch
+
+    n_bytes = sum(song.spectrogram.nbytes for song in songs)
+    resident = device.type == "cuda" and 2 * n_bytes < torch.cuda.mem_get_info(device)[0]
+    where = "held in the GPU's memory" if resident else "read from disk ahead of the steps"
+    print(f"dataset: {n_bytes / 1e9:.2f} GB, {where}")
+    return resident
+
+
+def describe(hp: HParams, learn: list[OpenSong], valid: list[OpenSong]) -> None:
     """Print what is trained on what."""
     for what, songs in (("learn from", learn), ("validate on", valid)):
         n_frames = sum(song.song.n_frames for song in songs)
         minutes = n_frames * hp.hop_length / hp.sample_rate / 60
         n_singers = len({song.song.singer for song in songs})
+        n_taught = sum(song.song.taught for song in songs)
         print(
             f"{what} {len(songs)} songs of {n_singers} singers or bands, "
             f"{minutes:.1f} min, {n_frames // hp.stft_stride} slices"
+            + f", {n_taught} songs labelled by a teacher"
+            * bool(n_taught)
         )
 
 
-def find_lr(run: training.Run, run_dir: Path) -> None:
-    """Do the range test; write its picture and print the suggestion."""
-    from learning import planning
-
-    with cli.progress(planning.FIND_LR_STEPS, " steps") as bar:
-        curve, suggestion = planning.find_lr(run, bar.update)
-    chart = Chart(
-        "Learning-rate range test",
-        "learning rate",
-        {"loss": curve},
-        marks={"suggested": suggestion},
-        log_x=True,
-    )
-    write_svg(run, run_dir / "find_lr.svg", [chart])
-    print(
-        f"loss {curve[0][1]:.4f} at {curve[0][0]:.1e}, least {min(y for _, y in curve):.4f}; "
-        f"suggested: --set learning_rate={suggestion:.1g} ({run_dir / 'find_lr.svg'})"
-    )
-
-
-def draw_curves(run: training.Run, bounds: dict[str, float], path: Path) -> None:
-    """Draw loss and SI-SDR of every epoch so far."""
-
-    def points(key: str) -> list[tuple[float, float]]:
-        return [(row["step"], row[key]) for row in run.history]
-
-    losses = {"train": points("loss/train"), "held out": points("loss")}
-    sounds = {"soft": points("soft"), "binary": points("binary")}
-    floor = {"the mixture itself": bounds["floor"]}
-    charts = [
-        Chart("Loss", "steps", losses),
-        Chart("SI-SDR of held-out vocals [dB]", "steps", sounds, floor),
-    ]
-    write_svg(run, path, charts)
-
-
-def write_svg(run: training.Run, path: Path, charts: list[Chart]) -> None:
-    """Write charts on rank 0; a picture that cannot be written ends no run."""
-    if run.world.rank:
-        return
-    try:
-        writing.replace_atomically(path, lambda file: file.write(svg(charts).encode()))
-    except InputError as error:
-        cli.warn(error)
+def refuse_divergence(run: Run, loss: float) -> None:
+    """Raise InputError if the loss on held-out songs is no number: nothing is saved then."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss on held-out songs is {loss} after step {run.step}: the weights have "
+            "diverged (--set learning_rate= a smaller one); what was saved before is untouched"
+        )
 
 
 if __name__ == "__main__":
-    ranks.leave(main())
+    raise SystemExit(main())

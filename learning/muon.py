@@ -18,8 +18,8 @@ class Muon(torch.optim.AdamW):
     the others, and scaled to what AdamW would move a weight by, so that both share one learning
     rate. Biases, batch norms and linear layers are AdamW's: orthogonalizing ResNet18's last layer
     alone would take a sixth as many operations as a step (ConvNet's fifth layer, a convolution
-    over all frequencies, is moved and takes a fifth as many). A subclass, so that schedules, saving
-    and resuming see one optimizer. Schedules that cycle AdamW's first beta leave Muon's momentum.
+    over all frequencies, is moved and takes a fifth as many). A subclass, so that saving and
+    resuming see one optimizer. The learning rate is a number or a tensor on the weights' device.
 
     References
     ----------
@@ -41,11 +41,14 @@ class Muon(torch.optim.AdamW):
         for weight, gradient in moved.items():
             weight.grad = gradient
 
-    def _move(self, weights: list[torch.Tensor], learning_rate: float, decay: float) -> None:
+    def _move(
+        self, weights: list[torch.Tensor], learning_rate: float | torch.Tensor, decay: float
+    ) -> None:
         """Move convolutions; what is done to each alone is one kernel for all (`_foreach`)."""
         for weight in weights:
             if not self.state[weight]:  # by AdamW's names, which it asks for when a state is loaded
-                self.state[weight] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight)}
+                step = torch.zeros((), device=weight.device)
+                self.state[weight] = {"step": step, "exp_avg": torch.zeros_like(weight)}
         gradients = [weight.grad for weight in weights]
         momenta = [self.state[weight]["exp_avg"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
@@ -53,11 +56,12 @@ class Muon(torch.optim.AdamW):
         # Input channels go last, as they lie in memory: the order of columns changes nothing.
         last = [change.permute(0, 2, 3, 1) for change in changes]
         matrices = orthogonal([change.flatten(1) for change in last])
-        paces = [learning_rate * ADAMW_RMS * max(matrix.shape) ** 0.5 for matrix in matrices]
+        paces = [ADAMW_RMS * max(matrix.shape) ** 0.5 for matrix in matrices]
         changes = [
             matrix.unflatten(1, change.shape[1:]).permute(0, 3, 1, 2)
             for matrix, change in zip(torch._foreach_mul(matrices, paces), last, strict=True)
         ]
+        torch._foreach_mul_(changes, learning_rate)
         torch._foreach_mul_(weights, 1 - learning_rate * decay)
         torch._foreach_sub_(weights, changes)
 

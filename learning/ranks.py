@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from hparams import InputError
 
@@ -29,7 +25,6 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those of this machine
-    local_size: int = 1
 
     def share(self, items: Any) -> Any:
         """Return every size-th item, beginning with this rank's own; of whatever can be sliced."""
@@ -84,9 +79,9 @@ def world() -> World:
     InputError
         If only some of its variables are set, or one is no number.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "WORLD_SIZE" not in os.environ:
         return World()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     try:
         here = World(*(int(os.environ[name]) for name in names))
         if here.size > 1:
@@ -96,7 +91,7 @@ def world() -> World:
         raise InputError(
             f"{error}: WORLD_SIZE is set, so torchrun's {', '.join(names)} must be"
         ) from error
-    if not (0 <= here.rank < here.size and 0 <= here.local_rank < here.local_size <= here.size):
+    if not (0 <= here.rank < here.size and 0 <= here.local_rank < here.size):
         raise InputError(f"{here}: no such process (torchrun sets RANK, WORLD_SIZE and so on)")
     return here
 
@@ -122,11 +117,7 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
     import torch.distributed as dist
 
     try:
-        with _interruptible():
-            if device == "cuda":
-                dist.init_process_group("cpu:gloo,cuda:nccl")
-            else:  # others may be busy with their songs for long; one that dies is noticed at once
-                dist.init_process_group("gloo", timeout=timedelta(hours=12))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         yield
         dist.destroy_process_group()  # not after an error: NCCL would wait for the others
     except (dist.DistError, RuntimeError) as error:
@@ -136,34 +127,6 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
             f"rank {here.rank} of {here.size}: lost the others: {str(error).splitlines()[0]} "
             "(what ended the first of them stands above; resume from the last checkpoint)"
         ) from error
-
-
-def leave(code: int) -> NoReturn:
-    """End a script with its exit code; a rank of several, without Python's own way to end.
-
-    While the interpreter goes down, a thread of torch's that asks for it is ended within C++, and
-    the process aborts (-6) although all is done and written. Seen once, and not in 25 more tries.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        sys.exit(code)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError):  # None if closed; a pipe nobody reads
-            stream.flush()
-    os._exit(code)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let signals end the process at once: while it waits in C for the others, no handler runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _is_broken_connection(error: RuntimeError) -> bool:

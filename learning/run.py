@@ -1,4 +1,4 @@
-"""What train.py repeats: the step, the epoch, the state of a run and its log.
+"""What train.py repeats: the step, the epoch, the state of a run, its saves and its log.
 
 A step mixes a batch of chunks on the device at random gains, learns the mask of every column at
 once, and moves the averaged weights, which are the ones that are validated and shipped. Nothing in
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import threading
 import time
@@ -24,17 +25,18 @@ import torch
 import audio
 import dataset
 import model as networks
-from dataset import OpenSong
+from dataset import Batch, Chunks, Feed, OpenSong
 from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, differences, from_dict
-from learning import augmentation, sampling, validation
+from learning import targets
 from learning.muon import Muon
 from learning.ranks import World
-from learning.sampling import Chunks
+from learning.validation import Validator
 
 OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
 MOST_FAILED_SAVES = 3  # in a row; a disk may be full for a while
+WARM_UP_STEPS = 4  # before a step is captured: cuDNN chooses its kernels, the optimizer its state
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
 INHERITED = ("licence", "sources", "learnt_before", "stereo")
 FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run may change them
@@ -56,13 +58,14 @@ class Run:
     def __init__(
         self,
         hp: HParams,
-        feed: sampling.Feed,
+        feed: Feed,
         valid: list[OpenSong],
         world: World | None = None,
+        shares: tuple[float, ...] = (),
     ) -> None:
         self.hp, self.feed, self.valid, self.world = hp, feed, valid, world or World()
-        self.songs, self.device = feed.songs, feed.device
-        songs, device = self.songs, self.device
+        self.songs, self.device, self.shares = feed.songs, feed.device, tuple(shares)
+        device = self.device
         torch.manual_seed(hp.seed)
         self.model = networks.build_model(hp).to(device)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -71,18 +74,22 @@ class Run:
             torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for
         self.network = _as_trained(self.model, hp, device, self.world)
         self.curve_db = audio.weighting_curve_db(hp).to(device)
-        self.listener = validation.Listener(self.averaged, self.curve_db, hp, self.world)
+        self.validator = Validator(self.averaged, self.curve_db, hp, self.world)
+        # What a captured step is to read anew every time lies on the device.
+        self.learning_rate = torch.tensor(hp.learning_rate, device=device)
+        self.decay = torch.zeros((), device=device)  # of the averaged weights
         self.optimizer = OPTIMIZERS[hp.optimizer](
             self.model.parameters(),
-            lr=hp.learning_rate,
+            lr=self.learning_rate,
             weight_decay=hp.weight_decay,
             fused=True,
+            capturable=device.type == "cuda",
         )
         self.n_steps = hp.steps or sum(
-            sampling.count_batches(songs, hp, epoch) for epoch in range(hp.epochs)
+            dataset.count_batches(self.songs, hp, epoch) for epoch in range(hp.epochs)
         )
-        self.steps_per_epoch = sampling.count_batches(songs, hp, 0)  # others vary a little
-        self.scheduler = make_scheduler(self.optimizer, hp, self.n_steps, self.steps_per_epoch)
+        self.steps_per_epoch = dataset.count_batches(self.songs, hp, 0)  # others vary a little
+        self.take_step = Step(self)
         self.epoch = self.batch = self.step = 0
         self.best_db = -np.inf  # of what best.pth holds
         self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
@@ -101,20 +108,38 @@ class Run:
         """Whether all steps are done and validated."""
         return self.step >= self.n_steps and self.batch == 0
 
-    def autocast(self) -> torch.autocast:
-        """Narrow the arithmetic of what runs within, where ``precision`` says so."""
-        narrow = networks.is_narrow(self.hp, self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=narrow)
+    @property
+    def latest_db(self) -> float:
+        """How good the last epoch's network sounded; -inf where there is none or it has moved."""
+        if self.batch or not self.history:
+            return -np.inf
+        latest = self.history[-1]
+        better = max(latest["soft"], latest["binary"])
+        return -latest["loss"] if np.isnan(better) else better  # no held-out voice, in any epoch
 
     def slices_left_in_epoch(self) -> int:
         """Return how many slices the rest of this epoch trains, for a progress bar."""
-        n = sampling.count_batches(self.songs, self.hp, self.epoch) - self.batch
+        n = dataset.count_batches(self.songs, self.hp, self.epoch) - self.batch
         return min(n, self.n_steps - self.step) * self.hp.batch_size * self.hp.chunk_slices
 
+    def set_pace(self) -> None:
+        """Set the next step's learning rate, and how slowly the averaged weights follow it."""
+        rate = learning_rate(self.step, self.hp, self.n_steps, self.steps_per_epoch)
+        self.learning_rate.fill_(rate)
+        self.decay.fill_(min(self.hp.ema_decay, (1 + self.step) / (10 + self.step)))
+
     def average(self) -> None:
-        """Move the averaged weights towards the present ones, fast in the first steps."""
-        decay = min(self.hp.ema_decay, (1 + self.step) / (10 + self.step))
-        torch.optim.swa_utils.get_ema_multi_avg_fn(decay)(self._averaging, self._learning, None)
+        """Move the averaged weights towards the present ones."""
+        change = torch._foreach_sub(self._learning, self._averaging)
+        torch._foreach_mul_(change, 1 - self.decay)
+        torch._foreach_add_(self._averaging, change)
+
+    def finish_epoch(self, loss: float, scores: dict[str, float]) -> None:
+        """Note what the epoch came to."""
+        self.scores = scores
+        self.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
+        self.history.append({"step": self.step, "loss/train": loss, **scores})
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
 
     def save(self, path: Path, whole: bool = True) -> None:
         """Write a checkpoint on rank 0; `whole` includes what only resuming needs."""
@@ -124,6 +149,7 @@ class Run:
             "curve_db": self.curve_db.cpu(),
             "mask_settings": self.mask_settings,
             "data": dataset.identity(self.songs),
+            "taught": dataset.identity([song for song in self.songs if song.song.taught]),
             "step": self.step,
             "scores": self.scores,
             **self.inherited,
@@ -132,7 +158,6 @@ class Run:
             extra["resume"] = {
                 "weights": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
                 "epoch": self.epoch,
                 "batch": self.batch,
                 "best_db": float(self.best_db),
@@ -140,24 +165,9 @@ class Run:
                 "losses": self.losses,
                 "valid": dataset.identity(self.valid),
                 "processes": self.world.size,
+                "shares": list(self.shares),
             }
         networks.save_checkpoint(path, self.averaged, self.hp, **extra)
-
-    def finish_epoch(self, loss: float, scores: dict[str, float]) -> None:
-        """Note what the epoch came to."""
-        self.scores = scores
-        self.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
-        self.history.append({"step": self.step, "loss/train": loss, **scores})
-        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
-
-    @property
-    def latest_db(self) -> float:
-        """How good the last epoch's network sounded; -inf where there is none or it has moved."""
-        if self.batch or not self.history:
-            return -np.inf
-        latest = self.history[-1]
-        better = max(latest["soft"], latest["binary"])
-        return -latest["loss"] if np.isnan(better) else better  # no held-out voice, in any epoch
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
         """Say in what this run differs from the one that saved a checkpoint, by name."""
@@ -174,6 +184,8 @@ class Run:
             found["data"] = "it was trained on other songs, or in another order"
         if resume["valid"] != dataset.identity(self.valid):
             found["valid"] = "it was validated on other songs"
+        if resume.get("shares", []) != list(self.shares):
+            found["shares"] = "its datasets had other shares"
         if resume["processes"] != self.world.size:
             found["processes"] = f"it ran on {resume['processes']} processes, not {self.world.size}"
         return found
@@ -183,8 +195,10 @@ class Run:
         state = checkpoint["resume"]
         self.averaged.load_state_dict(checkpoint["weights"])
         self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        own = self.optimizer.state_dict()["param_groups"]  # made for this device
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate  # not the copy that was just made of it
         self.epoch, self.batch, self.best_db = state["epoch"], state["batch"], state["best_db"]
         self.step, self.scores = checkpoint["step"], checkpoint["scores"]
         if "tuned_on" not in checkpoint:  # tuned settings belong to the weights of then
@@ -222,6 +236,216 @@ def _as_trained(
             )
         model = torch.compile(model, mode=hp.compile)
     return model
+
+
+def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, as ``schedule`` defines it.
+
+    "one-cycle" rises from a 25th over three tenths of the run and falls to almost nothing, both as
+    a cosine does; "cyclic" is a triangle from a tenth, two epochs up and two down.
+
+    References
+    ----------
+    .. [1] Smith, "Cyclical learning rates for training neural networks", WACV 2017 (2015).
+    .. [2] Smith, "A disciplined approach to neural network hyper-parameters", 2018 (one-cycle).
+    """
+    peak = hp.learning_rate
+    if hp.schedule == "constant":
+        return peak
+    if hp.schedule == "cyclic":
+        return peak * (0.1 + 0.9 * (1 - abs(step / (2 * steps_per_epoch) % 2 - 1)))
+    top = 0.3 * (n_steps + 1) - 1  # the step of the peak
+    if step <= top:
+        start, end, share = peak / 25, peak, step / top
+    else:
+        start, end, share = peak, peak / 25e4, (step - top) / (n_steps - top)
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def train_step(run: Run, batch: Batch) -> torch.Tensor:
+    """Take one optimizer step at the pace that is set.
+
+    Parameters
+    ----------
+    run : Run
+    batch : Batch
+        This rank's share of the batch, as `Feed` gives it.
+
+    Returns
+    -------
+    torch.Tensor, shape=(2,)
+        Loss, and the norm of the gradient of the whole batch; on the device: nothing waits for
+        them here.
+    """
+    hp = run.hp
+    run.optimizer.zero_grad(set_to_none=True)
+    spectrograms = run.feed.spectrograms(batch)
+    example = targets.make_example(spectrograms, batch.gains, batch.eq_db, run.curve_db, hp)
+    loss = loss_of(run, *example, run.feed.are_taught[batch.songs].any(1) if hp.trim else None)
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), hp.max_grad_norm)
+    run.optimizer.step()
+    run.average()
+    return torch.stack([loss.detach(), grad_norm.detach()])
+
+
+def loss_of(
+    run: Run,
+    features: torch.Tensor,
+    target: torch.Tensor,
+    mixture: torch.Tensor,
+    are_taught: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the loss of an example that `targets.make_example` gave."""
+    hp = run.hp
+    narrow = networks.is_narrow(hp, run.device)
+    # A cache of narrowed weights would outlive the CUDA graph that it was made in.
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False):
+        logits = run.network(features)[..., :: hp.stft_stride]
+    return targets.mask_loss(
+        logits.float(), target, mixture, run.curve_db, hp, run.world, are_taught
+    )
+
+
+class Step:
+    """Takes the steps of a run: `train_step` as it is, or on one GPU as a single CUDA graph.
+
+    Launched kernel by kernel, a step of a small network takes the CPU longer than the GPU. A graph
+    is launched as one; it reads and writes the same memory every time, so a batch is copied there.
+    The first steps run as they are, and so does what is captured: there is one step function.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._n_taken = run, 0
+        self._is_captured = run.device.type == "cuda" and run.world.size == 1
+        self._batch: Batch | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Take a step; returns loss and gradient norm, as `train_step` does.
+
+        Raises
+        ------
+        InputError
+            If the device is out of memory.
+        """
+        run = self._run
+        run.set_pace()
+        try:
+            return self._captured(batch) if self._is_captured else train_step(run, batch)
+        except RuntimeError as error:
+            on_cpu = "can't allocate memory" in str(error)
+            if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
+                raise
+            raise InputError(
+                f"step {run.step + 1}: out of memory with batch_size={run.hp.batch_size} "
+                f"(try --set batch_size={max(1, run.hp.batch_size // 2)})"
+            ) from error
+
+    def _captured(self, batch: Batch) -> torch.Tensor:
+        run = self._run
+        if self._batch is None:
+            self._batch = Batch(*(None if x is None else x.clone() for x in batch))
+        for held, new in zip(self._batch, batch, strict=True):
+            if held is not None:
+                held.copy_(new)
+        if self._n_taken < WARM_UP_STEPS:  # on a stream of its own, as capturing demands
+            self._n_taken += 1
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = train_step(run, self._batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._result = train_step(run, self._batch)
+        self._graph.replay()
+        return self._result.clone()
+
+
+def train_epoch(
+    run: Run,
+    report: Callable[[int], None],
+    log: Callable[[dict[str, float], int], None],
+    stopped: Callable[[], bool],
+    save: Callable[[], None],
+) -> float:
+    """Train on the rest of the current epoch, or up to the last step of the run.
+
+    Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
+    so that a run stopped in between validates when it is resumed.
+
+    Parameters
+    ----------
+    run : Run
+    report : callable
+        Called with the number of slices after every step.
+    log : callable
+        Called with scalars and the step now and then.
+    stopped : callable
+        Asked after every step; true, on any rank, ends the epoch early, ready to be resumed.
+    save : callable
+        Called now and then within long epochs.
+
+    Returns
+    -------
+    float
+        Mean loss of the epoch's steps so far, over all ranks.
+
+    Raises
+    ------
+    InputError
+        If loss or gradient is not finite, or the device's memory does not hold a step; names the
+        step and the songs, and nothing is saved.
+    """
+    hp, world = run.hp, run.world
+    run.model.train()
+    plan = dataset.plan_epoch(run.songs, hp, run.epoch, run.shares)
+    batches = dataset.batches_of(plan, hp)[: run.batch + run.n_steps - run.step]
+    shares = [world.share(batch) for batch in batches[run.batch :]]
+    fresh, saved, checked = [], time.monotonic(), time.perf_counter()
+    n_slices = hp.batch_size * hp.chunk_slices
+    for batch in run.feed.batches(shares):
+        fresh.append((run.take_step(batch), batches[run.batch]))
+        run.batch, run.step = run.batch + 1, run.step + 1
+        report(n_slices)
+        stopping = world.any(stopped())  # asked once: what is saved after a stop has been checked
+        if len(fresh) == CHECK_EVERY or stopping or run.batch == len(batches):
+            values = _finite_values(run, fresh)
+            run.losses += [loss for loss, _ in values]
+            now = time.perf_counter()
+            log(
+                {
+                    "loss/train": values[-1][0],
+                    "learning rate": float(run.learning_rate),
+                    "gradient norm": values[-1][1],
+                    "slices per second": len(fresh) * n_slices / (now - checked),
+                },
+                run.step,
+            )
+            fresh, checked = [], now
+        if stopping:
+            break
+        if time.monotonic() - saved > SAVE_EVERY and not fresh:
+            save()
+            saved = time.monotonic()
+    return float(np.mean(run.losses)) if run.losses else float("nan")
+
+
+def _finite_values(run: Run, fresh: list[tuple[torch.Tensor, Chunks]]) -> list[list[float]]:
+    """Fetch loss and gradient norm of some steps from the device; InputError if one is bad."""
+    values = run.world.mean(torch.stack([result for result, _ in fresh])).tolist()
+    for i, ((loss, norm), (_, batch)) in enumerate(zip(values, fresh, strict=True)):
+        if not np.isfinite([loss, norm]).all():  # clipping to a norm of NaN makes all weights NaN
+            ids = {run.songs[index].song.id for index in batch.songs.flat}
+            raise InputError(
+                f"step {run.step - len(fresh) + i + 1}: loss is {loss:g}, gradient norm {norm:g}; "
+                f"songs {', '.join(sorted(ids))} "
+                "(lower learning_rate; the last save is untouched)"
+            )
+    return values
 
 
 class Saves:
@@ -278,195 +502,39 @@ class Saves:
                     before.unlink(missing_ok=True)
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, hp: HParams, n_steps: int, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Make the learning-rate schedule over a whole run.
-
-    References
-    ----------
-    .. [1] Smith, "Cyclical learning rates for training neural networks", WACV 2017 (2015).
-    .. [2] Smith, "A disciplined approach to neural network hyper-parameters", 2018 (one-cycle).
-    """
-    schedulers = torch.optim.lr_scheduler
-    if hp.schedule == "one-cycle":
-        return schedulers.OneCycleLR(optimizer, hp.learning_rate, total_steps=n_steps + 1)
-    if hp.schedule == "cyclic":  # triangular; half a cycle lasts two epochs, as Smith recommends
-        low, half = hp.learning_rate / 10, 2 * steps_per_epoch
-        return schedulers.CyclicLR(
-            optimizer, low, hp.learning_rate, step_size_up=half, cycle_momentum=False
-        )
-    return schedulers.ConstantLR(optimizer, factor=1.0, total_iters=0)
-
-
-def train_epoch(
-    run: Run,
-    report: Callable[[int], None],
-    log: Callable[[dict[str, float], int], None],
-    stopped: Callable[[], bool],
-    save: Callable[[], None],
-) -> float:
-    """Train on the rest of the current epoch, or up to the last step of the run.
-
-    Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
-    so that a run stopped in between validates when it is resumed.
-
-    Parameters
-    ----------
-    run : Run
-    report : callable
-        Called with the number of slices after every step.
-    log : callable
-        Called with scalars and the step now and then.
-    stopped : callable
-        Asked after every step; true, on any rank, ends the epoch early, ready to be resumed.
-    save : callable
-        Called now and then within long epochs.
-
-    Returns
-    -------
-    float
-        Mean loss of the epoch's steps so far, over all ranks.
-
-    Raises
-    ------
-    InputError
-        If loss or gradient is not finite, or the device's memory does not hold a step; names the
-        step and the songs, and nothing is saved.
-    """
-    hp, world = run.hp, run.world
-    run.model.train()
-    batches = sampling.batches_of(sampling.plan_epoch(run.songs, hp, run.epoch), hp)
-    batches = batches[: run.batch + run.n_steps - run.step]
-    ours = [world.share(batch) for batch in batches[run.batch :]]
-    fresh, saved, checked = [], time.monotonic(), time.perf_counter()
-    for batch in run.feed.batches(ours):
-        fresh.append((*train_step(run, *batch), batches[run.batch]))
-        run.batch, run.step = run.batch + 1, run.step + 1
-        report(hp.batch_size * hp.chunk_slices)
-        stopping = world.any(stopped())  # asked once: what is saved after a stop has been checked
-        if len(fresh) == CHECK_EVERY or stopping or run.batch == len(batches):
-            run.losses += _finite_losses(run, fresh)
-            now = time.perf_counter()
-            log(
-                {
-                    "loss/train": run.losses[-1],
-                    "learning rate": run.scheduler.get_last_lr()[0],
-                    "gradient norm": float(fresh[-1][1]),
-                    "slices per second": len(fresh)
-                    * hp.batch_size
-                    * hp.chunk_slices
-                    / (now - checked),
-                },
-                run.step,
-            )
-            fresh, checked = [], now
-        if stopping:
-            break
-        if time.monotonic() - saved > SAVE_EVERY and not fresh:
-            save()
-            saved = time.monotonic()
-    return float(np.mean(run.losses)) if run.losses else float("nan")
-
-
-def train_step(
-    run: Run,
-    spectrograms: torch.Tensor,
-    gains: torch.Tensor,
-    effects: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take one optimizer step.
-
-    Parameters
-    ----------
-    run : Run
-    spectrograms : torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
-        This rank's share of the batch, on the device, as `sampling.Feed` gives it.
-    gains : torch.Tensor, shape=(n, 2 or 4)
-    effects : torch.Tensor, shape=(n, n_draws), optional
-
-    Returns
-    -------
-    loss, grad_norm : torch.Tensor
-        On the device: nothing waits for them here. The gradient is that of the whole batch.
-
-    Raises
-    ------
-    InputError
-        If the device is out of memory.
-    """
-    try:
-        run.optimizer.zero_grad(set_to_none=True)
-        loss = forward(run, *make_example(run, spectrograms, gains, effects))
-        loss.backward()
-        return loss.detach(), update(run)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"step {run.step + 1}: out of memory with batch_size={run.hp.batch_size} "
-            f"(try --set batch_size={max(1, run.hp.batch_size // 2)})"
-        ) from error
-
-
-@torch.no_grad()
-def make_example(
-    run: Run,
-    spectrograms: torch.Tensor,
-    gains: torch.Tensor,
-    effects: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mix a batch on the device: what the network hears, and what it should answer.
-
-    Returns
-    -------
-    features : torch.Tensor, shape=(n, 1, n_bins, n_frames)
-    target : torch.Tensor, shape=(n, n_bins, chunk_slices)
-    mixture : torch.Tensor, shape=(n, n_bins, chunk_slices), complex64
-        What the target is the mask of.
-    """
-    hp = run.hp
-    vocals, accompaniment = sampling.mix(spectrograms, gains)
-    if effects is not None:
-        vocals, accompaniment = augmentation.apply(vocals, accompaniment, effects, hp)
-    mixture = vocals + accompaniment
-    features = run.listener.hear(mixture)
-    centres = slice(hp.lookback, features.shape[-1] - hp.lookahead, hp.stft_stride)
-    target = sampling.mask_target(
-        vocals[..., centres], accompaniment[..., centres], run.curve_db, hp
-    )
-    return features[:, None].contiguous(), target, mixture[..., centres]
-
-
-def forward(
-    run: Run, features: torch.Tensor, target: torch.Tensor, mixture: torch.Tensor
-) -> torch.Tensor:
-    """Return the loss of an example that `make_example` gave."""
-    with run.autocast():
-        logits = run.network(features)[..., :: run.hp.stft_stride]
-    return sampling.mask_loss(logits.float(), target, mixture, run.curve_db, run.hp, run.world)
-
-
-def update(run: Run) -> torch.Tensor:
-    """Move the weights by their gradient, and the averaged ones; return the gradient's norm."""
-    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.hp.max_grad_norm)
-    run.optimizer.step()
-    run.scheduler.step()
-    run.average()
-    return grad_norm
-
-
 class Log:
-    """TensorBoard, kept from ever stopping a run: the first failure is told, then it is off."""
+    """TensorBoard, kept from ever stopping a run: the first failure is told, then it is off.
+
+    To be closed however the run ends: its thread goes on writing every two minutes, and would make
+    the folder anew after somebody has moved or removed it.
+    """
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
         self._warn, self._folder, self._writer = warn, folder, None
         if folder is None:  # another rank writes it
             return
+        self._folder = folder.absolute()  # wherever this process will be later
         threading.excepthook = _but_for_tensorboard(threading.excepthook)
+        self._safely(self._open)
+
+    def _open(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside tensorboard
             from torch.utils.tensorboard import SummaryWriter  # 2 s that only training pays
+        self._writer = SummaryWriter(str(self._folder))
 
-        self._safely(lambda: setattr(self, "_writer", SummaryWriter(str(folder))))
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write what is left, and end the writer's thread."""
+        folder, self._folder = self._folder, None
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                if folder is not None:
+                    self._warn(f"{folder}: TensorBoard log stopped: {error}")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add one point to each named curve."""
@@ -486,16 +554,12 @@ class Log:
                 lambda n=name, w=wav: self._writer.add_audio(n, w[None], step, hp.sample_rate)
             )
 
-    def close(self) -> None:
-        """Write what is left."""
-        self._safely(lambda: self._writer.close())
-
     def _safely(self, action: Callable[[], Any]) -> None:
         if self._folder is None:
             return
         try:
             action()
-        except OSError as error:
+        except (OSError, ImportError) as error:
             self._warn(f"{self._folder}: TensorBoard log stopped: {error}; training goes on")
             self._folder = None
 
@@ -508,18 +572,3 @@ def _but_for_tensorboard(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
             hook(args)
 
     return told
-
-
-def _finite_losses(run: Run, fresh: list[tuple[torch.Tensor, torch.Tensor, Chunks]]) -> list[float]:
-    """Fetch the losses of some steps from the device; InputError if one or its gradient is bad."""
-    values = torch.stack([torch.stack([loss, norm]) for loss, norm, _ in fresh])
-    values = run.world.mean(values).tolist()
-    for i, ((loss, norm), (_, _, batch)) in enumerate(zip(values, fresh, strict=True)):
-        if not np.isfinite([loss, norm]).all():  # clipping to a norm of NaN makes all weights NaN
-            ids = {run.songs[index].song.id for index in batch.songs.flat}
-            raise InputError(
-                f"step {run.step - len(fresh) + i + 1}: loss is {loss:g}, gradient norm {norm:g}; "
-                f"songs {', '.join(sorted(ids))} "
-                "(lower learning_rate; the last save is untouched)"
-            )
-    return [loss for loss, _ in values]

@@ -15,46 +15,47 @@ import torch
 import torch.nn.functional as F
 
 import audio
+import dataset
 from dataset import OpenSong
 from hparams import HParams
-from learning import sampling
+from learning import targets
 from learning.ranks import World
 from scoring import metrics
 from scoring.tables import WORST_DB
 
 
 @dataclass(frozen=True)
-class Listener:
-    """A network and what it takes to listen with it."""
+class Validator:
+    """A network and what it takes to score it."""
 
     model: torch.nn.Module
     curve_db: torch.Tensor  # (n_bins,), on the device
     hp: HParams
     world: World
 
-    def hear(self, mixture: torch.Tensor) -> torch.Tensor:
-        """Return the features of a mixture, (..., n_bins, n_frames), as the network gets them."""
+    def features(self, mixture: torch.Tensor) -> torch.Tensor:
+        """Return the features of a mixture, (..., n_bins, n_frames)."""
         return audio.features(mixture, self.curve_db, self.hp.mixture_power, self.hp)
 
     @torch.inference_mode()
-    def answer(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the logits of every frame, with silence around the excerpt."""
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the network's answer to every frame, with silence around the excerpt."""
         padded = F.pad(features, (self.hp.lookback, self.hp.lookahead))
         with _of_any_length():
             return self.model(padded[:, None].contiguous())
 
     def target(self, vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
         """Return the mask that the network is to learn."""
-        return sampling.mask_target(vocals, accompaniment, self.curve_db, self.hp)
+        return targets.mask_target(vocals, accompaniment, self.curve_db, self.hp)
 
     def excerpt(self, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a song's excerpt as it was recorded: two of (1, n_bins, n_frames)."""
+        """Return vocals and accompaniment of a song's excerpt: two of (1, n_bins, n_frames)."""
         device = self.curve_db.device
-        raw = sampling.excerpt(song, self.hp).to(device)
-        return sampling.mix(raw, torch.ones(1, 2, device=device))
+        raw = torch.from_numpy(dataset.excerpt(song, self.hp)).to(device)
+        return targets.mix(raw, torch.ones(1, 2, device=device))
 
 
-def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
+def validate(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
     """Score the averaged network on held-out songs, by loss and by what is heard.
 
     Returns
@@ -63,24 +64,23 @@ def validate(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
         ``loss``; mean SI-SDR of the vocals [dB] with the soft mask and with the binary one
         (threshold 0.5), over the songs whose excerpt has vocals; NaN if there are none.
     """
-    listener.world.agree(listener.model.buffers())
+    validator.world.agree(validator.model.buffers())
 
     def score(song: OpenSong) -> tuple[float, float, float]:
-        vocals, accompaniment = listener.excerpt(song)
+        vocals, accompaniment = validator.excerpt(song)
         mixture = vocals + accompaniment
-        features = listener.hear(mixture)
-        logits = listener.answer(features)
-        target = listener.target(vocals, accompaniment)
+        logits = validator.logits(validator.features(mixture))
+        target = validator.target(vocals, accompaniment)
         mask = audio.quantize_mask(logits.sigmoid())
-        pieces = (_chunks(x, listener.hp) for x in (logits, target, mixture))
-        loss = float(sampling.mask_loss(*pieces, listener.curve_db, listener.hp))
-        return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], listener.hp)
+        pieces = (_chunks(x, validator.hp) for x in (logits, target, mixture))
+        loss = float(targets.mask_loss(*pieces, validator.curve_db, validator.hp))
+        return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], validator.hp)
 
-    losses, soft, binary = zip(*_for_each(listener, songs, score), strict=True)
+    losses, soft, binary = zip(*_for_each(validator, songs, score), strict=True)
     return {"loss": float(np.mean(losses)), "soft": _mean_db(soft), "binary": _mean_db(binary)}
 
 
-def bounds(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
+def bounds(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
     """Score what no network changes: the mixture itself, and the ideal masks on the same STFT.
 
     Returns
@@ -91,18 +91,18 @@ def bounds(listener: Listener, songs: list[OpenSong]) -> dict[str, float]:
     """
 
     def score(song: OpenSong) -> list[float]:
-        vocals, accompaniment = both = listener.excerpt(song)
+        vocals, accompaniment = both = validator.excerpt(song)
         binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
         masks = [torch.ones_like(ratio), binary, ratio]
-        return _scores(vocals + accompaniment, vocals, masks, listener.hp)
+        return _scores(vocals + accompaniment, vocals, masks, validator.hp)
 
-    scores = zip(*_for_each(listener, songs, score), strict=True)
+    scores = zip(*_for_each(validator, songs, score), strict=True)
     names = ("floor", "ideal_binary", "ideal_ratio")
     return {name: _mean_db(of_songs) for name, of_songs in zip(names, scores, strict=True)}
 
 
 def picture_and_sound(
-    listener: Listener, song: OpenSong
+    validator: Validator, song: OpenSong
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Show one validation song.
 
@@ -113,14 +113,14 @@ def picture_and_sound(
     sounds : dict of np.ndarray, shape=(n_samples,)
         Mixture, estimate and truth.
     """
-    vocals, accompaniment = listener.excerpt(song)
+    vocals, accompaniment = validator.excerpt(song)
     mixture = vocals + accompaniment
-    features = listener.hear(mixture)
-    mask = listener.answer(features).sigmoid()
-    rows = [features, listener.target(vocals, accompaniment), mask]
+    features = validator.features(mixture)
+    mask = validator.logits(features).sigmoid()
+    rows = [features, validator.target(vocals, accompaniment), mask]
     picture = torch.cat([row[0].flip(0) for row in rows]).cpu().numpy()
     named = {"mixture": mixture, "estimate": mixture * mask, "truth": vocals}
-    return picture, {name: _waveform(spec, listener.hp) for name, spec in named.items()}
+    return picture, {name: _waveform(spec, validator.hp) for name, spec in named.items()}
 
 
 @contextlib.contextmanager
@@ -135,11 +135,12 @@ def _of_any_length() -> Iterator[None]:
 
 
 def _for_each(
-    listener: Listener, songs: list[OpenSong], score: Callable[[OpenSong], Any]
+    validator: Validator, songs: list[OpenSong], score: Callable[[OpenSong], Any]
 ) -> list[Any]:
-    """Score songs, a share on every rank; returns what was found in the order of the songs."""
-    found = listener.world.gather([score(song) for song in listener.world.share(songs)])
-    return [found[i % listener.world.size][i // listener.world.size] for i in range(len(songs))]
+    """Score songs, a share on every rank; returns the scores in the order of the songs."""
+    world = validator.world
+    scores = world.gather([score(song) for song in world.share(songs)])
+    return [scores[i % world.size][i // world.size] for i in range(len(songs))]
 
 
 def _chunks(x: torch.Tensor, hp: HParams) -> torch.Tensor:

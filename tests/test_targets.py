@@ -1,0 +1,297 @@
+"""From spectrograms to the loss: mixing, the equalizer, targets, and what a wrong mask costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_dataset import BAND, HP, VOICE, signal
+
+import audio
+import dataset
+import model
+from hparams import HParams
+from learning import targets
+from learning.ranks import World
+
+OFF = HParams()
+
+
+def noise(n: int, n_frames: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, OFF.n_bins, n_frames, dtype=torch.complex64, generator=generator)
+
+
+# --- The equalizer ------------------------------------------------------------------------------
+
+
+def test_an_equalizer_turns_its_bands_and_is_straight_between_them():
+    eq_db = torch.tensor([[0.0, 0, 0, 6, -6, 0, 0, 3]])
+    spec = noise(1, 20)
+    gain_db = 20 * (targets.equalize(spec, eq_db, OFF) / spec).abs().log10()[0, :, 0]
+    hz = np.arange(OFF.n_bins) * OFF.sample_rate / OFF.n_fft
+    octaves = np.log2(np.maximum(hz, 1) / 62.5)
+    expected = np.interp(octaves, np.arange(8), eq_db[0])
+    np.testing.assert_allclose(gain_db, expected, atol=1e-3)
+    at_707 = np.argmin(abs(hz - 500 * math.sqrt(2)))
+    assert gain_db[at_707] == pytest.approx(0, abs=0.5)
+
+
+def test_an_equalizer_on_a_spectrogram_is_one_on_the_sound():
+    grid = audio.grid_at(22050, OFF)
+    wav = torch.sin(2 * math.pi * 1000 * torch.arange(22050) / 22050)
+    eq_db = torch.tensor([[0.0, 0, 0, 0, -12, 0, 0, 0]])
+    spec = targets.equalize(audio.stft(wav, grid)[None], eq_db, OFF)[0]
+    out = audio.istft(spec, grid, 22050)
+    middle = slice(4000, 18000)
+    gain_db = 20 * torch.log10(
+        out[middle].square().mean().sqrt() / wav[middle].square().mean().sqrt()
+    )
+    assert float(gain_db) == pytest.approx(-12, abs=0.6)
+
+
+# --- Mixing -------------------------------------------------------------------------------------
+
+
+def test_a_mixture_is_the_sum_of_its_scaled_parts():
+    spectrograms = torch.from_numpy(np.stack([signal(7, seed=s) for s in (1, 2)]))
+    before = spectrograms.clone()
+    gains = torch.tensor([[2.0, -0.5], [-1.0, 1.0]])
+    vocals, accompaniment = targets.mix(spectrograms, gains)
+    assert vocals.shape == (2, HP.n_bins, 7)
+    assert vocals.dtype == torch.complex64
+    stored = before.numpy().astype(np.float64)
+    for i in range(2):
+        for found, j in ((vocals, 0), (accompaniment, 1)):
+            expected = float(gains[i, j]) * (stored[i, :, j, :, 0] + 1j * stored[i, :, j, :, 1]).T
+            np.testing.assert_allclose(found[i], expected, rtol=1e-6)
+    assert torch.equal(spectrograms, before), "the input is not modified"
+
+
+@pytest.mark.parametrize("model_type", sorted(model.MODELS))
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_chunk_teaches_what_its_slices_teach_one_by_one(model_type, stride):
+    hp = replace(HP, model_type=model_type, chunk_slices=6, stft_stride=stride, stft_frames=9)
+    torch.manual_seed(0)
+    network = model.build_model(hp).double()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # stored statistics that are not 0 and 1
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    network.eval()
+    features = torch.rand(2, 1, hp.n_bins, dataset.chunk_frames(hp), dtype=torch.double)
+    target = torch.rand(2, hp.n_bins, hp.chunk_slices, dtype=torch.double)
+
+    def gradient(logits: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
+        network.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        loss.backward()
+        return float(loss.detach()), torch.cat([p.grad.flatten() for p in network.parameters()])
+
+    loss, dense = gradient(network(features)[..., ::stride], target)
+    slices = features.unfold(-1, hp.stft_frames, stride).permute(0, 3, 1, 2, 4).flatten(0, 1)
+    assert slices.shape == (12, 1, hp.n_bins, hp.stft_frames)
+    one_by_one = target.transpose(1, 2).flatten(0, 1)[..., None]
+    loss_of_slices, sliced = gradient(network(slices), one_by_one)
+    assert loss == pytest.approx(loss_of_slices, rel=1e-5)
+    assert float((dense - sliced).norm() / sliced.norm()) < 1e-5
+    assert float(dense.norm()) > 1e-3
+
+
+def test_second_voices_and_backings_are_added_to_the_first_ones():
+    generator = torch.Generator().manual_seed(0)
+    spectrograms = torch.randn(3, 5, 4, HP.n_bins, 2, generator=generator).half()
+    gains = torch.randn(3, 4, generator=generator)
+    pairs = [
+        targets.mix(spectrograms[:, :, columns], gains[:, columns]) for columns in ([0, 1], [2, 3])
+    ]
+    found = targets.mix(spectrograms, gains)
+    for part in (VOICE, BAND):
+        np.testing.assert_allclose(found[part], pairs[0][part] + pairs[1][part], atol=1e-6)
+
+
+# --- Targets ------------------------------------------------------------------------------------
+
+# Magnitudes of voice and backing at five bins; their phases must not matter (but to "phase", which
+# is the ideal mask that test_audio.py works out).
+VOCALS = [0.0, 1.0, 1.0, 0.1, 1e-5]
+BACKING = [0.0, 0.0, 2.0, 0.1, 1.0]
+EXPECTED = {
+    "dominance": [0, 1, 0, 0, 0],
+    "ratio": [0, 1, 1 / 5, 1 / 2, 1e-10],
+    # 1 - 30 log10 |vocals| / -100 is 0, 1, 1, 0.7 and 0, against 0.65.
+    "activity": [0, 1, 1, 1, 0],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(EXPECTED))
+def test_a_target_is_what_its_definition_says(kind):
+    hp = replace(HP, mask_target=kind, mask_threshold=0.65)
+    phases = torch.exp(1j * torch.arange(10.0).reshape(2, 5))
+    vocals = (torch.tensor(VOCALS) * phases[0])[:, None]
+    backing = (torch.tensor(BACKING) * phases[1])[:, None]
+    found = targets.mask_target(vocals, backing, torch.zeros(5), hp)
+    np.testing.assert_allclose(found[:, 0], EXPECTED[kind], rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*EXPECTED, "phase"])
+def test_the_phase_target_and_only_it_knows_phases(kind):
+    vocals = torch.full((1, 3), 1 + 0j)
+    backing = torch.tensor([[0.5, 0.5j, -0.5]])
+    found = targets.mask_target(vocals, backing, torch.zeros(1), replace(HP, mask_target=kind))
+    by_phase = [2 / 3, 0.8, 1] if kind == "phase" else [float(found[0, 0])] * 3
+    np.testing.assert_allclose(found[0], by_phase, rtol=1e-6)
+
+
+def test_the_activity_target_is_weighted_like_the_ear():
+    hp = replace(HP, mask_target="activity", mask_threshold=0.65)
+    vocals = torch.full((3, 1), 0.1 + 0j)  # cubed: -30 dB, 0.7 of the scale
+    found = targets.mask_target(vocals, 0 * vocals, torch.tensor([0.0, -10.0, -4.0]), hp)
+    np.testing.assert_array_equal(found[:, 0], [1, 0, 1])
+
+
+# --- The loss -----------------------------------------------------------------------------------
+
+
+def losses_of(
+    shares: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], hp: HParams, world: World
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss over the shares of ranks, and the mean of its gradients."""
+    found = []
+    for logits, target, mixture in shares:
+        logits = logits.clone().requires_grad_()
+        loss = targets.mask_loss(logits, target, mixture, torch.zeros(6), hp, world)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        found.append((loss.detach(), gradient))
+    losses, gradients = zip(*found, strict=True)
+    return torch.stack(losses).mean(), torch.stack(gradients, 1).flatten(0, 1) / len(shares)
+
+
+@pytest.mark.parametrize("kind", ["sdr", "cross-entropy"])
+@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+def test_the_loss_of_all_ranks_is_that_of_the_whole_batch(n_ranks, kind):
+    hp = replace(HP, loss=kind)
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, 5, generator=rng)
+    target = torch.rand(4, 6, 5, generator=rng)
+    loudness = torch.tensor([1.0, 0.5, 0.8, 0.3])[:, None, None]  # ranks hear unlike songs
+    mixture = loudness * torch.rand(4, 6, 5, generator=rng) + 0j
+    shares = [tuple(x[r::n_ranks] for x in (logits, target, mixture)) for r in range(n_ranks)]
+
+    class Listening(World):
+        def mean(self, value: torch.Tensor) -> torch.Tensor:
+            means.append(value)
+            return value
+
+    class Sharing(World):
+        def mean(self, value: torch.Tensor) -> torch.Tensor:
+            assert any(torch.equal(value, one) for one in means)
+            return torch.stack(means).mean()
+
+    means: list[torch.Tensor] = []
+    apart, _ = losses_of(shares, hp, Listening())
+    together, gradient = losses_of(shares, hp, Sharing())
+    expected, expected_gradient = losses_of([(logits, target, mixture)], hp, World())
+    torch.testing.assert_close(together, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    if kind == "cross-entropy":
+        assert (abs(apart - expected) > 1e-3) == (n_ranks > 1), "each by itself is something else"
+    found = targets.mask_loss(logits, target, mixture, torch.zeros(6), hp)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("level_db", [20.0, 0.0, -40.0])
+def test_the_sdr_loss_is_the_sdr_of_the_masked_spectrogram(level_db):
+    hp, rng = HParams(loss="sdr"), torch.Generator().manual_seed(1)
+    mixture = torch.randn(3, 513, 5, dtype=torch.complex64, generator=rng)
+    mixture *= 10 ** ((level_db - 60 * torch.rand(3, 513, 5, generator=rng)) / 20)
+    mixture[..., :20, :] = 0  # no rumble; the ear's curve would have it count for much
+    logits = 3 * torch.randn(3, 513, 5, generator=rng)
+    target = torch.rand(3, 513, 5, generator=rng)
+    found = targets.mask_loss(logits, target, mixture, audio.weighting_curve_db(hp), hp)
+    voice, estimate = target * mixture, logits.sigmoid() * mixture
+    energies = [
+        x.abs().square().sum((1, 2)) + mixture.abs().square().sum((1, 2)) / 100
+        for x in (voice - estimate, voice)
+    ]
+    assert float(found) == pytest.approx(
+        float((energies[0] / energies[1]).log10().mean()), abs=0.01
+    )
+
+
+@pytest.mark.parametrize("loudness", [1.0, 0.01])
+def test_without_a_voice_the_sdr_loss_wants_silence(loudness):
+    mixture = loudness * torch.ones(1, 4, 6) + 0j
+    target, curve_db = torch.zeros(1, 4, 6), torch.zeros(4)
+    hp = replace(HP, loss="sdr")
+    losses = [
+        float(targets.mask_loss(torch.full((1, 4, 6), logit), target, mixture, curve_db, hp))
+        for logit in (-20.0, -2.0, 0.0, 5.0)
+    ]
+    assert losses == sorted(losses)
+    assert losses[0] == pytest.approx(0, abs=1e-3)
+    assert losses[-1] == pytest.approx(2, abs=0.05), "from 0 dB to 20 dB below the mixture"
+
+
+def test_digital_silence_costs_nothing():
+    nothing, loud = torch.zeros(1, 513, 6), torch.full((1, 513, 6), 5.0)
+    curve_db = audio.weighting_curve_db(HParams())
+    found = targets.mask_loss(loud, nothing, nothing + 0j, curve_db, HParams(loss="sdr"))
+    assert float(found) == 0
+
+
+@pytest.mark.parametrize("power", [2.0, 3.0])
+def test_a_bin_counts_by_its_amplitude_to_the_power_of_the_loss_weight(power):
+    amplitude = torch.tensor([1.0, 0.1, 0.01, 0.001]).reshape(1, 4, 1)
+    hp = replace(HP, mixture_power=power, min_level_db=-190.0, loss="cross-entropy")
+    logits = torch.tensor([2.0, -1.0, 0.0, 3.0]).reshape(1, 4, 1)
+    target = torch.tensor([0.0, 1.0, 0.3, 1.0]).reshape(1, 4, 1)
+    errors = -(target * logits.sigmoid().log() + (1 - target) * (-logits).sigmoid().log())
+    for loss_weight in (0.0, 0.5, 1.0):
+        weights = amplitude**loss_weight
+        expected = float((weights * errors).sum() / weights.sum())
+        weighted = replace(hp, loss_weight=loss_weight)
+        found = targets.mask_loss(logits, target, amplitude + 0j, torch.zeros(4), weighted)
+        assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sdr", "cross-entropy"])
+def test_a_silent_batch_has_a_finite_loss(kind):
+    silence = torch.zeros(1, 4, 2)
+    hp = replace(HP, loss=kind)
+    assert targets.mask_loss(silence, silence, silence + 0j, torch.zeros(4), hp).isfinite()
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.25, 0.5])
+def test_the_worst_chunks_that_a_teacher_labelled_are_left_out_and_no_others(trim):
+    losses = torch.tensor([9.0, 1.0, 4.0, 2.0, 8.0, 3.0], requires_grad=True)
+    are_taught = torch.tensor([False, True, True, True, False, True])
+    found = targets.trimmed_mean(losses, are_taught, trim)
+    kept = {0.0: [9, 1, 4, 2, 8, 3], 0.25: [9, 1, 2, 8, 3], 0.5: [9, 1, 2, 8]}[trim]
+    assert float(found.detach()) == pytest.approx(np.mean(kept))
+    (gradient,) = torch.autograd.grad(found, losses)
+    assert (gradient > 0).sum() == len(kept)
+    for all_alike in (are_taught | True, are_taught & False):
+        n_left_out = int(len(losses) * trim) * bool(all_alike.any())
+        expected = sorted(losses.tolist())[: len(losses) - n_left_out]
+        assert float(targets.trimmed_mean(losses.detach(), all_alike, trim)) == pytest.approx(
+            np.mean(expected)
+        )
+
+
+def test_a_step_leaves_out_what_it_is_told():
+    hp = replace(HP, loss="sdr", trim=0.5)
+    mixture = torch.ones(4, 6, 5) + 0j
+    target, curve_db = torch.zeros(4, 6, 5), torch.zeros(6)
+    logits = torch.tensor([-9.0, 9.0, -9.0, 9.0])[:, None, None].expand(4, 6, 5)
+    are_taught = torch.tensor([True, True, False, False])
+
+    def loss(*more: object) -> float:
+        return float(targets.mask_loss(logits, target, mixture, curve_db, hp, None, *more))
+
+    assert loss() == pytest.approx(1, abs=0.01)
+    assert loss(are_taught) == pytest.approx(np.mean([0.0, 0.0, 2.0]), abs=0.01)
