@@ -479,7 +479,7 @@ def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int
 
 
 def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -> int:
-    """Refuse or zero NaN and infinity, refuse what would overflow.
+    """Refuse or zero NaN and infinity, refuse what would overflow the STFT.
 
     Parameters
     ----------
@@ -490,17 +490,7 @@ def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -
     position : int
         Samples before the block.
     fix : bool
-        Zero what is not finite.
-
-    Returns
-    -------
-    int
-        Samples fixed.
-
-    Raises
-    ------
-    InputError
-        If samples are not finite, or larger than `MAX_LEVEL`.
+        Zero what is not finite; the return value counts it.
     """
     if not block.size or max(block.max(), -block.min()) <= MAX_LEVEL:  # false for NaN
         return 0
@@ -526,96 +516,44 @@ def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -
 
 
 def to_float(codes: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
-    """Convert codes to float32, full scale 1; 32-bit integers and doubles are rounded.
-
-    Parameters
-    ----------
-    codes : np.ndarray, any shape
-        Integers at the bit depth of `sample_format`, or floats.
-    sample_format : SampleFormat
-
-    Returns
-    -------
-    np.ndarray, same shape, float32
-        Integers lie in [-1, 1].
-    """
+    """Convert codes of any shape to float32, full scale 1; 32 bits and doubles are rounded."""
     if sample_format.bits is None:
         return codes.astype(np.float32)
     return codes.astype(np.float32) * np.float32(2.0 ** (1 - sample_format.bits))
 
 
 def to_codes(wav: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
-    """Convert a waveform to the nearest codes, clipped to their range.
-
-    Parameters
-    ----------
-    wav : np.ndarray, any shape, float
-        Full scale is 1; finite.
-    sample_format : SampleFormat
+    """Convert a finite waveform of any shape to the nearest codes.
 
     Returns
     -------
     np.ndarray, same shape
-        int32; float32 for FLOAT and float64 for DOUBLE, where nothing is clipped.
+        int32, clipped; float32 for FLOAT and float64 for DOUBLE, where nothing is clipped.
     """
     bits = sample_format.bits
     if bits is None:
         return wav.astype(np.float32 if sample_format.subtype == "FLOAT" else np.float64)
     assert np.isfinite(wav).all(), "NaN would become a full-scale click"
     # float32 has no room for the largest code of 32 bits, nor for a half code of 24 bits.
-    scaled = wav.astype(np.float64 if bits > 16 else np.float32) * 2.0 ** (bits - 1)
+    scaled = (wav if bits <= 16 else wav.astype(np.float64)) * 2.0 ** (bits - 1)
     low, high = code_range(bits)
     return np.rint(scaled).clip(low, high).astype(np.int32)
 
 
 def convert_codes(codes: np.ndarray, native: SampleFormat, wanted: SampleFormat) -> np.ndarray:
-    """Convert codes of one sample format to those of another.
-
-    Parameters
-    ----------
-    codes : np.ndarray, any shape
-        Codes of `native`.
-    native, wanted : SampleFormat
-
-    Returns
-    -------
-    np.ndarray, same shape
-        Codes of `wanted`: the same ones if the formats are the same; exact from few bits to more
-        and from integers to floats that have the room, otherwise rounded and clipped.
-    """
+    """Convert codes of one sample format to those of another: exact where there is room."""
     if native == wanted:
         return codes
-    if native.bits is None:
-        return to_codes(codes, wanted)
-    if wanted.bits is None:
-        wav = codes * 2.0 ** (1 - native.bits)
-        return wav.astype(np.float32 if wanted.subtype == "FLOAT" else np.float64)
-    n_lost = native.bits - wanted.bits
-    if n_lost <= 0:
-        return codes << -n_lost
-    rounded = np.rint(codes * 2.0**-n_lost)
-    return rounded.clip(*code_range(wanted.bits)).astype(np.int32)
+    return to_codes(codes if native.bits is None else codes * 2.0 ** (1 - native.bits), wanted)
 
 
 def limit_to_remainder(
     vocals: np.ndarray, mixture: np.ndarray, sample_format: SampleFormat
 ) -> tuple[np.ndarray, int]:
-    """Limit vocals so that mixture − vocals can be written, too.
+    """Limit the codes of vocals so that mixture − vocals can be written, too.
 
     With codes from lo to hi and a mixture x, the vocals are limited to
-    [max(lo, x − hi), min(hi, x − lo)].
-
-    Parameters
-    ----------
-    vocals, mixture : np.ndarray, same shape
-        Codes.
-    sample_format : SampleFormat
-
-    Returns
-    -------
-    vocals : np.ndarray, same shape and dtype
-    n_limited : int
-        Codes that changed; always 0 in float formats, which have no limits.
+    [max(lo, x − hi), min(hi, x − lo)]. Returns them, and how many changed: in floats none.
     """
     if sample_format.bits is None:
         return vocals, 0
