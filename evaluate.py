@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cli
+import dataset
 from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
 from sound import reading, tracks
@@ -54,7 +55,6 @@ them. The network separates each song once; every setting renders the mask that 
 TUNE_EPILOG = """examples:
   python evaluate.py tune runs/resnet18/best.pth data/dsd100
   python evaluate.py tune runs/resnet18/best.pth music/mir1k --every 5 --dry-run"""
-MANIFEST = "manifest.json"  # tells a built dataset from the recordings that are wanted
 
 
 @cli.script
@@ -188,7 +188,7 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib (pip install matplotlib)")
-    if (args.root / MANIFEST).is_file():
+    if (args.root / dataset.MANIFEST).is_file():
         raise InputError(
             f"{args.root}: a dataset that build_dataset.py made (give the folder of music that it "
             "was made from)"

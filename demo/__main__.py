@@ -1,6 +1,6 @@
 """Hear the project work without downloading anything: make songs, train, separate a new one.
 
-Synthesises a small DSD100 tree, builds the dataset, trains for a minute or two, separates a song
+Synthesises a small DSD100 tree, builds the dataset, trains for some minutes, separates a song
 the network has never heard, also with the network that comes with the project, and says by how many
 dB the voice came out cleaner. Every step is one of the project's own commands, shown as you would
 type it.
