@@ -320,13 +320,23 @@ class Reader:
         self._allow_truncated = allow_truncated
         self._fix_nonfinite = fix_nonfinite
         self._position = 0  # in the file
-        self.warnings: list[str] = list(info.warnings)  # more of them when all is read
+        self._problem = ""  # of the end
         self._n_fixed = self._n_clipped = 0  # samples
 
     @property
     def n_read(self) -> int:
         """Samples per channel of the excerpt that were read so far."""
         return max(0, self._position - self._first)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the file and was done about it, known when all is read."""
+        counts = {
+            "samples beyond full scale clipped (--subtype FLOAT)": self._n_clipped,
+            "non-finite samples taken as silence": self._n_fixed,
+        }
+        told = [f"{n} {what}" for what, n in counts.items() if n]
+        return [*self.info.warnings, *told, *([self._problem] if self._problem else [])]
 
     def __enter__(self) -> Reader:
         return self
@@ -394,6 +404,7 @@ class Reader:
             self._position += n_skipped
             if not n_skipped:
                 break
+        waiting = None  # until there is more, or the end has been looked at
         while n := min(n_samples, self._last - self._position):
             block = self._decode(n, dtype)
             if not self._sound.subtype.startswith("PCM"):
@@ -401,10 +412,14 @@ class Reader:
                 self._n_fixed += check_floats(block, self.info, at, self._fix_nonfinite)
             self._position += len(block)
             if len(block):
-                yield block.T  # (n_channels, n_samples)
+                if waiting is not None:
+                    yield waiting.T  # (n_channels, n_samples)
+                waiting = block
             if len(block) < n:
                 break
         self._check_end()
+        if waiting is not None:
+            yield waiting.T
 
     def _decode(self, n_samples: int, dtype: str) -> np.ndarray:
         """Read (n_samples, n_channels), fewer only at the end."""
@@ -437,12 +452,7 @@ class Reader:
             problem = f"{n_unread} of {n_bytes} bytes were not decoded (convert it to wav)"
         if problem and not self._allow_truncated:
             raise InputError(f"{path}: {problem} (export it again, or use --allow-truncated)")
-        if self._n_clipped:
-            what = f"{self._n_clipped} samples beyond full scale clipped (--subtype FLOAT)"
-            self.warnings.append(what)
-        if self._n_fixed:
-            self.warnings.append(f"{self._n_fixed} non-finite samples taken as silence")
-        self.warnings += [problem] if problem else []
+        self._problem = problem
         if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
             begin, end = (n / self.info.sample_rate for n in (self._first, self._position))
             raise _begins_too_late(path, f"{begin:.3f}", end)

@@ -330,6 +330,17 @@ def test_estimates_are_found_by_folder_by_name_and_as_generate_writes_them(tmp_p
         tracks.find_estimates(tmp_path / "gone", found)
 
 
+@pytest.mark.parametrize("n_samples", [1000, 4999, 100_000])
+def test_a_stem_that_is_cut_is_an_error_and_not_silence(tmp_path, n_samples):
+    root = write_all(tmp_path, "song/vocals.wav", "song/drums.wav")
+    path = root / "song/drums.flac"
+    (root / "song/drums.wav").unlink()
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, 5000), RATE)
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(InputError, match=r"drums\.flac: "):
+        read(tracks.find_tracks(root, "songs").tracks[0], n_samples)
+
+
 def test_real_music_is_recognised(data_folder):
     layouts = {
         "mir1k": "MIR-1K, one folder a clip",
