@@ -284,13 +284,8 @@ def slices(features: torch.Tensor, hp: HParams) -> torch.Tensor:
 
 
 def quantize_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Round a mask in [0, 1] to 8 bits, so that a saved one renders again bit for bit."""
-    return mask_levels(mask).float().div(255)
-
-
-def mask_levels(mask: torch.Tensor) -> torch.Tensor:
-    """Return the 256 levels of a mask in [0, 1] as uint8; 255 is 1."""
-    return mask.mul(255).round().to(torch.uint8)
+    """Round a mask in [0, 1] to 256 levels, so that rounding errors of the network do not show."""
+    return mask.mul(255).round().div(255)
 
 
 def mono(spec: torch.Tensor) -> torch.Tensor:

@@ -300,7 +300,7 @@ def in_processes(
 
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        # Ctrl-C reaches the whole group, and the parent decides: children inherit the deaf ear.
+        # Ctrl-C reaches the whole group, and the parent decides: children inherit the ignoring.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             job_of = {pool.submit(_attempt, function, job): job for job in jobs}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cli
+import dataset
 from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
 from sound import reading, tracks
@@ -53,7 +55,6 @@ them. The network separates each song once; every setting renders the mask that 
 TUNE_EPILOG = """examples:
   python evaluate.py tune runs/resnet18/best.pth data/dsd100
   python evaluate.py tune runs/resnet18/best.pth music/mir1k --every 5 --dry-run"""
-MANIFEST = "manifest.json"  # tells a built dataset from the recordings that are wanted
 
 
 @cli.script
@@ -84,12 +85,9 @@ def add_song_options(parser: argparse.ArgumentParser, split: str, seconds: float
     add("--voice-pattern", metavar="REGEX", default=pattern, help="as build_dataset.py")
     text = "take only every K-th song"
     add("--every", type=cli.positive_count, default=1, metavar="K", help=text)
-    text = "take only N songs, evenly spread over the others"
-    add("--subset", type=cli.positive_count, metavar="N", help=text)
     text = f"take only the middle S seconds of a song (default: {seconds or 'all'})"
     add("--seconds", type=cli.positive_number, default=seconds, metavar="S", help=text)
-    text = "processes, each with one song and one thread; 3 GB each for stereo songs of 4 minutes"
-    text += " (default: one a core)"
+    text = "songs at a time, each on one core; 3 GB for a stereo song of 4 minutes (default: cores)"
     parser.add_argument("--workers", type=cli.positive_count, metavar="N", help=text)
 
 
@@ -128,14 +126,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def every_kth(songs: list[Any], every: int, subset: int | None) -> list[Any]:
-    """Take only every so many-th song, and of these only `subset`, evenly spread."""
-    songs = songs[::every]
-    n = min(subset or len(songs), len(songs))
-    return [songs[i * len(songs) // n] for i in range(n)]
-
-
-def in_parallel(
+def results_of(
     function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None
 ) -> Iterator[Any]:
     """Yield what a function returns for every song, as it is done; tell of those that fail."""
@@ -195,7 +186,9 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
     if args.plot and args.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
-    if (args.root / MANIFEST).is_file():
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib (pip install matplotlib)")
+    if (args.root / dataset.MANIFEST).is_file():
         raise InputError(
             f"{args.root}: a dataset that build_dataset.py made (give the folder of music that it "
             "was made from)"
@@ -211,17 +204,15 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not both:
         raise InputError(f"{args.root}: no song has vocals and accompaniment to compare with")
     split = args.split or ("test" if any(track.split == "test" for track in both) else "all")
-    chosen = [track for track in both if split in (track.split, "all")]
+    chosen = [track for track in both if split in (track.split, "all")][:: args.every]
     if not chosen:
         raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
-    chosen = every_kth(chosen, args.every, args.subset)
-    output = args.output
-    if output is None and args.checkpoint:
-        name = f"{args.checkpoint.stem}_{args.root.resolve().name}.json"
-        output = args.checkpoint.with_name(name)
-    elif output is None:
-        name = f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}.json"
-        output = Path("runs") / name
+    beside, name = Path("runs"), f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}"
+    if args.checkpoint:
+        name = f"{args.checkpoint.stem}_{args.root.resolve().name}"
+        if args.checkpoint.resolve().parent != cli.PRETRAINED.parent:  # which is the project's
+            beside = args.checkpoint.parent
+    output = args.output or beside / f"{name}.json"
     folder = output.with_suffix(".songs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,17 +227,17 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
     network = songs.Network(args.checkpoint, device, tuple(args.settings))
-    task = songs.Task(network, args.seconds, args.v3, args.both_masks)
+    task = songs.Evaluation(network, args.seconds, args.v3, args.both_masks)
     about = songs.conditions(task)
     score_job = functools.partial(songs.scores_of, task, about, folder, args.overwrite)
-    done = list(in_parallel(score_job, jobs, args.workers))
+    done = list(results_of(score_job, jobs, args.workers))
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
     songs.mark_known(records, args.checkpoint)
     summary = tables.summarise(records)
     n_failed = len(found.bad) + len(lacking) + len(jobs) - len(done)
-    selection = {"split": split, "every": args.every, "subset": args.subset, "n_failed": n_failed}
+    selection = {"split": split, "every": args.every, "n_failed": n_failed}
     tables.write_scores(output, about, selection, records)
     for record in records:
         for note in record["notes"]:
@@ -299,7 +290,7 @@ def compare(argv: list[str]) -> int:
     for metric in tables.METRICS:
         if args.metric not in (None, metric.name):
             continue
-        found = tables.differences(pairs, systems, args.stem, metric.name)
+        found = tables.song_differences(pairs, systems, args.stem, metric.name)
         for song in found if args.metric else ():
             say(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {song.name}")
         n_without = len(pairs) - len(found)
@@ -345,11 +336,11 @@ def tune(argv: list[str]) -> int:
             f"{args.data[0]}: no validation songs: {left_out} are left out (give other songs, or "
             "name a --split)"
         )
-    chosen = every_kth(chosen, args.every, args.subset)
+    chosen = chosen[:: args.every]
     names = ", ".join(song.name for song in chosen[:8]) + ", …" * (len(chosen) > 8)
     say(f"left out: {left_out}", f"tuned on {len(chosen)} songs: {names}")
     tune_song = functools.partial(tuning.tune_candidate, network, args.seconds)
-    done = list(in_parallel(tune_song, chosen, args.workers))
+    done = list(results_of(tune_song, chosen, args.workers))
     tuned = [song for song in done if not math.isnan(song.scores[0])]
     for name in sorted({song.name for song in done} - {song.name for song in tuned}):
         cli.warn(f"{name}: silent vocals; left out")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import sys
 import time
@@ -74,8 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         return pass_through(separator, args)
     failed += [path for path in jobs if not attempt(separator, path, jobs[path], args)]
     if failed and n_songs > 1:
-        names = ", ".join(map(str, failed))
-        cli.warn(f"{len(failed)} of {n_songs} files failed: {names}")
+        cli.warn(f"{len(failed)} of {n_songs} files failed: {', '.join(map(str, failed))}")
     return int(bool(failed))
 
 
@@ -100,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--report", action="store_true", help="also write <name>.html, to listen and compare")
     add("--overwrite", action="store_true", help="separate again what is already there")
     add = parser.add_argument_group("how a song is taken").add_argument
-    add("--start", type=as_seconds, default=0.0, help="seconds into the song (0)")
+    add("--start", type=float, default=0.0, help="seconds into the song (0)")
     add("--duration", type=cli.positive_number, help="seconds of it (all)")
     add("--per-channel", action="store_true", help="a mask for every channel, not one for all")
     add("--allow-truncated", action="store_true", help="take files shorter than they promise")
@@ -123,13 +121,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def as_seconds(text: str) -> float:
-    """Read a time for argparse."""
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more seconds")
-    return float(text)
-
-
 def as_path(text: str) -> Path:
     """Read a path for argparse; UsageError for an empty one, which would be the current folder."""
     if not text:
@@ -145,16 +136,14 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
         raise UsageError("name a song, a folder, or - for a pipe")
     if PIPE in args.audio and len(args.audio) > 1:
         raise UsageError("-: is standard input and stands alone (name files in another run)")
-    for name in FILES_ONLY if is_pipe else ():
-        if getattr(args, name):
-            raise UsageError(f"--{name}: is for files (a pipe gives one stem as it came: --stem)")
-    raw = [value is not None for value in (args.sample_format, args.rate, args.channels)]
-    if args.live and not args.audio:
-        if args.sample_format:
-            raise UsageError("--sample-format: is for pipes (name - as the audio)")
-    elif any(raw) and not (is_pipe and all(raw)):
+    for name in (name for name in FILES_ONLY if is_pipe and getattr(args, name)):
+        raise UsageError(f"--{name}: is for files (a pipe gives one stem as it came: --stem)")
+    raw, is_card = (args.sample_format, args.rate, args.channels), args.live and not args.audio
+    if is_card and args.sample_format:
+        raise UsageError("--sample-format: is for pipes (name - as the audio)")
+    if any(raw) and not is_card and not (is_pipe and all(raw)):
         raise UsageError(
-            "--sample-format, --rate and --channels: describe raw PCM from -, all three"
+            "--sample-format, --rate and --channels describe raw PCM from -, all three"
         )
     if not is_pipe and args.stem != "vocals":
         raise UsageError("--stem: is for pipes and live sound (files: --background)")
@@ -166,14 +155,8 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
 def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Path], int]:
     """Find the songs, and name the files that come of each.
 
-    Returns
-    -------
-    jobs : dict of dict of Path
-        For each song that is to be separated its "vocals", and "accompaniment" and "report".
-    failed : list of Path
-        What cannot be; it has been told.
-    n_songs : int
-        With those that are done already.
+    Returns the outputs of each song that is to be separated ("vocals", and "accompaniment" and
+    "report"), what cannot be and has been told, and the number of songs, with those done already.
     """
     from sound import reading, tracks, writing
 
@@ -256,9 +239,8 @@ def separate(
         writers = []
         for kind, path in outputs.items():
             if kind == "report":
-                writer = page.PageWriter(
-                    path, info, fmt.sample_format, settings_of(separator, args)
-                )
+                about = separator.description | {"checkpoint": os.fsdecode(args.checkpoint.name)}
+                writer = page.PageWriter(path, info, fmt.sample_format, about)
             else:
                 writer = writing.SoundWriter(path, info, fmt, kind)
             writers.append(stack.enter_context(writer))
@@ -275,16 +257,6 @@ def with_progress(parts: Iterable[Part], info: AudioInfo) -> Iterator[Part]:
         for part in parts:
             yield part
             bar.update(part.vocals.shape[1] / info.sample_rate)
-
-
-def settings_of(separator: Separator, args: argparse.Namespace) -> dict[str, str]:
-    """Say on a song's page what separated it."""
-    hp = separator.hp
-    return {
-        "checkpoint": os.fsdecode(args.checkpoint.name),
-        "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
-        **{name: str(value) for name, value in separator.mask_settings.items()},
-    }
 
 
 def warn_of(reader: Reader | PipeReader | SoundCard, n_limited: int) -> None:

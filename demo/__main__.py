@@ -1,6 +1,6 @@
 """Hear the project work without downloading anything: make songs, train, separate a new one.
 
-Synthesises a small DSD100 tree, builds the dataset, trains for a minute or two, separates a song
+Synthesises a small DSD100 tree, builds the dataset, trains for some minutes, separates a song
 the network has never heard, also with the network that comes with the project, and says by how many
 dB the voice came out cleaner. Every step is one of the project's own commands, shown as you would
 type it.
@@ -25,8 +25,8 @@ RUN = Path("runs/demo")
 TREE, DATASET, GENERATED = RUN / "dsd100", RUN / "dataset", RUN / "generated"
 GENERATED_BY_PRETRAINED = GENERATED / "pretrained"
 SONGS = {"n_train": 20, "n_test": 1, "seconds": 24, "sample_rate": 22050, "seed": 0}
-TRAINING = ["width=8", "batch_size=4", "epochs=5"]
-NEEDED_DB = 3.0  # 5 is usual: less than this means that something is broken
+TRAINING = ["width=8", "batch_size=4", "epochs=3"]
+NEEDED_DB = 4.0  # 8 is usual: less than this means that something is broken
 
 
 @cli.script

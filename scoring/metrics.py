@@ -329,10 +329,10 @@ def _correlate(
     shapes = [(len(references), len(wavs), n_fft // 2 + 1) for wavs in others]
     each = [references.new_zeros(shape, dtype=torch.complex128) for shape in shapes]
     for start in range(0, n_samples, block):
-        sources = torch.fft.rfft(_excerpt(references, start - REACH, start + block))
+        sources = torch.fft.rfft(_padded(references, start - REACH, start + block))
         sources = sources.conj().resolve_conj()
         for products, wavs in zip(each, others, strict=True):
-            here = torch.fft.rfft(_excerpt(wavs, start, start + block, n_before=REACH))
+            here = torch.fft.rfft(_padded(wavs, start, start + block, n_before=REACH))
             # Row by row: a batched product would be written to memory and read again.
             for row, channel in zip(products, sources, strict=True):
                 row.addcmul_(here, channel)
@@ -340,7 +340,7 @@ def _correlate(
     return gram, crosses
 
 
-def _excerpt(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torch.Tensor:
+def _padded(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torch.Tensor:
     """Cut out samples in double precision, zeros before them; there are zeros around a signal."""
     first = max(0, start)
     inside = wav[..., first:stop]

@@ -51,8 +51,8 @@ class Network(NamedTuple):
     settings: tuple[str, ...]  # of --set
 
 
-class Task(NamedTuple):
-    """What an evaluation is of, for every process to know."""
+class Evaluation(NamedTuple):
+    """What is to be scored, for every process to know."""
 
     network: Network
     seconds: float | None  # of the middle of every song; None: all of it
@@ -84,14 +84,8 @@ def hparams_of(network: Network) -> HParams:
     )
 
 
-def conditions(task: Task) -> dict[str, Any]:
-    """Collect what decides all songs' scores, as JSON keeps it.
-
-    Raises
-    ------
-    InputError
-        If the checkpoint cannot be loaded.
-    """
+def conditions(task: Evaluation) -> dict[str, Any]:
+    """Collect what decides all songs' scores, as JSON keeps it."""
     about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds, "v3": task.v3}
     about["hparams"] = asdict(hparams_of(task.network))
     if checkpoint := task.network.checkpoint:
@@ -153,17 +147,12 @@ def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], li
 
 
 def scores_of(
-    task: Task, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
+    task: Evaluation, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
 ) -> tuple[Record, bool]:
     """Return a song's scores, which are kept as a JSON file, and whether they are new.
 
     A file that does not parse, or is not about what `conditions` says and these very files, is
-    replaced; with `overwrite` any.
-
-    Raises
-    ------
-    InputError
-        As `score_files`, or if the scores cannot be written.
+    replaced; with `overwrite` any. InputError as in `score_files`, or if nothing can be written.
     """
     name, files = job.track.name, _hashes(job.track.paths)
     theirs = {system: _hashes(paths.values()) for system, paths in job.estimates.items()}
@@ -246,19 +235,10 @@ def read_estimates(
 # --- Systems --------------------------------------------------------------------------------------
 
 
-def score_files(task: Task, job: Job) -> Record:
-    """Separate one song in every way, and score it.
+def score_files(task: Evaluation, job: Job) -> Record:
+    """Separate one song in every way, and score it; InputError if a file does not fit.
 
-    Returns
-    -------
-    dict
-        What `score_song` gives, with what the song is, and ``notes`` on what was odd about its
-        files.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read, or does not fit the song.
+    Returns what `score_song` does, with what the song is and ``notes`` on what was odd.
     """
     track, extent = job.track, tracks.measure(job.track)
     rate, notes = extent.sample_rate, list(extent.notes)
@@ -298,10 +278,7 @@ def separate_by_network(
 ) -> dict[str, np.ndarray]:
     """Separate a mixture (n_channels, n_samples) by a network.
 
-    Returns
-    -------
-    dict of np.ndarray, shape=(2, n_channels, n_samples)
-        Vocals and accompaniment, by system: ``model``, or ``hard`` and ``soft``.
+    Returns (2, n_channels, n_samples) by system: ``model``, or ``hard`` and ``soft``.
     """
     ways: dict[str, dict[str, Any]] = {"model": {}}
     if both_masks:

@@ -234,13 +234,7 @@ def read_scores(path: Path, system: str) -> dict[str, Record]:
 def pair_songs(
     paths: tuple[Path, Path], systems: tuple[str, str]
 ) -> tuple[list[tuple[Record, Record]], int]:
-    """Bring the songs of two files together.
-
-    Parameters
-    ----------
-    paths : tuple of Path
-    systems : tuple of str
-        Whose scores are wanted of each.
+    """Bring the songs of two files together; `systems` says whose scores are wanted of each.
 
     Returns
     -------
@@ -258,20 +252,18 @@ def pair_songs(
     common = sorted(before.keys() & after.keys())
     if not common:
         raise InputError(f"{paths[1]}: has no song in common with {paths[0]}")
-    for name in common:
-        music = [
-            ({file["sha256"] for file in song["files"]}, song["seconds"])
-            for song in (before[name], after[name])
-        ]
-        if music[0] != music[1]:
+    pairs = [(before[name], after[name]) for name in common]
+    for pair in pairs:
+        hashes = [{file["sha256"] for file in song["files"]} for song in pair]
+        if hashes[0] != hashes[1] or pair[0]["seconds"] != pair[1]["seconds"]:
             raise InputError(
-                f"{paths[1]}: {name} is not the same music as in {paths[0]}; "
+                f"{paths[1]}: {pair[0]['name']} is not the same music as in {paths[0]}; "
                 "score both on the same files and seconds"
             )
-    return [(before[name], after[name]) for name in common], len(before.keys() ^ after.keys())
+    return pairs, len(before.keys() ^ after.keys())
 
 
-def differences(
+def song_differences(
     pairs: list[tuple[Record, Record]], systems: tuple[str, str], stem: str, metric: str
 ) -> list[Difference]:
     """Take one metric of the songs that have it before and after."""
@@ -310,13 +302,13 @@ def verdict(found: list[Difference]) -> str:
 
 
 def bootstrap(
-    differences: np.ndarray, groups: list[str], n_resamples: int = 10_000
+    gains: np.ndarray, groups: list[str], n_resamples: int = 10_000
 ) -> tuple[float, float]:
     """Return the 95 % interval of a mean of paired differences.
 
     Parameters
     ----------
-    differences : np.ndarray, shape=(n,)
+    gains : np.ndarray, shape=(n,)
     groups : list of str
         The song that each belongs to. Clips of one song are drawn together, as they are no
         independent witnesses.
@@ -326,7 +318,7 @@ def bootstrap(
     .. [1] Efron and Tibshirani, "An Introduction to the Bootstrap", 1993 (percentile intervals).
     """
     names, index = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(index, differences), np.bincount(index)
+    sums, counts = np.bincount(index, gains), np.bincount(index)
     rng = np.random.default_rng(0)
     means = np.empty(n_resamples)
     for i in range(n_resamples):

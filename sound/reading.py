@@ -320,13 +320,23 @@ class Reader:
         self._allow_truncated = allow_truncated
         self._fix_nonfinite = fix_nonfinite
         self._position = 0  # in the file
-        self.warnings: list[str] = list(info.warnings)  # more of them when all is read
+        self._problem = ""  # of the end
         self._n_fixed = self._n_clipped = 0  # samples
 
     @property
     def n_read(self) -> int:
         """Samples per channel of the excerpt that were read so far."""
         return max(0, self._position - self._first)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the file and was done about it, known when all is read."""
+        counts = {
+            "samples beyond full scale clipped (--subtype FLOAT)": self._n_clipped,
+            "non-finite samples taken as silence": self._n_fixed,
+        }
+        told = [f"{n} {what}" for what, n in counts.items() if n]
+        return [*self.info.warnings, *told, *([self._problem] if self._problem else [])]
 
     def __enter__(self) -> Reader:
         return self
@@ -394,6 +404,7 @@ class Reader:
             self._position += n_skipped
             if not n_skipped:
                 break
+        waiting = None  # until there is more, or the end has been looked at
         while n := min(n_samples, self._last - self._position):
             block = self._decode(n, dtype)
             if not self._sound.subtype.startswith("PCM"):
@@ -401,10 +412,14 @@ class Reader:
                 self._n_fixed += check_floats(block, self.info, at, self._fix_nonfinite)
             self._position += len(block)
             if len(block):
-                yield block.T  # (n_channels, n_samples)
+                if waiting is not None:
+                    yield waiting.T  # (n_channels, n_samples)
+                waiting = block
             if len(block) < n:
                 break
         self._check_end()
+        if waiting is not None:
+            yield waiting.T
 
     def _decode(self, n_samples: int, dtype: str) -> np.ndarray:
         """Read (n_samples, n_channels), fewer only at the end."""
@@ -437,12 +452,7 @@ class Reader:
             problem = f"{n_unread} of {n_bytes} bytes were not decoded (convert it to wav)"
         if problem and not self._allow_truncated:
             raise InputError(f"{path}: {problem} (export it again, or use --allow-truncated)")
-        if self._n_clipped:
-            what = f"{self._n_clipped} samples beyond full scale clipped (--subtype FLOAT)"
-            self.warnings.append(what)
-        if self._n_fixed:
-            self.warnings.append(f"{self._n_fixed} non-finite samples taken as silence")
-        self.warnings += [problem] if problem else []
+        self._problem = problem
         if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
             begin, end = (n / self.info.sample_rate for n in (self._first, self._position))
             raise _begins_too_late(path, f"{begin:.3f}", end)
@@ -479,7 +489,7 @@ def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int
 
 
 def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -> int:
-    """Refuse or zero NaN and infinity, refuse what would overflow.
+    """Refuse or zero NaN and infinity, refuse what would overflow the STFT.
 
     Parameters
     ----------
@@ -490,17 +500,7 @@ def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -
     position : int
         Samples before the block.
     fix : bool
-        Zero what is not finite.
-
-    Returns
-    -------
-    int
-        Samples fixed.
-
-    Raises
-    ------
-    InputError
-        If samples are not finite, or larger than `MAX_LEVEL`.
+        Zero what is not finite; the return value counts it.
     """
     if not block.size or max(block.max(), -block.min()) <= MAX_LEVEL:  # false for NaN
         return 0
@@ -526,96 +526,44 @@ def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -
 
 
 def to_float(codes: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
-    """Convert codes to float32, full scale 1; 32-bit integers and doubles are rounded.
-
-    Parameters
-    ----------
-    codes : np.ndarray, any shape
-        Integers at the bit depth of `sample_format`, or floats.
-    sample_format : SampleFormat
-
-    Returns
-    -------
-    np.ndarray, same shape, float32
-        Integers lie in [-1, 1].
-    """
+    """Convert codes of any shape to float32, full scale 1; 32 bits and doubles are rounded."""
     if sample_format.bits is None:
         return codes.astype(np.float32)
     return codes.astype(np.float32) * np.float32(2.0 ** (1 - sample_format.bits))
 
 
 def to_codes(wav: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
-    """Convert a waveform to the nearest codes, clipped to their range.
-
-    Parameters
-    ----------
-    wav : np.ndarray, any shape, float
-        Full scale is 1; finite.
-    sample_format : SampleFormat
+    """Convert a finite waveform of any shape to the nearest codes.
 
     Returns
     -------
     np.ndarray, same shape
-        int32; float32 for FLOAT and float64 for DOUBLE, where nothing is clipped.
+        int32, clipped; float32 for FLOAT and float64 for DOUBLE, where nothing is clipped.
     """
     bits = sample_format.bits
     if bits is None:
         return wav.astype(np.float32 if sample_format.subtype == "FLOAT" else np.float64)
     assert np.isfinite(wav).all(), "NaN would become a full-scale click"
     # float32 has no room for the largest code of 32 bits, nor for a half code of 24 bits.
-    scaled = wav.astype(np.float64 if bits > 16 else np.float32) * 2.0 ** (bits - 1)
+    scaled = (wav if bits <= 16 else wav.astype(np.float64)) * 2.0 ** (bits - 1)
     low, high = code_range(bits)
     return np.rint(scaled).clip(low, high).astype(np.int32)
 
 
 def convert_codes(codes: np.ndarray, native: SampleFormat, wanted: SampleFormat) -> np.ndarray:
-    """Convert codes of one sample format to those of another.
-
-    Parameters
-    ----------
-    codes : np.ndarray, any shape
-        Codes of `native`.
-    native, wanted : SampleFormat
-
-    Returns
-    -------
-    np.ndarray, same shape
-        Codes of `wanted`: the same ones if the formats are the same; exact from few bits to more
-        and from integers to floats that have the room, otherwise rounded and clipped.
-    """
+    """Convert codes of one sample format to those of another: exact where there is room."""
     if native == wanted:
         return codes
-    if native.bits is None:
-        return to_codes(codes, wanted)
-    if wanted.bits is None:
-        wav = codes * 2.0 ** (1 - native.bits)
-        return wav.astype(np.float32 if wanted.subtype == "FLOAT" else np.float64)
-    n_lost = native.bits - wanted.bits
-    if n_lost <= 0:
-        return codes << -n_lost
-    rounded = np.rint(codes * 2.0**-n_lost)
-    return rounded.clip(*code_range(wanted.bits)).astype(np.int32)
+    return to_codes(codes if native.bits is None else codes * 2.0 ** (1 - native.bits), wanted)
 
 
 def limit_to_remainder(
     vocals: np.ndarray, mixture: np.ndarray, sample_format: SampleFormat
 ) -> tuple[np.ndarray, int]:
-    """Limit vocals so that mixture − vocals can be written, too.
+    """Limit the codes of vocals so that mixture − vocals can be written, too.
 
     With codes from lo to hi and a mixture x, the vocals are limited to
-    [max(lo, x − hi), min(hi, x − lo)].
-
-    Parameters
-    ----------
-    vocals, mixture : np.ndarray, same shape
-        Codes.
-    sample_format : SampleFormat
-
-    Returns
-    -------
-    vocals : np.ndarray, same shape and dtype
-    n_limited : int
-        Codes that changed; always 0 in float formats, which have no limits.
+    [max(lo, x − hi), min(hi, x − lo)]. Returns them, and how many changed: in floats none.
     """
     if sample_format.bits is None:
         return vocals, 0

@@ -24,7 +24,7 @@ import numpy as np
 from hparams import InputError
 from sound import reading
 
-# Some of them soundio cannot read: it says so, which is better than a song without that stem.
+# Some of them cannot be read: the reader says so, which is better than a song without that stem.
 AUDIO = {
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
     *(".caf", ".w64", ".rf64", ".au", ".m4a", ".aac", ".wma", ".webm"),
@@ -158,88 +158,92 @@ def _dsd100(mixtures: Path, sources: Path) -> Found:
     others = [p for p in _entries(mixtures) if p.is_dir() and p not in sets]
     if sets and others:
         raise InputError(f"{mixtures}: holds Dev or Test and also songs, such as {others[0].name}")
-    tracks, bad = [], []
+
+    def track(place: str, folder: Path, stems: Path) -> Track:
+        number = re.match(r"(\d+)\b", folder.name)
+        if not place and not number:
+            raise InputError(f"{folder}: no number in front; 001 to 050 are Test, 051 to 100 Dev")
+        is_test = _key(place) == "test" if place else int(number[1]) <= 50
+        return _track(folder.name, is_test, _only(folder, None), _only(stems, "vocals"))
+
+    jobs = []
     for place in [path.name for path in sets] or [""]:
         songs = {_key(p.name): p for p in _entries(mixtures / place) if p.is_dir()}
         stems = {_key(p.name): p for p in _entries(sources / place) if p.is_dir()}
         for key in sorted(songs.keys() | stems.keys()):
             folder = songs.get(key) or mixtures / place / stems[key].name
-            name = _composed(folder.name)
-            try:
-                test = _key(place) == "test" if place else _dsd100_number(folder) <= 50
-                mixture = _only(folder, None)
-                vocals = _only(stems.get(key) or sources / place / folder.name, "vocals")
-                tracks.append(Track(name, "test" if test else "train", name, name, mixture, vocals))
-            except InputError as error:
-                bad.append(str(error))
-    return Found("DSD100" if sets else "DSD100, flattened", tracks, bad)
-
-
-def _dsd100_number(folder: Path) -> int:
-    """Read the number that a song's folder begins with."""
-    number = re.match(r"(\d+)\b", folder.name)
-    if not number:
-        raise InputError(f"{folder}: no number in front; 001 to 050 are Test, 051 to 100 Dev")
-    return int(number[1])
+            jobs.append((place, folder, stems.get(key) or sources / place / folder.name))
+    return _found("DSD100" if sets else "DSD100, flattened", track, jobs)
 
 
 def _musdb18(root: Path) -> Found:
     """MUSDB18-HQ: {train,test}/<song>/{mixture,vocals}.wav; MUSDB18: <song>.stem.mp4 instead."""
-    tracks, bad, layouts = [], [], set()
-    for path, split in _split_entries(root, {"train": "train", "test": "test"}):
-        try:
-            if path.name.lower().endswith(STEM_MP4):
-                layouts.add("MUSDB18")
-                name = _composed(path.name[: -len(STEM_MP4)])
-                mixture, vocals = Part(path, stream=STEM_MIXTURE), Part(path, stream=STEM_VOCALS)
-                tracks.append(Track(name, split, name, name, (mixture,), (vocals,)))
-            elif path.is_dir():
-                layouts.add("MUSDB18-HQ")
-                name = _composed(path.name)
-                signals = _only(path, "mixture"), _only(path, "vocals")
-                tracks.append(Track(name, split, name, name, *signals))
-        except InputError as error:
-            bad.append(str(error))
-    if len(layouts) > 1:
+    songs = _split_entries(root, {"train": "train", "test": "test"})
+    stems = [(path, split) for path, split in songs if path.name.lower().endswith(STEM_MP4)]
+    folders = [(path, split) for path, split in songs if path.is_dir()]
+    if stems and folders:
         raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
-    return Found("".join(layouts) or "MUSDB18", tracks, bad)
+
+    def of_stems(path: Path, split: str) -> Track:
+        parts = (Part(path, stream=STEM_MIXTURE),), (Part(path, stream=STEM_VOCALS),)
+        return _track(path.name[: -len(STEM_MP4)], split == "test", *parts)
+
+    def of_folder(path: Path, split: str) -> Track:
+        return _track(path.name, split == "test", _only(path, "mixture"), _only(path, "vocals"))
+
+    if stems:
+        return _found("MUSDB18", of_stems, stems)
+    return _found("MUSDB18-HQ", of_folder, folders)
 
 
 def _mir1k(folder: Path) -> Found:
     """MIR-1K: Wavfile/<singer>_<song>_<clip>.wav, left the accompaniment, right the voice."""
-    tracks, bad = [], []
-    for path in _audio_files(folder):
-        name = _composed(path.stem)
-        singer = name.split("_")[0]
-        split = "train" if singer in MIR1K_TRAIN else "test"
-        try:
-            channels = reading.probe(path).n_channels
-            if channels != 2:
-                raise InputError(
-                    f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
-                )
-            vocals, accompaniment = (Part(path, channel=1),), (Part(path, channel=0),)
-            tracks.append(
-                Track(name, split, singer, name.rpartition("_")[0], (), vocals, accompaniment)
+
+    def track(path: Path) -> Track:
+        channels = reading.probe(path).n_channels
+        if channels != 2:
+            raise InputError(
+                f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
             )
-        except InputError as error:
-            bad.append(str(error))
-    return Found("MIR-1K", tracks, bad)
+        is_test = path.stem.split("_")[0] not in MIR1K_TRAIN
+        return _clip(path.stem, is_test, (Part(path, channel=1),), (Part(path, channel=0),))
+
+    return _found("MIR-1K", track, [(path,) for path in _audio_files(folder)])
 
 
 def _mir1k_clips(root: Path) -> Found:
     """MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*; rest is the test set."""
+
+    def track(path: Path, split: str) -> Track:
+        parts = _only(path, "vocals"), _only(path, "accompaniment")
+        return _clip(path.name, split == "test", *parts)
+
+    songs = _split_entries(root, {"train": "train", "rest": "test"})
+    songs = [(path, split) for path, split in songs if path.is_dir()]
+    return _found("MIR-1K, one folder a clip", track, songs)
+
+
+def _found(layout: str, track: Callable[..., Track], jobs: Iterable[tuple]) -> Found:
+    """Make the tracks of a layout; what cannot be one is told."""
     tracks, bad = [], []
-    for path, split in _split_entries(root, {"train": "train", "rest": "test"}):
-        if not path.is_dir():
-            continue
+    for job in jobs:
         try:
-            name = _composed(path.name)
-            signals = (), _only(path, "vocals"), _only(path, "accompaniment")
-            tracks.append(Track(name, split, name.split("_")[0], name.rpartition("_")[0], *signals))
+            tracks.append(track(*job))
         except InputError as error:
             bad.append(str(error))
-    return Found("MIR-1K, one folder a clip", tracks, bad)
+    return Found(layout, tracks, bad)
+
+
+def _track(name: str, is_test: bool, *signals: tuple[Part, ...]) -> Track:
+    """Make a song; `signals` are mixture, vocals and accompaniment."""
+    name = _composed(name)
+    return Track(name, "test" if is_test else "train", name, name, *signals)
+
+
+def _clip(name: str, is_test: bool, *signals: tuple[Part, ...]) -> Track:
+    """Make a clip called <singer>_<song>_<clip>; `signals` are vocals and accompaniment."""
+    name, split = _composed(name), "test" if is_test else "train"
+    return Track(name, split, name.split("_")[0], name.rpartition("_")[0], (), *signals)
 
 
 def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Found:
@@ -275,27 +279,23 @@ def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[s
 
 def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Found:
     """Songs as folders: those stems whose names say voice are the vocals, all summed the song."""
-    tracks, bad = [], []
-    for folder, files in folders.items():
-        name = _composed(_relative(folder, root) or root.resolve().name)
+
+    def track(folder: Path, files: list[Path]) -> Track:
+        _refuse_twins(folder, files)
         mixture = tuple(Part(path) for path in files if _words(path.stem) in MIXTURE_NAMES)
         others = [path for path in files if _words(path.stem) not in MIXTURE_NAMES]
         vocals = tuple(Part(path) for path in others if voice.search(_words(path.stem)))
         rest = tuple(Part(path) for path in others if not voice.search(_words(path.stem)))
-        try:
-            _refuse_twins(folder, files)
-            if len(mixture) > 1:
-                raise InputError(f"{folder}: {len(mixture)} mixtures: {_names(mixture)}; keep one")
-            if not vocals:
-                raise InputError(f"{folder}: no file's name says voice (see --voice-pattern)")
-            if not mixture and not rest:
-                raise InputError(f"{folder}: only voices; add the other stems or the mixture")
-            tracks.append(
-                Track(name, "train", name, name, mixture, vocals, () if mixture else rest)
-            )
-        except InputError as error:
-            bad.append(str(error))
-    return Found("a folder of stems per song", tracks, bad)
+        if len(mixture) > 1:
+            raise InputError(f"{folder}: {len(mixture)} mixtures: {_names(mixture)}; keep one")
+        if not vocals:
+            raise InputError(f"{folder}: no file's name says voice (see --voice-pattern)")
+        if not mixture and not rest:
+            raise InputError(f"{folder}: only voices; add the other stems or the mixture")
+        name = _relative(folder, root) or root.resolve().name
+        return _track(name, False, mixture, vocals, () if mixture else rest)
+
+    return _found("a folder of stems per song", track, folders.items())
 
 
 def _material(root: Path, kind: str, files: list[Path]) -> Found:
@@ -415,12 +415,10 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     return estimates
 
 
-def _split_entries(root: Path, splits: dict[str, str]) -> Iterator[tuple[Path, str]]:
-    """Yield what the folders named in `splits` hold, with its split."""
-    for folder in _entries(root):
-        if _key(folder.name) in splits and folder.is_dir():
-            for path in _entries(folder):
-                yield path, splits[_key(folder.name)]
+def _split_entries(root: Path, splits: dict[str, str]) -> list[tuple[Path, str]]:
+    """List what the folders named in `splits` hold, with its split."""
+    folders = [folder for folder in _entries(root) if _key(folder.name) in splits]
+    return [(path, splits[_key(f.name)]) for f in folders for path in _entries(f)]
 
 
 def _walk(root: Path, closed: list[Path] | None = None) -> Iterator[Path]:

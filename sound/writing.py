@@ -75,10 +75,6 @@ def choose_format(
         libsndfile's name: PCM_16, PCM_24, FLOAT … By default the input's sample format; FLAC,
         which has neither floats nor 32 bits, gets 24 bits for them.
 
-    Returns
-    -------
-    OutputFormat
-
     Raises
     ------
     InputError
@@ -130,22 +126,9 @@ def _check_limits(info: AudioInfo, container: str) -> None:
 
 
 def output_path(directory: str | os.PathLike, source: str | os.PathLike, suffix: str) -> Path:
-    """Name an output after its source.
+    """Name an output after its source: with "_vocals.wav" a.b.wav becomes a.b_vocals.wav.
 
-    Parameters
-    ----------
-    directory : path-like
-        Where the output goes.
-    source : path-like
-        Its name, without folder and last extension, begins the output's name.
-    suffix : str
-        Ends it, extension included: "_vocals.wav" makes ``a.b.c_vocals.wav`` of ``a.b.c.wav``.
-
-    Returns
-    -------
-    Path
-        At most 255 bytes of name; a longer stem is cut and gets a hash, so that two songs that
-        begin alike do not meet.
+    A name of more than 255 bytes is cut and gets a hash, so that two songs do not meet.
     """
     stem = Path(source).stem
     room = MAX_NAME_BYTES - len(os.fsencode(suffix))
@@ -158,12 +141,7 @@ def output_path(directory: str | os.PathLike, source: str | os.PathLike, suffix:
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse outputs that cannot be written, or would overwrite an input by whatever name.
-
-    Raises
-    ------
-    InputError
-    """
+    """Refuse outputs that cannot be written, or would overwrite an input by whatever name."""
     sources = {}
     for path in inputs:
         with contextlib.suppress(OSError, ValueError):  # what is wrong with it is told elsewhere
@@ -298,8 +276,3 @@ class SoundWriter:
             return InputError(f"{self._path}: no space left on {self._path.parent} (free some)")
         what = getattr(error, "error_string", "not all was written").rstrip(".")
         return InputError(f"{self._path}: could not be written: {what} (see ulimit -f)")
-
-
-# Until all who use them have moved to cli:
-replace_atomically = cli.replace_atomically
-identities = list

@@ -57,25 +57,12 @@ def test_the_usual_rates_have_the_windows_that_the_design_names():
     assert grid_at(96000, HP) == (96000, 4480, 1120)
 
 
-@pytest.mark.parametrize("rate", [*RATES, 4000, 44056, 176_400, 384_000])
-def test_windows_last_equally_long_at_every_rate(rate):
-    grid, exact = grid_at(rate, HP), 256 * rate / 22050
-    assert abs(grid.hop_length / exact - 1) <= 0.01
-    assert grid.n_fft == 4 * grid.hop_length
-    assert grid.n_bins == grid.n_fft // 2 + 1
-    bin_hz = rate / grid.n_fft
-    assert abs(bin_hz / (22050 / 1024) - 1) <= 0.0101
-
-
-@pytest.mark.parametrize("rate", RATES)
-def test_the_window_is_the_nearest_of_those_with_a_fast_transform(rate):
-    def is_fast(number: int) -> bool:
-        return (2 * 3 * 5 * 7) ** 12 % number == 0  # no prime above 7 divides it
-
-    exact = 256 * rate / 22050
-    fast = [h for h in range(1, 2 * round(exact)) if abs(h / exact - 1) <= 0.01 and is_fast(h)]
-    hop = grid_at(rate, HP).hop_length
-    assert hop == min(fast, key=lambda h: abs(h - exact)) if fast else not is_fast(hop)
+def test_windows_last_equally_long_at_every_rate():
+    for rate in (*RATES, 4000, 44056, 176_400, 384_000):
+        grid, exact = grid_at(rate, HP), 256 * rate / 22050
+        assert abs(grid.hop_length / exact - 1) <= 0.01
+        assert grid.n_fft == 4 * grid.hop_length
+        assert grid.n_bins == grid.n_fft // 2 + 1
 
 
 def test_other_grids_keep_their_number_of_hops_and_tiny_ones_are_rounded():
@@ -85,7 +72,7 @@ def test_other_grids_keep_their_number_of_hops_and_tiny_ones_are_rounded():
     assert grid_at(4000, tiny) == (4000, 4, 1)
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_a_tone_of_amplitude_a_has_magnitude_a_at_every_rate(rate):
     grid, amplitude, k = grid_at(rate, HP), 0.37, 46  # about 990 Hz
     n = np.arange(20 * grid.n_fft)
@@ -114,16 +101,8 @@ def test_the_stft_is_that_of_scipy_and_of_torch(n_samples):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_a_song_is_in_single_precision_with_time_varying_slowest_in_memory():
-    spec = audio.stft(noise(2, 5000), NATIVE)
-    assert spec.dtype == torch.complex64
-    assert spec.shape == (2, 1025, 10)
-    assert spec.mT.is_contiguous()
-    assert audio.istft(spec, NATIVE, 5000).dtype == torch.float32
-
-
-@pytest.mark.parametrize("n_samples", [0, 1, 511, 512, 513, 2047, 2048, 2049, 5119, 10_001])
-@pytest.mark.parametrize("grid", [NATIVE, grid_at(48000, HP), Grid(22050, 1024, 128)])
+@pytest.mark.parametrize("n_samples", [0, 1, 511, 512, 2049, 10_001])
+@pytest.mark.parametrize("grid", [NATIVE, Grid(22050, 1024, 128)])
 def test_a_waveform_comes_back_from_its_spectrogram(grid, n_samples):
     for shape in ((n_samples,), (2, n_samples), (2, 3, n_samples)):
         wav = noise(*shape)
@@ -137,13 +116,6 @@ def test_a_waveform_comes_back_from_its_spectrogram(grid, n_samples):
         np.testing.assert_allclose(back, wav, atol=1e-6)
         assert torch.equal(wav, before)
         assert torch.equal(spec, spec_before)
-
-
-def test_a_whole_last_hop_may_be_asked_for():
-    wav = noise(5119)
-    longer = audio.istft(audio.stft(wav, NATIVE), NATIVE, 5120)
-    np.testing.assert_allclose(longer[:-1], wav, atol=1e-6)
-    assert longer.shape == (5120,)
 
 
 def test_the_loudest_and_the_quietest_come_back_with_the_same_precision():
@@ -169,40 +141,6 @@ def test_frames_of_a_stretch_are_those_of_the_whole_song():
     whole = audio.stft(wav, SMALL)
     stretch = wav[:, 10 * 8 - 16 : 20 * 8 - 16 + 32 + 7]  # frames 10 to 20, and 7 samples more
     np.testing.assert_allclose(audio.frames_to_spec(stretch, SMALL), whole[..., 10:21], atol=1e-7)
-
-
-@pytest.mark.parametrize("grid", [SMALL, Grid(1000, 48, 8)])
-@pytest.mark.parametrize("n_frames", [1, 2, 11])
-def test_overlap_add_is_the_sum_of_windowed_inverses(grid, n_frames):
-    spec = complex_noise(2, grid.n_bins, n_frames)
-    window = scipy.signal.get_window("hann", grid.n_fft)
-    expected = np.zeros((2, grid.n_fft + (n_frames - 1) * grid.hop_length))
-    for i in range(n_frames):
-        frame = np.fft.irfft(spec[..., i].numpy().astype(complex), grid.n_fft, axis=-1)
-        start = i * grid.hop_length
-        expected[:, start : start + grid.n_fft] += frame * grid.n_fft / 4 * window
-    np.testing.assert_allclose(audio.spec_to_frames(spec, grid), expected, rtol=1e-5, atol=1e-4)
-
-
-def test_the_envelope_is_the_sum_of_squared_windows_of_the_frames_that_are_there():
-    present = torch.tensor([0, 0, 1, 1, 1, 1, 1, 0, 1, 0], dtype=torch.float32)
-    window = scipy.signal.get_window("hann", 32)
-    expected = np.zeros(32 + 9 * 8)
-    for i in np.flatnonzero(present):
-        expected[8 * i : 8 * i + 32] += window**2
-    found = audio.envelope(present, SMALL)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert not found[:17].any()
-    inner = audio.envelope(torch.ones(10), SMALL)[24:-24]
-    np.testing.assert_allclose(inner, 1.5, rtol=1e-6)  # four overlapping squared Hann windows
-
-
-@pytest.mark.parametrize("n_samples", [0, 1, 7, 8, 9, 31, 33, 100])
-def test_the_envelope_is_never_small_within_a_song(n_samples):
-    n_frames = SMALL.n_frames(n_samples)
-    envelope = audio.envelope(torch.ones(n_frames), SMALL)[16 : 16 + n_frames * 8]
-    assert envelope.min() >= 0.25
-    assert len(envelope) >= n_samples
 
 
 # --- The network's bins -------------------------------------------------------------------------
@@ -285,20 +223,6 @@ def test_features_are_decibels_weighted_and_scaled(weighting, power, min_level_d
     assert torch.equal(curve_db, before[1])
 
 
-def test_a_tone_at_1_khz_has_the_level_that_its_amplitude_says():
-    flat = torch.zeros(513)
-    for amplitude, power, expected in (
-        (1, 2, 1.0),
-        (0.1, 2, 0.8),  # -20 dB of 100
-        (0.1, 3, 0.7),  # cubed: -30 dB
-        (1e-3, 2, 0.4),
-        (1e-5, 2, 0.0),  # the end of the scale
-        (1e-6, 2, 0.0),
-    ):
-        spec = torch.full((513, 1), amplitude, dtype=torch.complex64)
-        np.testing.assert_allclose(audio.features(spec, flat, power, HP), expected, atol=1e-6)
-
-
 def test_silence_is_0_and_the_loudest_is_1():
     for weighting in ("linear", "mel"):
         hp = HParams(weighting=weighting)
@@ -338,20 +262,18 @@ def test_a_curve_of_another_length_is_refused():
 # --- Slices -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stride", [1, 3, 40])
-@pytest.mark.parametrize("n_frames", [1, 2, 24, 25, 61])
-@pytest.mark.parametrize("stft_frames", [1, 5, 25])
-def test_every_slice_is_centred_on_its_frame_with_silence_around_the_song(
-    n_frames, stft_frames, stride
-):
-    hp = HParams(stft_frames=stft_frames, stft_stride=stride)
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("n_frames", [1, 25, 61])
+@pytest.mark.parametrize("lookahead", [None, 3])
+def test_every_slice_is_around_its_frame_with_silence_around_the_song(n_frames, lookahead, stride):
+    hp = HParams(stft_frames=25, stft_lookahead=lookahead, stft_stride=stride)
     features = noise(7, n_frames)
     found = audio.slices(features, hp)
     n_slices = math.ceil(n_frames / stride)
-    expected = np.zeros((n_slices, 1, 7, stft_frames), np.float32)
+    expected = np.zeros((n_slices, 1, 7, 25), np.float32)
     for i in range(n_slices):
-        for j in range(stft_frames):
-            frame = i * stride + j - stft_frames // 2
+        for j in range(25):
+            frame = i * stride + j - hp.lookback
             if 0 <= frame < n_frames:
                 expected[i, 0, :, j] = features[:, frame]
     np.testing.assert_array_equal(found, expected)
@@ -381,15 +303,6 @@ def test_a_soft_mask_keeps_what_reaches_the_gate():
     np.testing.assert_array_equal(audio.vocals_mask(mask, False, 0.5, 1.0), [0, 0, 0, 0, 0, 1])
 
 
-def test_a_threshold_on_one_of_the_256_levels_does_not_reach_it():
-    mask = audio.quantize_mask(torch.arange(256) / 255)
-    for level in range(0, 256, 5):
-        binary = audio.vocals_mask(mask, True, level / 255, 0.0)
-        soft = audio.vocals_mask(mask, False, 0.5, level / 255)
-        assert binary.sum() == 255 - level
-        assert (soft > 0).sum() == min(255, 256 - level)
-
-
 @pytest.mark.parametrize("mask_at_eval", [True, False])
 def test_vocals_and_accompaniment_add_up_to_the_mixture(mask_at_eval):
     wav = noise(2, 10_001)
@@ -415,37 +328,6 @@ def test_a_mask_has_256_levels_and_rounds_to_the_nearest():
     assert torch.equal(mask, torch.linspace(0, 1, 10_001))
 
 
-def test_a_saved_mask_renders_again_bit_for_bit():
-    found = audio.quantize_mask(noise(1000).abs())
-    saved = (found * 255).round().to(torch.uint8)
-    assert torch.equal(saved / 255, found)
-    assert torch.equal(audio.quantize_mask(found), found)
-
-
-def rounding_cost_db(vocals: torch.Tensor, accompaniment: torch.Tensor, grid: Grid) -> float:
-    """SI-SDR that an ideal ratio mask loses by its 256 levels [dB]."""
-    specs = [audio.stft(wav, grid) for wav in (vocals, accompaniment)]
-    mask, mixture = audio.ideal_ratio_mask(*specs), specs[0] + specs[1]
-    exact, rounded = (
-        si_sdr(audio.istft(mixture * m, grid, len(vocals)).numpy(), vocals.numpy())
-        for m in (mask, audio.quantize_mask(mask))
-    )
-    assert 1 < exact < 40
-    return exact - rounded
-
-
-def test_rounding_a_ratio_mask_costs_less_than_a_fiftieth_of_a_decibel(toy_tree):
-    (vocals,) = toy_tree.glob("Sources/Test/*/vocals.wav")
-    stems = [soundfile.read(p, dtype="float32")[0].mean(1) for p in vocals.parent.glob("*.wav")]
-    wav = soundfile.read(vocals, dtype="float32")[0].mean(1)
-    others = torch.from_numpy(sum(stems) - wav)
-    assert abs(rounding_cost_db(torch.from_numpy(wav), others, grid_at(22050, HP))) < 0.02
-
-
-def test_rounding_costs_as_little_on_a_real_song(data_folder):
-    assert abs(rounding_cost_db(*real_song(data_folder, 12), NATIVE)) < 0.02
-
-
 @pytest.mark.parametrize("n_masks", [1, 2])
 def test_the_bins_above_the_networks_get_the_voices_share_of_its_top_bins(n_masks):
     spec, mask = complex_noise(2, 1025, 6), noise(n_masks, 513, 6).abs()
@@ -469,12 +351,6 @@ def test_an_open_mask_changes_nothing_and_a_closed_one_leaves_nothing():
     assert not audio.apply_mask(spec, torch.zeros(1, 513, 6)).any()
 
 
-def test_a_low_rate_gets_the_lower_part_of_the_mask():
-    mask, spec = noise(1, 513, 6).abs(), complex_noise(2, 513, 6)
-    assert torch.equal(audio.apply_mask(spec, mask), spec * mask)
-    assert torch.equal(audio.apply_mask(spec[:, :185], mask), spec[:, :185] * mask[:, :185])
-
-
 @pytest.mark.parametrize("sharpness", [0.5, 2.0])
 def test_sharpness_is_an_exponent_and_the_gate_asks_the_network(sharpness):
     mask = torch.tensor([0.0, 0.2, 0.3, 0.7, 1.0])
@@ -491,17 +367,6 @@ def test_ideal_masks_are_what_one_works_out_by_hand():
     ratio = audio.ideal_ratio_mask(vocals, accompaniment)
     np.testing.assert_allclose(ratio, [[0.5, 0.2, 0, 1, 0, 0.9, 25 / 55.25]], rtol=1e-6)
     assert binary.dtype == ratio.dtype == torch.float32
-
-
-def test_ideal_masks_of_voice_and_accompaniment_share_every_sounding_bin():
-    vocals, accompaniment = complex_noise(513, 50), complex_noise(513, 50, seed=1)
-    sounding = (vocals.abs() + accompaniment.abs()) > 1e-9
-    for ideal in (audio.ideal_binary_mask, audio.ideal_ratio_mask):
-        total = ideal(vocals, accompaniment) + ideal(accompaniment, vocals)
-        np.testing.assert_allclose(total[sounding], 1, rtol=1e-6)
-        assert not total[~sounding].any()
-    ratio = audio.ideal_ratio_mask(vocals, accompaniment)
-    assert torch.equal(ratio > 0.5, audio.ideal_binary_mask(vocals, accompaniment) == 1)
 
 
 def test_no_mask_brings_the_mixture_nearer_to_the_voice_than_the_phase_mask():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -156,7 +157,7 @@ def test_other_settings_other_files_and_another_network_are_scored_again(
         return scored(tmp_path / "a.json")["summary"]["it"]["vocals"]["sdr"]["value"], is_old
 
     assert values() == (pytest.approx(6.02, abs=0.05), False)
-    assert values("--subset", 1) == (pytest.approx(6.02, abs=0.05), True)
+    assert values("--every", 2) == (pytest.approx(6.02, abs=0.05), True)
     shutil.rmtree(est)
     write_estimates(toy_tree, est, lambda wav: wav // 3)
     assert values() == (pytest.approx(3.52, abs=0.05), False)
@@ -274,6 +275,17 @@ def test_what_is_wrong_is_said_in_one_line(
         code -= run(*words)
     assert code in (0, 2)
     assert told in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib_is_refused_before_any_work(
+    toy_tree, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert (
+        run("bounds", toy_tree, "--plot", tmp_path / "a.svg", "--output", tmp_path / "a.json") == 1
+    )
+    assert "--plot needs matplotlib (pip install matplotlib)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layouts_without_a_split_for_testing_give_all_their_songs(toy_tree, tmp_path, capsys):

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,23 +138,6 @@ def test_a_real_command_separates_a_toy_song(checkpoint, toy_tree, folder):
     assert vocals.any()
     assert done.stdout.splitlines()[0].startswith("device: CPU")
     assert "4.0 s in " in done.stdout.splitlines()[-1]
-
-
-@pytest.mark.parametrize("n_samples", [1, 511, 2049])
-def test_a_song_of_a_few_samples_is_separated(checkpoint, n_samples):
-    path = song("song.wav", n_samples)
-    assert generate.main([str(checkpoint), str(path), "--background"]) == 0
-    vocals, accompaniment = (codes(f"generated/song_{n}.wav") for n in ("vocals", "accompaniment"))
-    np.testing.assert_array_equal(vocals + accompaniment, codes(path))
-
-
-def test_silence_in_is_silence_out(checkpoint, capsys):
-    soundfile.write("silence.wav", np.zeros((50_000, 2)), 44100)
-    assert generate.main([str(checkpoint), "silence.wav", "--background"]) == 0
-    for name in made():
-        assert len(codes(f"generated/{name}")) == 50_000
-        assert not codes(f"generated/{name}").any()
-    assert capsys.readouterr().err == ""
 
 
 def test_samples_that_were_limited_are_counted_once(checkpoint, capsys):
@@ -309,24 +291,6 @@ def test_names_may_begin_with_a_dash_behind_two(checkpoint, monkeypatch):
     assert generate.main(["--background", "--", "-x.wav"]) == 0
     assert generate.main([str(checkpoint), "--", "-y.wav"]) == 0
     assert made() == ["-x_accompaniment.wav", "-x_vocals.wav", "-y_vocals.wav"]
-
-
-def test_a_first_path_that_is_no_song_does_not_stop_the_others(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
-    song("song.wav", 3000)
-    with zipfile.ZipFile("songs.zip", "w") as archive:
-        archive.write("song.wav")
-    os.mkfifo("fifo.wav")
-    firsts = {
-        "lost.wav": "no such file",
-        "songs.zip": "not audio",
-        "fifo.wav": "is not a regular file",
-    }
-    for first, told in firsts.items():
-        assert generate.main([first, "song.wav", "--overwrite"]) == 1
-        assert_one_error(capsys.readouterr().err, f"{first}: {told}")
-        assert made() == ["song_vocals.wav"]
-        Path("generated/song_vocals.wav").unlink()
 
 
 def test_a_missing_gpu_is_wrong_usage_and_not_a_slow_run(checkpoint, capsys, monkeypatch):
@@ -586,23 +550,6 @@ def test_a_closed_folder_does_not_hide_the_others(checkpoint, capsys, monkeypatc
     assert made() == ["a_vocals.wav"]
 
 
-def test_an_empty_folder_is_an_error(checkpoint, capsys):
-    Path("empty").mkdir()
-    assert generate.main([str(checkpoint), "empty"]) == 1
-    assert_one_error(capsys.readouterr().err, "empty: no audio files")
-
-
-def test_a_format_that_cannot_hold_the_song_is_told_before_any_work(checkpoint, capsys):
-    song("song.wav", 3000, rate=96000)
-    for words, what in (
-        (["--format", "mp3"], "song.wav: MP3 allows only 8000, "),
-        (["--format", "flac", "--subtype", "FLOAT"], "flac has no subtype FLOAT"),
-    ):
-        assert generate.main([str(checkpoint), "song.wav", *words]) == 1
-        assert_one_error(capsys.readouterr().err, what)
-    assert made() == []
-
-
 def test_a_part_of_a_song_is_separated_as_if_it_were_the_song(checkpoint, capsys):
     path = song("song.wav", 50_000)
     wav = soundfile.read(path, dtype="int16")[0]
@@ -629,17 +576,6 @@ def test_a_song_that_breaks_off_leaves_nothing_of_any_kind(checkpoint, capsys, o
 
 
 # --- A page to listen to ------------------------------------------------------------------------
-
-
-def test_a_song_that_is_shorter_than_promised_has_its_page(checkpoint, capsys):
-    path = song("song.flac", 300_000, format="FLAC")
-    path.write_bytes(path.read_bytes()[:400_000])
-    words = [str(checkpoint), "song.flac", "--report", "--allow-truncated"]
-    assert generate.main(words) == 0
-    assert made() == ["song.html", "song_vocals.wav"]
-    n_samples = soundfile.info("generated/song_vocals.wav").frames
-    assert 50_000 < n_samples < 300_000
-    assert f": {n_samples / 44100:.1f} s in " in capsys.readouterr().out
 
 
 def test_the_report_shows_the_song_and_its_settings(checkpoint):
@@ -802,20 +738,3 @@ def test_a_machine_without_a_sound_card_is_told_what_to_install(checkpoint, caps
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert generate.main([str(checkpoint), "--live"]) == 1
     assert_one_error(capsys.readouterr().err, "pip install sounddevice", "--live -")
-
-
-@pytest.mark.parametrize("n_channels", [2, 6])
-def test_a_voice_on_one_side_stays_on_it(checkpoint, data_folder, n_channels):
-    path = real_song(data_folder, "song.wav", 3)
-    wav = np.zeros((3 * 44100, n_channels))
-    wav[:, n_channels - 1] = soundfile.read(path)[0].mean(1)
-    soundfile.write("panned.wav", wav, 44100, "PCM_24")
-    for options in ([], ["--per-channel"]):
-        words = [str(checkpoint), "panned.wav", "--background", "--overwrite", *options]
-        assert generate.main(words) == 0
-        vocals, rest = (
-            codes(Path(f"generated/panned_{s}.wav")) for s in ("vocals", "accompaniment")
-        )
-        assert not vocals[:, :-1].any()
-        assert np.abs(vocals[:, -1]).max() > 2**20
-        np.testing.assert_array_equal(vocals + rest, codes(Path("panned.wav")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import FrozenInstanceError, asdict, fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -50,12 +50,6 @@ def test_the_mask_settings_are_as_tuned_until_someone_sets_them():
     assert [getattr(HParams(), name) for name in MASK_SETTINGS] == [None] * 4
 
 
-def test_derived_numbers_follow_the_settings():
-    assert (HParams().n_bins, HParams().lookahead) == (513, 12)
-    hp = HParams(n_fft=2048, stft_frames=1)
-    assert (hp.n_bins, hp.lookahead) == (1025, 0)
-
-
 def test_every_setting_has_a_range_or_a_choice():
     names = {field.name for field in fields(HParams)}
     assert {*RANGES, *CHOICES, "mask_at_eval"} == names
@@ -66,38 +60,21 @@ def test_every_setting_has_a_range_or_a_choice():
 # --- Nonsense -----------------------------------------------------------------------------------
 
 
-def test_settings_cannot_change_in_mid_run():
-    hp = HParams()
-    with pytest.raises(FrozenInstanceError):
-        hp.width = 16
-    with pytest.raises(FrozenInstanceError):
-        hp.nose_gate = 0.1
+def test_a_number_out_of_its_range_is_told_with_the_range():
+    for name, (low, high) in RANGES.items():
+        for value in (low - 1, high + 1, float("nan"), float("inf"), -float("inf")):
+            said = f"^{name} is {re.escape(str(value))}; it must lie between {low:g} and "
+            with pytest.raises(InputError, match=said):
+                HParams(**{name: value})
+        replace(HParams(), **{name: changed(name)})
 
 
-@pytest.mark.parametrize("name", RANGES)
-def test_a_number_out_of_its_range_is_told_with_the_range(name):
-    low, high = RANGES[name]
-    for value in (low - 1, high + 1, float("nan"), float("inf"), -float("inf")):
-        said = f"^{name} is {re.escape(str(value))}; it must lie between {low:g} and "
-        with pytest.raises(InputError, match=said):
-            HParams(**{name: value})
-    replace(HParams(), **{name: changed(name)})
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_an_unknown_choice_is_told_with_the_known_ones(name):
-    with pytest.raises(
-        InputError, match=f"^{name} is 'none such'; choose one of {CHOICES[name][0]}"
-    ):
-        HParams(**{name: "none such"})
-    for choice in CHOICES[name]:
-        assert getattr(HParams(**{name: choice}), name) == choice
-
-
-def test_the_ends_of_a_range_are_in_it():
-    for name in ("eval_mask_threshold", "noise_gate", "mask_threshold", "remix"):
-        for value in (0, 1):
-            assert getattr(HParams(**{name: value}), name) == value
+def test_an_unknown_choice_is_told_with_the_known_ones():
+    for name, choices in CHOICES.items():
+        with pytest.raises(InputError, match=f"^{name} is 'x'; choose one of {choices[0]}"):
+            HParams(**{name: "x"})
+        for choice in choices:
+            assert getattr(HParams(**{name: choice}), name) == choice
 
 
 def test_an_even_slice_is_refused_because_it_has_no_centre():
@@ -125,60 +102,43 @@ def test_a_scale_on_which_silence_is_heard_is_refused():
 # --- The command line ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("width=16", 16),
-        ("seed=0", 0),
-        ("learning_rate=1e-4", 1e-4),
-        ("gain_db=3", 3.0),
-        ("min_level_db=-80.5", -80.5),
-        ("model_type=convnet", "convnet"),
-        *[(f"mask_at_eval={yes}", True) for yes in ("true", "True", "TRUE", "1")],
-        *[(f"mask_at_eval={no}", False) for no in ("false", "False", "0")],
-        *[(f"mask_at_eval={none}", None) for none in ("none", "None", "")],
-        ("noise_gate=none", None),
-        ("noise_gate=", None),
-        ("noise_gate=0.25", 0.25),
-        ("eval_mask_threshold=1", 1.0),
-    ],
-)
-def test_a_value_on_the_command_line_gets_the_type_of_its_setting(text, value):
-    start = HParams(mask_at_eval=value is None, noise_gate=0.5)  # so that none is a change
-    name = text.split("=")[0]
-    found = getattr(override(start, [text]), name)
-    assert found == value
-    assert type(found) is type(value)
-    assert hparams.parse_settings([text]) == {name: value}
+def test_a_value_on_the_command_line_gets_the_type_of_its_setting():
+    for text, value in {
+        "width=16": 16,
+        "learning_rate=1e-4": 1e-4,
+        "min_level_db=-80.5": -80.5,
+        "gain_db=3": 3.0,
+        "model_type=convnet": "convnet",
+        "mask_at_eval=true": True,
+        "mask_at_eval=0": False,
+        "mask_at_eval=None": None,
+        "noise_gate=": None,
+        "eval_mask_threshold=1": 1.0,
+        "stereo=mid-side": "mid-side",
+    }.items():
+        start = HParams(mask_at_eval=value is None, noise_gate=0.5)  # so that none is a change
+        found = getattr(override(start, [text]), text.split("=")[0])
+        assert found == value
+        assert type(found) is type(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("width=16.5", "--set width=16.5: '16.5' is not a whole number"),
-        ("width=wide", "--set width=wide: 'wide' is not a whole number"),
-        ("width=none", "--set width=none: 'none' is not a whole number"),
-        ("width=", "--set width=: '' is not a whole number"),
-        ("gain_db=loud", "--set gain_db=loud: 'loud' is not a number"),
-        ("noise_gate=quiet", "--set noise_gate=quiet: 'quiet' is not a number"),
-        ("mask_at_eval=maybe", "--set mask_at_eval=maybe: 'maybe' is not true or false"),
-        ("mask_at_eval=2", "--set mask_at_eval=2: '2' is not true or false"),
-        ("width", "--set width: write it as name=value"),
-        ("", "--set : write it as name=value"),
-        ("noisegate=0.1", "no setting 'noisegate' (did you mean noise_gate?)"),
-        ("stft_frame=25", "no setting 'stft_frame' (did you mean stft_frames?)"),
-        ("model-type=convnet", "no setting 'model-type' (did you mean model_type?)"),
-        ("xyzzy=1", "no setting 'xyzzy' (hparams.py lists the settings)"),
-        ("n_bins=513", "no setting 'n_bins'"),  # derived, never set
-        ("model_type=resnet=18", "model_type is 'resnet=18'; choose one of resnet18, convnet"),
-        ("noise_gate=1.5", "noise_gate is 1.5; it must lie between 0 and 1"),
-        ("learning_rate=nan", "learning_rate is nan; it must lie between 1e-09 and 10"),
-    ],
-)
-def test_a_wrong_setting_on_the_command_line_is_told_in_one_line(text, said):
-    with pytest.raises(InputError, match=re.escape(said)) as error:
-        override(HParams(), [text])
-    assert "\n" not in str(error.value)
+def test_a_wrong_setting_on_the_command_line_is_told_in_one_line():
+    for text, said in {
+        "width=16.5": "--set width=16.5: '16.5' is not a whole number",
+        "width=none": "--set width=none: 'none' is not a whole number",
+        "gain_db=loud": "--set gain_db=loud: 'loud' is not a number",
+        "mask_at_eval=2": "--set mask_at_eval=2: '2' is not true or false",
+        "width": "--set width: write it as name=value",
+        "noisegate=0.1": "no setting 'noisegate' (did you mean noise_gate?)",
+        "model-type=convnet": "no setting 'model-type' (did you mean model_type?)",
+        "xyzzy=1": "no setting 'xyzzy' (hparams.py lists the settings)",
+        "n_bins=513": "no setting 'n_bins'",  # derived, never set
+        "model_type=resnet=18": "model_type is 'resnet=18'; choose one of resnet18, convnet",
+        "learning_rate=nan": "learning_rate is nan; it must lie between 1e-09 and 10",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(said)) as error:
+            override(HParams(), [text])
+        assert "\n" not in str(error.value)
 
 
 def test_the_last_of_two_settings_of_one_name_counts_and_the_start_stays():

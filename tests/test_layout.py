@@ -13,7 +13,6 @@ import pytest
 import hparams
 
 ROOT = Path(__file__).parent.parent
-BEING_MOVED = ("dataset.py", "model.py", "train.py")
 VERBS = ("build_dataset", "train", "generate", "evaluate")
 STOREYS = (  # a file imports only from what stands below it, and its own folder
     VERBS,
@@ -65,8 +64,6 @@ def reached_from(file: str, room: str) -> set[str]:
 @pytest.mark.parametrize("file", TREES)
 def test_a_file_imports_only_what_stands_below_it(file):
     room = file.split("/")[0].removesuffix(".py")
-    if file in BEING_MOVED:
-        pytest.xfail("its imports are being moved")
     outside = {name.split(".")[0] for name in imports_of(file)} - {room}
     too_high = {name for name in outside if STOREY_OF[name] <= STOREY_OF[room]}
     assert not too_high, f"{file} imports {too_high}"
@@ -74,11 +71,11 @@ def test_a_file_imports_only_what_stands_below_it(file):
         assert file not in reached_from(file, room), "siblings import each other in a circle"
 
 
-@pytest.mark.xfail(reason="the rooms are being cleared")
 def test_the_house_stays_small():
     assert len(FILES) <= 34
     assert sum("/" not in file for file in TREES) <= 10
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 8000
+    n_lines = sum(len(path.read_text().splitlines()) for path in FILES)
+    assert n_lines <= 10_600, "8000 is the aim: lower this with every cut, and never raise it"
 
 
 def test_every_file_says_its_job_and_does_nothing_at_import():
@@ -111,7 +108,6 @@ def test_every_setting_is_read_somewhere():
     assert unread == set()
 
 
-@pytest.mark.xfail(reason="the rooms are being cleared")
 def test_every_file_can_be_imported_where_nothing_is_posix():
     """As on Windows; and what sound files need is there before torch is."""
     hidden = "fcntl grp posix_ipc pwd resource termios"

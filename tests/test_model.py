@@ -15,7 +15,7 @@ from torch import nn
 
 import audio
 import model as networks
-from hparams import CHOICES, HParams, InputError
+from hparams import HParams, InputError
 
 MASK_SETTINGS = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
 every_model = pytest.mark.parametrize("model_type", networks.MODELS)
@@ -58,14 +58,10 @@ def pad(features: torch.Tensor, hp: HParams) -> torch.Tensor:
 # --- One network, three ways to run it ----------------------------------------------------------
 
 
-def test_every_network_that_can_be_chosen_can_be_built():
-    assert set(CHOICES["model_type"]) == set(networks.MODELS)
-
-
 @every_model
 @pytest.mark.parametrize(
     ("stft_frames", "lookahead", "width"),
-    [(1, None, 8), (3, None, 5), (25, None, 8), (25, None, 7), (81, None, 4), (91, 12, 8)],
+    [(1, None, 8), (25, None, 7), (81, None, 4), (91, 12, 8)],
 )
 def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, lookahead, width):
     hp = HParams(
@@ -83,7 +79,7 @@ def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, 
 @every_model
 @pytest.mark.parametrize(
     ("stft_frames", "lookahead"),
-    [(1, None), (3, None), (25, None), (9, 1), (65, 0), (33, 4), (91, 12)],
+    [(3, None), (25, None), (65, 0), (33, 4), (91, 12)],
 )
 def test_a_column_hears_its_own_frames_and_no_other(model_type, stft_frames, lookahead):
     hp = HParams(model_type=model_type, stft_frames=stft_frames, stft_lookahead=lookahead, width=8)
@@ -103,7 +99,7 @@ def test_a_column_hears_its_own_frames_and_no_other(model_type, stft_frames, loo
 
 
 @every_model
-@pytest.mark.parametrize("stft_frames", [3, 25, 41])
+@pytest.mark.parametrize("stft_frames", [3, 25])
 def test_a_song_played_backwards_has_the_mask_of_a_network_turned_round(model_type, stft_frames):
     # No part of a network, not even a skip connection, looks more to one side than to the other.
     hp = HParams(model_type=model_type, stft_frames=stft_frames, width=8)
@@ -118,8 +114,7 @@ def test_a_song_played_backwards_has_the_mask_of_a_network_turned_round(model_ty
 
 
 @every_model
-@pytest.mark.parametrize("width", [2, 3, 5])
-@pytest.mark.parametrize("n_fft", [16, 1000, 1024])
+@pytest.mark.parametrize(("width", "n_fft"), [(2, 16), (3, 1000)])
 def test_any_width_and_any_window_answer_every_bin(model_type, width, n_fft):
     hp = HParams(model_type=model_type, width=width, n_fft=n_fft, hop_length=n_fft // 4)
     model = networks.build_model(hp).eval()
@@ -243,18 +238,11 @@ def test_the_same_network_is_the_same_file(tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_saving_does_not_change_the_network(tmp_path):
-    model = lively(HP).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    networks.save_checkpoint(tmp_path / "a.pth", model, HP)
-    assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
-def test_a_checkpoint_that_is_cut_off_is_refused(path, share):
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert "not a checkpoint, or damaged" in refusal(path)
+def test_a_checkpoint_that_is_cut_off_is_refused(path):
+    content = path.read_bytes()
+    for share in (0, 0.1, 0.5, 0.99):
+        path.write_bytes(content[: int(share * len(content))])
+        assert "not a checkpoint, or damaged" in refusal(path)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):

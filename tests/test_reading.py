@@ -319,19 +319,6 @@ def test_blocks_of_any_size_hold_the_same_samples(tmp_path, name):
         np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
 
 
-def test_an_mp3_is_the_same_in_blocks_and_in_one_call(tmp_path):
-    path = tmp_path / "mono.mp3"  # small frames, which need much of those before
-    wav = np.random.default_rng(0).uniform(-0.99, 0.99, 6 * 24000).astype(np.float32)
-    with soundfile.SoundFile(path, "w", 24000, 1) as sound:
-        for start in range(0, len(wav), 16384):
-            sound.write(wav[start : start + 16384])
-    whole = soundfile.read(path, dtype="float32")[0]
-    with Reader(path) as reader:
-        blocks = list(reader.float_blocks(1000))
-    # The decoder rounds the last bits of one large read differently.
-    np.testing.assert_allclose(np.concatenate(blocks, 1)[0], whole, atol=1e-6, rtol=0)
-
-
 def test_float_blocks_are_the_codes_over_full_scale(tmp_path):
     for subtype in FORMATS:
         path = tmp_path / f"{subtype}.wav"
@@ -507,18 +494,3 @@ def test_vocals_are_limited_so_that_the_rest_can_be_written(bits):
     assert n_limited == (~fits).sum() > 0
     assert limited.dtype == np.int32
     np.testing.assert_array_equal((vocals, mixture), before)
-
-
-def test_float_vocals_have_no_limit():
-    vocals = np.array([[3.0, -40.0]], np.float32)
-    limited, n_limited = reading.limit_to_remainder(vocals, -vocals, SampleFormat("FLOAT", None))
-    np.testing.assert_array_equal(limited, vocals)
-    assert n_limited == 0
-
-
-def test_a_hash_is_the_published_one(tmp_path):
-    path = write(tmp_path / "abc", b"abc")  # FIPS 180-2, appendix B.1
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert reading.sha256(path) == expected
-    with pytest.raises(InputError, match="no such file"):
-        reading.sha256(tmp_path / "none")

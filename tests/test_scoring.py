@@ -417,9 +417,9 @@ def test_songs_are_paired_by_name_and_must_be_the_same_music(tmp_path):
     pairs, n_single = tables.pair_songs((a, b), ("it", "it"))
     assert [before["name"] for before, _ in pairs] == ["a", "c"]
     assert n_single == 1
-    (one, _) = tables.differences(pairs, ("it", "it"), "vocals", "sdr")
+    (one, _) = tables.song_differences(pairs, ("it", "it"), "vocals", "sdr")
     assert (one.name, one.before, one.after, one.gain) == ("a", 2, 2, 0)
-    assert tables.differences(pairs, ("it", "it"), "vocals", "nsdr") == []
+    assert tables.song_differences(pairs, ("it", "it"), "vocals", "nsdr") == []
     for hashes, system, message in (
         ({"a": "1"}, "it", "b.json: a is not the same music as in .*a.json"),
         ({"b": "1"}, "it", "b.json: has no song in common with"),

@@ -330,6 +330,17 @@ def test_estimates_are_found_by_folder_by_name_and_as_generate_writes_them(tmp_p
         tracks.find_estimates(tmp_path / "gone", found)
 
 
+def test_a_stem_that_is_cut_is_an_error_and_not_silence(tmp_path):
+    wav = np.random.default_rng(0).uniform(-0.1, 0.1, 44100)
+    write(tmp_path / "song/vocals.wav", wav, 44100)
+    path = tmp_path / "song/drums.mp3"
+    soundfile.write(path, wav, 44100)
+    path.write_bytes(path.read_bytes()[:-4000])
+    for n_samples in (1000, 44100, 100_000):
+        with pytest.raises(InputError, match=r"drums\.mp3: header promises 44100 frames"):
+            read(tracks.find_tracks(tmp_path, "songs").tracks[0], n_samples)
+
+
 def test_real_music_is_recognised(data_folder):
     layouts = {
         "mir1k": "MIR-1K, one folder a clip",

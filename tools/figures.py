@@ -225,7 +225,7 @@ def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
             axes.plot(i + offsets, values, "o", markersize=4, alpha=0.6)
             if len(values):
                 axes.plot([i - 0.3, i + 0.3], [np.median(values)] * 2, "k", linewidth=2)
-        axes.set_xticks(range(len(systems)), list(systems))
+        axes.set_xticks(range(len(systems)), [name.replace("_", "\n") for name in systems])
         axes.set_title(title, loc="left", fontsize=9)
         axes.grid(axis="y", alpha=0.3)
     for axes in grid[len(panels) :]:

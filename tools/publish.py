@@ -1,7 +1,8 @@
 """Say what a checkpoint holds, or make one ready to be given away.
 
-What only a resumed training needs is left out; where the network comes from and on what terms it
-may be used is written into it, and every program that loads it can say so.
+What only a resumed training needs is left out, and the weights are rounded to half precision, but
+for those of one dimension; where the network comes from and on what terms it may be used is written
+into it, and every program that loads it can say so.
 
     python -m tools.publish pretrained/resnet18.pth
     python -m tools.publish runs/resnet18/best.pth mine.pth --licence "CC BY 4.0" --source DSD100
@@ -58,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
             cli.warn(f"{args.checkpoint}: came as {before!r}; its sources' terms still hold")
         sources = [*checkpoint.get("sources", ()), *(args.source or ())]
         checkpoint |= {"licence": licence, "sources": list(dict.fromkeys(sources))}
+        for weight in network.parameters():
+            if weight.ndim > 1:
+                weight.data = weight.data.half()
         own = ("weights", "hparams", "resume")  # the network and hp themselves; what training needs
         extra = {name: value for name, value in checkpoint.items() if name not in own}
         model.save_checkpoint(args.output, network, hp, **extra)
