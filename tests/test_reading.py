@@ -217,7 +217,7 @@ def test_an_mp3_without_its_header_of_lengths_is_never_cut_short(tmp_path):
         read_codes(path, 40_000)
 
 
-@pytest.mark.parametrize("container", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "OGG", "MP3"])
+@pytest.mark.parametrize("container", ["WAV", "RF64", "AIFF", "CAF", "OGG", "MP3"])
 def test_scrambled_headers_are_read_or_refused_but_never_a_crash(tmp_path, container):
     path, rng = tmp_path / "sound", np.random.default_rng(0)
     soundfile.write(path, noise(2000, 1), RATE, format=container)
@@ -428,8 +428,8 @@ def test_tags_are_told_as_they_are(tmp_path):
     assert probe(path).tags == {"title": "Träume 日本"}
 
 
-@pytest.mark.parametrize("source", [*FORMATS, "VORBIS"])
-@pytest.mark.parametrize("wanted", FORMATS)
+@pytest.mark.parametrize("source", ["PCM_U8", "PCM_24", "PCM_32", "DOUBLE", "VORBIS"])
+@pytest.mark.parametrize("wanted", ["PCM_16", "PCM_24", "FLOAT"])
 def test_blocks_come_in_the_sample_format_that_is_asked_for(tmp_path, source, wanted):
     path = tmp_path / "sound"
     wav = np.concatenate([noise(5000), [[-1.0, 1.5], [0.9999, -1.5]]])

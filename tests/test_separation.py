@@ -204,8 +204,8 @@ def test_memory_does_not_grow_with_the_song():
 # --- What comes out -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
-@pytest.mark.parametrize("mask_settings", [SOFT, BINARY, {**SOFT, "noise_gate": 0.4}])
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 44100, 48000, 192000])
+@pytest.mark.parametrize("mask_settings", [SOFT, {**BINARY, "noise_gate": 0.4}])
 def test_blocks_give_what_the_whole_song_gives_at_once(monkeypatch, sample_rate, mask_settings):
     # Where blocks and slices round differently, a mask may fall to the other of two 8-bit levels.
     monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
