@@ -50,14 +50,6 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def as_from_a_terminal():
-    """Undo what a shell does to the tests when it starts them in the background: no Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def whole(toy_dataset, tmp_path_factory) -> Path:
     """The folder of a run that was never stopped."""
