@@ -377,7 +377,7 @@ def score_song(
         guess.copy_(_to_16_bits(estimate))
         silent[name] = silent_frames(guess, sample_rate) & ~silent["reference"]
     has_truth = ~silent["reference"]
-    frames = metrics.bss_eval_v4(truth, guesses, sample_rate, sample_rate)._asdict()
+    frames = metrics.bss_eval_v4(truth, guesses, sample_rate)._asdict()
     frames = {name: _worst_if_none(score, has_truth) for name, score in frames.items()}
     del guesses, guess  # what is left to do needs the room
     whole = {}
