@@ -39,7 +39,7 @@ from scoring.tables import BEST_DB, FLOOR, FORMAT, IDEALS, STEMS, WORST_DB, Reco
 from separation import Separator
 from sound import reading, tracks
 from sound.reading import sha256
-from sound.tracks import Part, Track
+from sound.tracks import Track
 
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 
@@ -197,9 +197,10 @@ def read_estimates(
     n_channels, n_samples = mixture.shape
     wavs, notes = {}, []
     for stem, path in files.items():
-        if (rate := reading.probe(path).sample_rate) != sample_rate:
-            raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
-        wav = tracks.read_part(Part(path))
+        with reading.Reader(path) as reader:
+            if (rate := reader.info.sample_rate) != sample_rate:
+                raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
+            wav = reader.read()
         n_here, length = len(wav), f"{wav.shape[-1]} samples, the song has {n_samples}"
         missing = n_samples - wav.shape[-1]
         if abs(missing) > tracks.TRIM_SECONDS * sample_rate:
