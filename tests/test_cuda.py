@@ -99,7 +99,7 @@ def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
     for first, second in ((GPU, CPU), (CPU, GPU)):
         path = tmp_path / f"{first}.pth"
         run = go(run_on(first, songs), until=2)
-        run.save(path)
+        run.write(path)
         resumed = run_on(second, songs)
         resumed.restore(model.load_checkpoint(path))
         assert resumed.step == 2

@@ -165,12 +165,11 @@ def fifty_steps(here: World, folder: Path) -> dict[str, Any]:
     """A run of 50 steps with its files, as train.py has them."""
     songs = some_songs()
     run = make_run(songs, LONG, world=here, valid=songs)
-    saves = training.Saves(run, folder, print)
     losses = []
-    go(run, folder / "last.pth", log=lambda values, _step: losses.append(values["loss/train"]))
+    go(run, log=lambda values, _step: losses.append(values["loss/train"]))
     run.finish_epoch(0.5, validation.validate(run.validator, songs))
-    saves.best()
-    saves.last()
+    training.save(run, folder, "best.pth")
+    training.save(run, folder, "last.pth")
     return {
         "weights": dict(run.model.named_parameters()),
         "averaged": run.averaged.state_dict(),
@@ -279,7 +278,7 @@ def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two)
         make_run(songs, LONG, valid=songs),
         model.load_checkpoint(folder / "0" / "last.pth"),
     )
-    assert run.differences(checkpoint) == {"processes": "it ran on 2 processes, not 1"}
+    assert run.differences(checkpoint).keys() == {"processes"}
     run.restore(checkpoint)
     scores = validation.validate(run.validator, songs)
     assert scores == pytest.approx(ours["run"]["scores"], rel=1e-6)
@@ -374,7 +373,7 @@ def test_a_run_on_one_process_goes_on_deliberately_on_two(
     assert names == ["", "best", "events", "last", "previous"], "the first is the lock"
     capsys.readouterr()
     assert train.main([str(toy_dataset), "--checkpoint", "runs/second/last.pth"]) == 1
-    assert "it ran on 2 processes, not 1 (give what it was trained with, or --adapt)" in (
+    assert "it ran on another number of processes (give what it was trained with, or --adapt)" in (
         capsys.readouterr().err
     )
 
