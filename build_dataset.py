@@ -228,14 +228,6 @@ def build_songs(task: Task, extents: dict[Track, Extent], n_workers: int | None)
 
 def save(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
     """Write the manifest, remove what is not in it, and print the sum."""
-    tested = {source["sha256"]: s.id for s in songs if s.split == "test" for source in s.inputs}
-    for song in songs:
-        shared = [tested[x["sha256"]] for x in song.inputs if x["sha256"] in tested]
-        if shared and song.split == "train":
-            cli.warn(
-                f"{song.id} (train) and {shared[0]} (test) share a file; scores on songs that were "
-                "trained on are too good"
-            )
     dataset.save_manifest(task.output, dataset.Manifest(layout, grid_of(task.hp), tuple(songs)))
     keep = {Path(song.file).stem for song in songs}
     for path in (task.output / SONGS).iterdir():

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
     """Train, validate and save, epoch after epoch; returns the exit code."""
     from learning.run import Log, save, train_epoch
-    from learning.validation import bounds, picture_and_sound, validate
+    from learning.validation import bounds, validate
 
     hp, world = run.hp, run.world
     limits = bounds(run.validator, run.valid)
@@ -96,8 +96,6 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
                 flush=True,
             )
             log.scalars({f"valid/{k}": value for k, value in (scores | limits).items()}, run.step)
-            if not world.rank:
-                log.song(*picture_and_sound(run.validator, run.valid[0]), hp, run.step)
         if world.any(stop()):
             save_last()
             world.gather("saved")  # torchrun ends all processes as soon as one has left

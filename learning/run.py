@@ -496,18 +496,6 @@ class Log:
             for name, value in values.items() if self._writer else ():
                 self._writer.add_scalar(name, value, step)
 
-    def song(
-        self, picture: np.ndarray, sounds: dict[str, np.ndarray], hp: HParams, step: int
-    ) -> None:
-        """Add the picture and the sounds of `picture_and_sound`."""
-        with self._guarded():
-            if self._writer:
-                self._writer.add_image("masks", picture, step, dataformats="HW")
-                for name, wav in sounds.items():
-                    wav = wav / max(1.0, float(np.abs(wav).max(initial=0)))
-                    if wav.size:  # a song of one frame has none
-                        self._writer.add_audio(name, wav[None], step, hp.sample_rate)
-
     def _close(self) -> None:
         writer, self._writer = self._writer, None
         if writer:

@@ -228,16 +228,6 @@ def test_every_bad_song_is_named_and_the_others_are_kept_for_the_next_run(tmp_pa
     assert [one.id for one in dataset.load_manifest(output).songs] == ["better", "good"]
 
 
-def test_a_song_in_train_and_test_is_warned_of(toy_tree, tmp_path, capsys):
-    root = Path(shutil.copytree(toy_tree, tmp_path / "tree"))
-    (train,), (test,) = (sorted(root.glob(f"Mixtures/{name}/*"))[:1] for name in ("Dev", "Test"))
-    for kind in ("Mixtures", "Sources"):
-        other = root / kind / "Dev" / train.name
-        shutil.copytree(root / kind / "Test" / test.name, other, dirs_exist_ok=True)
-    assert build_dataset.main([str(root), str(tmp_path / "out")]) == 0
-    assert f"{train.name} (train) and {test.name} (test) share a file" in capsys.readouterr().err
-
-
 # --- The output folder ----------------------------------------------------------------------------
 
 

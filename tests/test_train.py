@@ -124,24 +124,6 @@ def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
     )
 
 
-def test_a_run_tells_its_songs_bounds_and_epochs(toy_dataset, capsys):
-    assert train.main([str(toy_dataset), *settings(epochs=1), "--name", "x", "--device=cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("device: CPU, ")
-    assert lines[1] == "learn from 2 songs of 2 singers or bands, 0.1 min, 690 slices"
-    assert lines[2] == "validate on 1 songs of 1 singers or bands, 0.1 min, 345 slices"
-    assert re.fullmatch(r"dataset: 0\.\d\d GB, read from disk ahead of the steps", lines[3])
-    assert re.fullmatch(r"convnet, width 2: 0\.\d\d million weights; \d+ steps, 1 epochs", lines[4])
-    number = r"-?\d+\.\d\d dB"
-    assert re.fullmatch(
-        rf"held-out vocals, SI-SDR: floor {number}, ideal_binary {number}, ideal_ratio {number}",
-        lines[5],
-    )
-    assert re.match(r"epoch   1  train -?0\.\d{4}  valid -?\d\.\d{4}  SI-SDR soft", lines[6])
-    assert lines[7] == "the run is in runs/x"
-    assert len(lines) == 8
-
-
 def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, monkeypatch):
     found = iter([(1.0, 0.0), (2.0, 3.0), (2.5, 0.0)])  # SI-SDR with the soft and the binary mask
 
@@ -460,37 +442,17 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
         assert line.endswith("last.pth: its width is 2, not 4")
 
 
-def test_a_trained_network_is_adapted_to_other_songs_and_settings(
-    toy_dataset, whole, capsys, monkeypatch
-):
+def test_a_trained_network_is_adapted_to_other_songs_and_settings(toy_dataset, whole, capsys):
     train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
     few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
-    old, began = model.load_checkpoint(whole / "last.pth"), []
-    step = training.train_step
-
-    def remember(run, *args):
-        if not began:
-            weights = {name: value.clone() for name, value in run.model.state_dict().items()}
-            began.append((run.step, weights))
-        return step(run, *args)
-
-    monkeypatch.setattr(training, "train_step", remember)
     options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.01"]
     assert train.main([str(few), *options, "--set=steps=2", "--name=new"]) == 0
-    ((first, weights),) = began
-    assert first == 0
-    for name, value in old["weights"].items():
-        assert torch.equal(weights[name], value), name
-    new = model.load_checkpoint(Path("runs/new/last.pth"))
+    assert "last.pth: its learning_rate is 0.01, not" in capsys.readouterr().out
+    old, new = (model.load_checkpoint(f / "last.pth") for f in (whole, Path("runs/new")))
     assert new["step"] == new["hparams"]["steps"] == 2
     assert new["hparams"] == old["hparams"] | {"learning_rate": 0.01, "steps": 2}
-    assert len(new["data"]) == 1
-    assert len(new["resume"]["history"]) == 1
+    assert len(new["data"]) == len(new["resume"]["history"]) == 1
     assert Path("runs/new/best.pth").exists()
-    said = capsys.readouterr().out
-    assert re.search(
-        r"adapting .*/last.pth: its learning_rate is 0.01, not|it was trained on", said
-    )
 
 
 def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, whole, capsys):
