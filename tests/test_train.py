@@ -445,12 +445,15 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
 def test_a_trained_network_is_adapted_to_other_songs_and_settings(toy_dataset, whole, capsys):
     train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
     few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
-    options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.01"]
+    options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.02"]
     assert train.main([str(few), *options, "--set=steps=2", "--name=new"]) == 0
-    assert "last.pth: its learning_rate is 0.01, not" in capsys.readouterr().out
+    assert (
+        "last.pth: its steps is None, not 2; its learning_rate is 0.01, not 0.02; it was"
+        in capsys.readouterr().out
+    )
     old, new = (model.load_checkpoint(f / "last.pth") for f in (whole, Path("runs/new")))
     assert new["step"] == new["hparams"]["steps"] == 2
-    assert new["hparams"] == old["hparams"] | {"learning_rate": 0.01, "steps": 2}
+    assert new["hparams"] == old["hparams"] | {"learning_rate": 0.02, "steps": 2}
     assert len(new["data"]) == len(new["resume"]["history"]) == 1
     assert Path("runs/new/best.pth").exists()
 
