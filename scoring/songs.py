@@ -20,9 +20,7 @@ import functools
 import hashlib
 import json
 import math
-import re
 import subprocess
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,17 +105,8 @@ def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
 def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
     """Give each song the files that systems made of it; `folders` are theirs.
 
-    Returns
-    -------
-    list of Job
-        The largest first: a long song at the end would keep all waiting.
-    list of str
-        A message for every song that lacks an estimate.
-
-    Raises
-    ------
-    InputError
-        As `tracks.find_estimates`.
+    Returns the jobs, the largest first, as a long song at the end would keep all waiting, and a
+    message for every song that lacks an estimate. InputError as in `tracks.find_estimates`.
     """
     files = {name: tracks.find_estimates(folder, songs) for name, folder in folders.items()}
     jobs, bad = [], []
@@ -140,11 +129,13 @@ def scores_of(
     A file that does not parse, or is not about what `conditions` says and these very files, is
     replaced; with `overwrite` any. InputError as in `score_files`, or if nothing can be written.
     """
-    name, files = job.track.name, _hashes(job.track.paths)
-    theirs = {system: _hashes(paths.values()) for system, paths in job.estimates.items()}
+    files = [sha256(path) for path in job.track.paths]
+    theirs = {
+        system: {stem: sha256(path) for stem, path in paths.items()}
+        for system, paths in job.estimates.items()
+    }
     about = {**about, "files": files, "estimates": theirs}
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]  # which two songs may have in common
-    path = folder / f"{readable}_{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
+    path = folder / f"{hashlib.sha256(job.track.name.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         stored = json.loads(path.read_text())
         if stored["about"] == about and not overwrite:
@@ -153,11 +144,6 @@ def scores_of(
     text = json.dumps({"about": about, "song": song}, allow_nan=False)
     cli.replace_atomically(path, lambda file: file.write(text.encode()))
     return song, True
-
-
-def _hashes(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Say which files these are by what they hold, wherever they lie."""
-    return [{"name": path.name, "sha256": sha256(path)} for path in paths]
 
 
 def middle(wavs: np.ndarray, sample_rate: int, seconds: float | None) -> np.ndarray:

@@ -68,7 +68,7 @@ def test_a_table_a_figure_and_every_frame_of_the_test_songs(checkpoint, toy_tree
     assert stored["about"]["mask_settings"] == settings
     assert len(stored["about"]["checkpoint"]["sha256"]) == 64
     assert stored["about"]["hparams"]["width"] == 2
-    assert {len(file["sha256"]) for file in song["files"]} == {64}
+    assert {len(sha256) for sha256 in song["files"]} == {64}
     shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if line.startswith("model ")]
     assert len(lines) == 2
@@ -210,7 +210,6 @@ def test_estimates_that_do_not_fit_are_told_and_the_other_songs_go_on(toy_tree, 
     assert {"16000 Hz, the song has 22050 Hz" in line for line in told[1:]} == {True, False}
     stored = scored(tmp_path / "a.json")
     assert [song["name"] for song in stored["songs"]] == [found[3].name]
-    assert stored["selection"]["n_failed"] == 3
 
 
 def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_path):
