@@ -30,9 +30,9 @@ from sound import tracks
 EPILOG = """examples:
   python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
   python evaluate.py runs/resnet18/best.pth music/dsd100 --estimates other=their/wavs --plot a.svg
-  python evaluate.py bounds music/mir1k --set n_fft=2048       floor and ceilings alone
-  python evaluate.py compare a.json b.json --systems hard soft  is one better, or is it chance?
-  python evaluate.py tune runs/resnet18/best.pth music/dsd100  choose the mask settings
+  python evaluate.py bounds music/mir1k --set n_fft=2048        # floor and ceilings
+  python evaluate.py compare a.json b.json --systems hard soft  # is one better, or is it chance?
+  python evaluate.py tune runs/resnet18/best.pth music/dsd100   # choose the mask settings
 """
 BOUNDS = """Score the mixture itself and the ideal masks: what no network changes.
 
