@@ -131,7 +131,7 @@ def one_column(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
 
     In channels-last memory the `high` bins that one answer looks at, with all their frames and
     channels, lie side by side: every row of the left matrix is a stretch of `rows`. The network of
-    width 32 takes 2.7 ms a column on one core, where convolutions take 3.1 (twice as long on AVX2).
+    width 32 takes 2.7 ms a column on one core, where convolutions take 3.1.
     """
     n_out, n_in, high, wide = layer.weight.shape
     x = x[..., :: layer.dilation[1]]
