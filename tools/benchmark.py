@@ -74,7 +74,7 @@ class Rates(NamedTuple):
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark, for one or several settings, and print its figures."""
-    benchmarks = {"network": network, "generate": generate, "train": train, "live": live}
+    benchmarks = {"network": network, "generate": generate, "train": training, "live": live}
     parser = make_parser(list(benchmarks))
     args = parser.parse_args(argv)
     hp = cli.settings_of(args)
@@ -238,7 +238,7 @@ def generate(hp: HParams, bench: Bench) -> Benchmark:
     return Benchmark(work, figures)
 
 
-def train(hp: HParams, bench: Bench) -> Benchmark:
+def training(hp: HParams, bench: Bench) -> Benchmark:
     """Time a step of training, stage by stage."""
     import torch
 

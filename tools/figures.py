@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures["why.png"] = draw_why(waves, seen, range_db)
         pictures["approach.png"] = draw_approach(seen, separator.hp)
     for name, picture in pictures.items():
-        save(picture, args.folder / name)
+        save_picture(picture, args.folder / name)
         print(cli.printable(args.folder / name))
     return 0
 
@@ -122,7 +122,7 @@ def draw_masks(seen: Seen, seconds: float) -> Figure:
     titles = {"mixture": "mixture", "mask": "mask: is this the voice?", "vocals": "vocals"}
     picture = new_figure(6.4)
     for axes, (name, title) in zip(picture.subplots(3, sharex=True), titles.items(), strict=True):
-        show(axes, seen[name], title, extent=(0, seconds, 0, 1))
+        draw_image(axes, seen[name], title, extent=(0, seconds, 0, 1))
     axes.set_xlabel("seconds")
     return picture
 
@@ -143,12 +143,12 @@ def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figur
         left.plot(waves[name], linewidth=0.3)
         left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
         left.set_title(title, loc="left", fontsize=9)
-        show(right, seen[name])
+        draw_image(right, seen[name])
     voice_db, band_db = (range_db * seen[name].numpy() for name in list(titles)[:2])
     orange = np.clip((voice_db - band_db) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
     hues = orange * np.array([1.0, 0.67, 0.24]) + (1 - orange) * np.array([0.27, 0.51, 1.0])
     words, colours = panels[3]
-    show(colours, seen["mixture"].numpy()[..., None] * hues)
+    draw_image(colours, seen["mixture"].numpy()[..., None] * hues)
     words.axis("off")
     words.text(
         0,
@@ -187,11 +187,11 @@ def draw_approach(seen: Seen, hp: HParams) -> Figure:
         (panels[0], "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
         (panels[1], "target", "what it should answer (known in training)", (column, column + 1)),
     ):
-        show(row[0], seen[name][:, around], title, extent=extent)
+        draw_image(row[0], seen[name][:, around], title, extent=extent)
         row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
-    show(panels[0][1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
-    show(panels[0][2], seen["mask"][:, column : column + 1], "answer")
-    show(panels[1][2], seen["target"][:, column : column + 1], "truth")
+    draw_image(panels[0][1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
+    draw_image(panels[0][2], seen["mask"][:, column : column + 1], "answer")
+    draw_image(panels[1][2], seen["target"][:, column : column + 1], "truth")
     panels[1][1].axis("off")
     words = "What differs, where it is\nloud, is what moves the\nweights in training."
     panels[1][1].text(0.5, 0.5, words, fontsize=9, ha="center", va="center")
@@ -230,7 +230,7 @@ def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
         axes.grid(axis="y", alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.axis("off")
-    save(picture, path)
+    save_picture(picture, path)
 
 
 def new_figure(height: float) -> Figure:
@@ -242,7 +242,7 @@ def new_figure(height: float) -> Figure:
     return Figure((WIDTH, height), dpi=100, layout="constrained")
 
 
-def show(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
+def draw_image(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
     """Show a spectrogram in [0, 1] or a picture of colours, the lowest bin at the bottom."""
     import numpy as np
 
@@ -253,7 +253,7 @@ def show(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
     axes.set_title(title, loc="left", fontsize=9)
 
 
-def save(picture: Figure, path: Path) -> None:
+def save_picture(picture: Figure, path: Path) -> None:
     """Write a picture whole or not at all, the same bytes for the same picture."""
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
