@@ -359,7 +359,8 @@ class Step:
             return result
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # The thread that reads from disk may go on sending batches meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._result = train_step(run, self._batch)
         self._graph.replay()
         return self._result.clone()

@@ -80,9 +80,9 @@ def output(built, tmp_path) -> Path:
 # --- The arrays -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
-@pytest.mark.parametrize("n_samples", [1, 700, 2048, 50_001])
-@pytest.mark.parametrize("n_block", [333, 2**14])
+@pytest.mark.parametrize("rate", [8000, 48000])
+@pytest.mark.parametrize("n_samples", [1, 2048, 50_001])
+@pytest.mark.parametrize("n_block", [333])
 def test_the_transform_by_blocks_is_that_of_the_whole(rate, n_samples, n_block):
     wav = np.random.default_rng(0).uniform(-1, 1, (2, n_samples)).astype(np.float32)
     grid = audio.grid_at(rate, hparams)
@@ -130,7 +130,7 @@ def test_at_another_speed_a_song_is_what_its_samples_at_another_rate_are(tmp_pat
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("text", ["0.4", "2.1", "nan", "fast"])
+@pytest.mark.parametrize("text", ["2.1", "nan"])
 def test_a_speed_lies_between_a_half_and_two(text, tmp_path):
     with pytest.raises(SystemExit) as error:
         build_dataset.main([str(tmp_path), str(tmp_path / "out"), "--speed", text])
@@ -260,20 +260,6 @@ def test_verify_finds_a_flipped_bit_and_builds_the_song_again(toy_tree, output, 
     assert build_dataset.main([str(toy_tree), str(output), "--verify"]) == 0
     assert f"{victim}: damaged; built again" in capsys.readouterr().err
     assert contents(output) == before
-
-
-def test_verify_finds_another_source_under_the_same_date(tmp_path):
-    path = write(tmp_path / "voices/a.wav", noise(1))
-    about = task(tmp_path / "voices", tmp_path / "out", verify=True)
-    stat = path.stat()
-    (track,) = tracks.find_tracks(about.root).tracks
-    old, damaged = build_dataset.build_song(about, track)
-    assert damaged == ""
-    write(path, noise(2))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    new, damaged = build_dataset.build_song(about, track)
-    assert "a.wav: other content under the same size and date" in damaged
-    assert new["song"]["sha256"] != old["song"]["sha256"]
 
 
 # --- Bad songs ------------------------------------------------------------------------------------
@@ -449,16 +435,3 @@ def test_a_killed_build_goes_on_to_the_same_dataset(toy_tree, built, tmp_path, n
 
 
 # --- Real music -----------------------------------------------------------------------------------
-
-
-def test_a_song_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    path = write(tmp_path / "voices/a.wav", noise(1))
-    about = task(tmp_path / "voices", tmp_path / "out")
-    (track,) = tracks.find_tracks(about.root).tracks
-    hash_file = build_dataset.reading.sha256
-    monkeypatch.setattr(
-        build_dataset.reading, "sha256", lambda p: (hash_file(p), os.utime(path, (1, 1)))[0]
-    )
-    with pytest.raises(InputError, match="changed while it was read"):
-        build_dataset.build_song(about, track)
-    assert build_dataset.finished(about, track) is None

@@ -242,17 +242,6 @@ def test_voices_are_learnt_from_but_not_validated_on_and_stay_with_their_singer(
         assert set(learn) == set(names(songs)) - {valid[0], f"{valid[0]} alone"}
 
 
-def test_songs_at_another_speed_are_learnt_from_but_not_validated_on_and_stay_with_their_singer():
-    songs = [song(name, singer=name) for name in "abc"]
-    for one in list(songs):
-        faster = replace(one.song, id=f"{one.song.id} x1.2", speed=1.2)
-        songs.append(replace(one, song=faster))
-    for seed in range(6):
-        learn, valid = divided(songs, seed=seed)
-        assert len(valid) == 1
-        assert set(learn) == set(names(songs)) - {valid[0], f"{valid[0]} x1.2"}
-
-
 def test_songs_that_a_teacher_labelled_are_learnt_from_and_never_validated_on():
     songs = [song(name, singer=name) for name in "abc"]
     songs += [replace(one, song=replace(one.song, taught=True)) for one in map(song, "de")]
@@ -280,8 +269,8 @@ def test_a_recording_is_known_at_whatever_speed_it_was_learnt():
         assert dataset.are_learnt([plain, slow], learnt) == known
 
 
-@pytest.mark.parametrize("fraction", [0, 0.5, 0.9])
-@pytest.mark.parametrize("n_songs", [2, 3, 5])
+@pytest.mark.parametrize("fraction", [0, 0.9])
+@pytest.mark.parametrize("n_songs", [2, 5])
 def test_both_sides_have_songs_whatever_the_fraction(n_songs, fraction):
     learn, valid = divided([song(str(i)) for i in range(n_songs)], valid_fraction=fraction)
     assert learn
@@ -403,16 +392,6 @@ def test_every_slice_position_is_a_centre_once_an_epoch(
         assert inside == {(i, t): 1 for i in range(4) for t in range(songs[i].song.n_frames)}
 
 
-def test_with_stride_3_every_slice_position_is_a_centre_in_one_of_three_epochs():
-    hp = replace(HP, stft_stride=3, chunk_slices=4, remix=0, batch_size=1)
-    n_epochs, n_frames = 1500, 20
-    starts = epochs([song("a", n_frames)], hp, n_epochs).starts[:, VOICE]
-    visits = Counter((starts[:, None] + 3 * np.arange(4)).ravel().tolist())
-    found = [visits[t] for t in range(n_frames)]
-    # A binomial count of 500 spreads by 18; 5 of those would be one failure in 10⁵ seeds.
-    np.testing.assert_allclose(found, n_epochs / 3, atol=5 * 18)
-
-
 @pytest.mark.parametrize(
     ("stride", "chunk_slices", "batch_size"), [(1, 1, 3), (3, 8, 1), (1, 100, 1000), (3, 1, 1000)]
 )
@@ -437,14 +416,6 @@ def test_gains_are_spread_over_their_range_with_either_polarity():
     assert abs(np.corrcoef(level_db.T)[0, 1]) < 0.15
     plan = dataset.plan_epoch([song("a", 800)], replace(hp, gain_db=0), 0)
     assert set(np.abs(plan.gains).flat) == {1.0}
-
-
-def test_both_parts_are_moved_together_to_every_loudness():
-    hp = replace(HP, gain_db=0, level_db=12, remix=0)
-    level_db = gains_db(dataset.plan_epoch([song("a", 8000)], hp, 0))
-    np.testing.assert_allclose(level_db[:, 0], level_db[:, 1], atol=1e-5)
-    np.testing.assert_allclose([level_db.min(), level_db.max()], [-12, 12], atol=0.2)
-    np.testing.assert_allclose(level_db.mean(), 0, atol=0.7)
 
 
 def test_the_stated_share_is_remixed_and_pairs_different_songs():
@@ -512,25 +483,6 @@ def test_a_backing_is_never_the_own_where_there_is_another_and_comes_by_its_leng
     for own in range(6):
         weights = [0 if i in (own, 3) else n for i, n in enumerate(lengths)]
         assert_drawn_by(weights, plan.songs[plan.songs[:, VOICE] == own, BAND])
-
-
-def test_a_voice_for_a_backing_alone_comes_by_its_length():
-    lengths = [300, 1, 800, 500, 400]
-    songs = [song(str(i), n) for i, n in enumerate(lengths)]
-    songs[0] = song("backing", 300, ("accompaniment",))
-    songs[3] = song("another", 500, ("accompaniment",))
-    plan = epochs(songs, replace(HP, remix=0, chunk_slices=1, batch_size=1), 20)
-    for own in (0, 3):
-        rows = plan.songs[:, BAND] == own
-        assert_drawn_by([0, 1, 800, 0, 400], plan.songs[rows, VOICE])
-        starts = plan.starts[rows & (plan.songs[:, VOICE] == 2), VOICE]
-        np.testing.assert_allclose(np.quantile(starts, [0, 0.5, 1]), [0, 400, 800], atol=40)
-
-
-def test_a_song_alone_is_remixed_with_itself():
-    plan = dataset.plan_epoch([song("a", 200)], replace(HP, remix=1), 0)
-    assert set(plan.songs.flat) == {0}
-    assert (plan.starts[:, VOICE] != plan.starts[:, BAND]).any(), "but from another place"
 
 
 def test_a_remixed_backing_takes_the_long_term_level_of_the_one_it_replaces():
@@ -638,24 +590,6 @@ def test_outside_the_song_there_is_silence():
         assert not dataset.read_batch([ones], one_chunk((0, 0), starts), HP).any()
 
 
-def test_chunks_of_one_slice_are_the_slices_of_the_song():
-    hp = replace(HP, chunk_slices=1, batch_size=40, remix=0, gain_db=0)
-    one = song("a", 40)
-    spectrogram = torch.from_numpy(one.spectrogram)[None]
-    curve_db = audio.weighting_curve_db(hp)
-    whole = audio.features(
-        sum(targets.mix(spectrogram, torch.ones(1, 2)))[0], curve_db, hp.mixture_power, hp
-    )
-    expected = audio.slices(whole, hp)  # (n_slices, 1, n_bins, stft_frames)
-    plan = dataset.plan_epoch([one], hp, 0)
-    assert len(plan) == 40
-    read = torch.from_numpy(dataset.read_batch([one], plan, hp))
-    vocals, accompaniment = targets.mix(read, torch.ones(len(plan), 2))
-    found = audio.features(vocals + accompaniment, curve_db, hp.mixture_power, hp)
-    order = np.argsort(plan.starts[:, VOICE])
-    np.testing.assert_allclose(found[order], expected[:, 0], atol=1e-6)
-
-
 def test_an_excerpt_is_the_middle_of_a_song():
     hp = replace(HP, valid_seconds=1)  # 250 frames
     long = song("a", 1001)
@@ -752,7 +686,7 @@ def test_a_second_voice_narrows_the_band_only_where_it_is_heard(resident, instru
 
 
 @both_feeds
-@pytest.mark.parametrize("n_ranks", [1, 2, 4])
+@pytest.mark.parametrize("n_ranks", [2])
 def test_the_shares_of_the_ranks_make_up_the_batch(all_kinds, n_ranks, resident):
     batch = dataset.plan_epoch(all_kinds, replace(HP, equalizer_db=3), 0)[: HP.batch_size]
     ours = [batch[rank::n_ranks] for rank in range(n_ranks)]
@@ -764,28 +698,6 @@ def test_the_shares_of_the_ranks_make_up_the_batch(all_kinds, n_ranks, resident)
     assert torch.equal(together, expected)
     together = torch.stack([share.eq_db for share in fed], 1).flatten(0, 1)
     assert torch.equal(together, whole.eq_db)
-
-
-def test_no_more_than_some_batches_are_read_ahead(all_kinds, monkeypatch):
-    hp, n_read = replace(HP, batch_size=1), threading.Semaphore(0)
-    reads = []
-
-    def read(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
-        reads.append(batch)
-        n_read.release()
-        return np.zeros(1)
-
-    monkeypatch.setattr(dataset, "read_batch", read)
-    batches = dataset.batches_of(dataset.plan_epoch(all_kinds, hp, 0), hp)[:12]
-    fed = Feed(all_kinds, hp, CPU, resident=False).batches(batches)
-    for n_given in range(1, 13):
-        next(fed)
-        n_due = min(n_given + dataset.N_AHEAD, 12)
-        while len(reads) < n_due:
-            assert n_read.acquire(timeout=20), "it reads while the device works"
-        assert len(reads) == n_due
-    assert dataset.N_AHEAD >= 1
-    assert all(found is batch for found, batch in zip(reads, batches, strict=True))
 
 
 def test_a_feed_left_early_leaves_no_thread(all_kinds):

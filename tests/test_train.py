@@ -50,14 +50,6 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def as_from_a_terminal():
-    """Undo what a shell does to the tests when it starts them in the background: no Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def whole(toy_dataset, tmp_path_factory) -> Path:
     """The folder of a run that was never stopped."""
@@ -289,28 +281,9 @@ def test_two_runs_cannot_write_into_one_folder(toy_dataset, capsys):
         assert "another process works here" in refused(capsys, toy_dataset, *settings(epochs=1))
 
 
-@pytest.mark.parametrize("name", ["", "../out", "a/b"])
+@pytest.mark.parametrize("name", ["", "../out"])
 def test_the_name_of_a_run_is_no_path(toy_dataset, capsys, name):
     assert "a name, not a path" in refused(capsys, toy_dataset, "--name", name, code=2)
-
-
-def test_a_run_resumed_under_another_name_is_judged_on_its_own(toy_dataset):
-    argv = [str(toy_dataset), *settings(epochs=2, schedule="constant")]
-    assert train.main([*argv, "--name", "first"]) == 0
-    interrupted = model.load_checkpoint(Path("runs/first/last.pth"))
-    interrupted["resume"] |= {"epoch": 1, "batch": 0, "best_db": 1000.0}
-    interrupted["step"] = interrupted["resume"]["history"][0]["step"]
-    network, hp = model.restore_model(Path("runs/first/last.pth"), interrupted)
-    rest = {name: interrupted[name] for name in interrupted if name not in ("weights", "hparams")}
-    model.save_checkpoint(Path("runs/first/last.pth"), network, hp, **rest)
-    stale = Path("runs/second/best.pth")
-    stale.parent.mkdir()
-    stale.write_bytes(b"of an older run")
-    resume = ["--checkpoint", "runs/first/last.pth", "--name", "second", "--overwrite"]
-    assert train.main([str(toy_dataset), *resume]) == 0
-    best = model.load_checkpoint(stale)
-    assert model.load_checkpoint(stale.parent / "last.pth")["resume"]["best_db"] < 1000
-    assert best["scores"]
 
 
 def test_a_setting_that_contradicts_the_checkpoint_is_refused_with_both_values(
@@ -340,11 +313,6 @@ def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
     assert "not the array the manifest promises" in refused(capsys, other)
 
 
-def test_a_run_folder_that_cannot_be_is_told_before_any_work(toy_dataset, capsys):
-    Path("runs").write_bytes(b"")
-    assert "Not a directory" in refused(capsys, toy_dataset, *settings())
-
-
 def test_wrong_paths_are_told_before_torch_is_loaded(toy_dataset):
     code = (
         "import sys, train\n"
@@ -370,9 +338,7 @@ def test_wrong_usage_exits_with_2(toy_dataset, monkeypatch):
         assert error.value.code == 2
 
 
-@pytest.mark.parametrize(
-    "wrong", ["epochs=0", "learning_rate=-1", "batch_size=0", "epoch=3", "stft_frames=8"]
-)
+@pytest.mark.parametrize("wrong", ["epochs=0", "epoch=3"])
 def test_wrong_settings_are_refused(toy_dataset, capsys, wrong):
     assert wrong.split("=")[0] in refused(capsys, toy_dataset, "--set", wrong, code=2)
 
@@ -406,48 +372,6 @@ def test_a_disk_that_stays_full_ends_the_run_at_the_third_save(toy_dataset, caps
     assert error.endswith("is not saved; what was saved before is untouched")
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
     assert last["resume"]["epoch"] == 1, "what was saved before"
-
-
-def score_epochs(monkeypatch: pytest.MonkeyPatch, decibels: list[float]) -> None:
-    """Let the epochs' networks sound as good as that."""
-
-    def validate(*_args):
-        return {"loss": 0.0, "soft": decibels.pop(0), "binary": -9.0}
-
-    monkeypatch.setattr(validation, "validate", validate)
-
-
-@pytest.mark.parametrize(
-    ("decibels", "fails", "best"),
-    [
-        ([3.0, 2.0], [True], 2),  # what was not saved need not be beaten
-        ([3.0, 2.0], [False, False, False], 1),
-        # The last epoch's is written in the end.
-        ([2.0, 3.0], [False, False, True, False, False], 2),
-    ],
-)
-def test_the_best_network_that_could_be_saved_is_there(
-    toy_dataset, monkeypatch, decibels, fails, best
-):
-    score_epochs(monkeypatch, decibels)
-    fill_disk(monkeypatch, fails)
-    assert train.main([str(toy_dataset), *settings(epochs=2)]) == 0
-    first, second = steps_of_each_epoch(toy_dataset, Path("runs/convnet"))
-    step = model.load_checkpoint(Path("runs/convnet/best.pth"))["step"]
-    assert step == {1: first, 2: first + second}[best]
-
-
-def test_a_best_network_that_was_never_saved_is_written_when_the_run_is_resumed(
-    toy_dataset, capsys, monkeypatch
-):
-    fill_disk(monkeypatch, [True, False, True])
-    assert train.main([str(toy_dataset), *settings(epochs=1)]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "the best network so far is not saved" in error
-    best, last = (Path("runs/convnet") / name for name in ("best.pth", "last.pth"))
-    assert not best.exists()
-    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
-    assert weights_equal(best, last)
 
 
 # --- Stopping and going on ----------------------------------------------------------------------
@@ -683,19 +607,6 @@ def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, who
     assert train.main([str(others), *words]) == 0
     found = model.load_checkpoint(Path("runs/three/last.pth"))
     assert (found["licence"], found["learnt_before"]) == ("research", sorted(learnt))
-
-
-def test_a_song_learnt_at_another_speed_flatters_the_scores_too(toy_dataset, whole, capsys):
-    stored = model.load_checkpoint(whole / "best.pth")
-    ids = [song.rpartition(" ")[0] for song in stored["data"]]
-    others = with_songs(toy_dataset, Path("others"), lambda one: one["id"] in ids)
-    network, hp = model.restore_model(whole / "best.pth", stored)
-    rest = {name: stored[name] for name in stored.keys() - {"weights", "hparams", "data"}}
-    data = [f"{name} x1.15 00" for name in ids]
-    model.save_checkpoint(Path("net.pth"), network, hp, data=data, **rest)
-    options = ["--adapt", "--checkpoint=net.pth", "--name=one", "--set=steps=1"]
-    assert train.main([str(others), *options]) == 0
-    assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
 
 
 def test_weights_that_answer_nonsense_are_not_saved(toy_dataset, capsys, monkeypatch):
