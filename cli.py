@@ -114,8 +114,9 @@ def script(main: Main) -> Main:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name in another alphabet must not end the run
                 stream.reconfigure(errors="backslashreplace")
+        before = None
         with contextlib.suppress(ValueError):  # only the main thread may, not a notebook's
-            signal.signal(signal.SIGTERM, _terminate)
+            before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return main(argv)
         except InputError as error:
@@ -133,6 +134,8 @@ def script(main: Main) -> Main:
         except KeyboardInterrupt:
             return 130
         finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
             try:
                 if sys.stdout is not None:
                     sys.stdout.flush()
