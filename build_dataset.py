@@ -1,9 +1,8 @@
 """Turn a folder of music into a dataset for train.py: one spectrogram per song, and a manifest.
 
-The layout is recognised and printed: DSD100 (as distributed or flattened), MUSDB18(-HQ), MIR-1K,
-a folder of stems per song, only voices or only backings. Songs are built in parallel, finished
-ones are kept: an interrupted build goes on where it was. The manifest is written last; without
-it there is no dataset.
+The layout is recognised and printed: DSD100, MUSDB18(-HQ), MIR-1K, a folder of stems per song, only
+voices or only backings. Songs are built in parallel, finished ones are kept: an interrupted build
+goes on where it was. The manifest is written last; without it there is no dataset.
 
     python build_dataset.py DSD100 datasets/dsd100
     python build_dataset.py acapellas datasets/voices --as voices

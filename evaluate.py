@@ -4,7 +4,8 @@ Vocals and accompaniment of every test song are scored by BSSEval v4 (frames of 
 frames, then over songs, as SiSEC 2018), by BSSEval v3 (GNSDR, GSIR, GSAR: means over songs,
 weighted by length, as on MIR-1K) and by SI-SDR (mean over songs). Beside every score stand the
 floor, which is the mixture as estimate, and the ceilings, which are ideal masks on this project's
-own STFT; a percentage is the part of the way from the floor to the ideal ratio mask.
+own STFT, one for all channels (two, of mid and side, can reach more); a percentage is the part of
+the way from the floor to the ideal ratio mask.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import argparse
 import contextlib
 import functools
 import importlib.util
-import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import cli
 import dataset
 from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
-from sound import reading, tracks
+from sound import tracks
 
 EPILOG = """more:
   evaluate.py bounds ROOT           floor and ceilings alone, of the STFT that --set describes
   evaluate.py compare A.json B.json  is one better, or is it chance?
-  evaluate.py tune CHECKPOINT DATA  choose the mask settings on validation songs
+  evaluate.py tune CHECKPOINT ROOT  choose the mask settings on validation songs
 
 examples:
   python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
@@ -53,7 +54,7 @@ TUNE = """Choose the mask settings that sound best on validation songs, and stor
 Songs that the checkpoint has learnt from are left out, and so are test songs unless --split names
 them. The network separates each song once; every setting renders the mask that it gave."""
 TUNE_EPILOG = """examples:
-  python evaluate.py tune runs/resnet18/best.pth data/dsd100
+  python evaluate.py tune runs/resnet18/best.pth music/dsd100
   python evaluate.py tune runs/resnet18/best.pth music/mir1k --every 5 --dry-run"""
 
 
@@ -104,11 +105,6 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--estimates", action="append", default=[], type=named_folder, metavar="NAME=DIR", help=text
     )
     text = (
-        "BSSEval v3 (GNSDR, GSIR, GSAR) on the mean of the channels; by default of mono songs "
-        "only, of which it has been reported"
-    )
-    add("--v3", action=argparse.BooleanOptionalAction, help=text)
-    text = (
         "all scores (.json); by default beside the checkpoint, or in runs/. Each song's are kept "
         "in a folder beside it, from which an interrupted run goes on"
     )
@@ -124,6 +120,24 @@ def named_folder(text: str) -> tuple[str, Path]:
     if not (name.isprintable() and name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r}: write it as name=folder")
     return name, Path(folder)
+
+
+def find_songs(args: argparse.Namespace) -> tuple[tracks.Found, str, list[tracks.Track]]:
+    """Return what the folder holds, the split, and its songs that have both signals."""
+    if (args.root / dataset.MANIFEST).is_file():
+        raise InputError(
+            f"{args.root}: a dataset that build_dataset.py made (give the folder of music that it "
+            "was made from)"
+        )
+    found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
+    both = [track for track in found.tracks if len(track.signals) == 2]
+    if not both:
+        raise InputError(f"{args.root}: no song has vocals and accompaniment to compare with")
+    split = args.split or ("test" if any(track.split == "test" for track in both) else "all")
+    chosen = [track for track in both if split in (track.split, "all")]
+    if not chosen:
+        raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
+    return found, split, chosen
 
 
 def results_of(
@@ -188,25 +202,14 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib (pip install matplotlib)")
-    if (args.root / dataset.MANIFEST).is_file():
-        raise InputError(
-            f"{args.root}: a dataset that build_dataset.py made (give the folder of music that it "
-            "was made from)"
-        )
 
 
 def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     hp = cli.settings_of(args)
     refuse_options(args)
-    found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
-    both = [track for track in found.tracks if len(track.signals) == 2]
-    if not both:
-        raise InputError(f"{args.root}: no song has vocals and accompaniment to compare with")
-    split = args.split or ("test" if any(track.split == "test" for track in both) else "all")
-    chosen = [track for track in both if split in (track.split, "all")][:: args.every]
-    if not chosen:
-        raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
+    found, split, chosen = find_songs(args)
+    chosen = chosen[:: args.every]
     beside, name = Path("runs"), f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}"
     if args.checkpoint:
         name = f"{args.checkpoint.stem}_{args.root.resolve().name}"
@@ -226,15 +229,14 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         cli.complain(message)
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
-    network = songs.Network(args.checkpoint, device, tuple(args.settings))
-    task = songs.Evaluation(network, args.seconds, args.v3, args.both_masks)
+    settings = tuple(args.settings)
+    task = songs.Task(args.checkpoint, device, settings, args.seconds, args.both_masks)
     about = songs.conditions(task)
     score_job = functools.partial(songs.scores_of, task, about, folder, args.overwrite)
     done = list(results_of(score_job, jobs, args.workers))
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
-    songs.mark_known(records, args.checkpoint)
     summary = tables.summarise(records)
     n_failed = len(found.bad) + len(lacking) + len(jobs) - len(done)
     selection = {"split": split, "every": args.every, "n_failed": n_failed}
@@ -246,13 +248,9 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     minutes = sum(record["seconds"] for record in records) / 60
     text = "; % is the part of the way from the floor to the ideal ratio mask" * bool(records)
     say(f"{len(records)} songs, {minutes:.1f} minutes, scores in dB{text}")
-    for line in tables.omissions(records, summary):
-        say(line)
-    if n_learnt := sum(record["learnt"] for record in records):
-        cli.warn(f"{n_learnt} songs are called like songs that the checkpoint learnt from")
-    if n_tuned := sum(record["tuned"] for record in records):
-        text = "are, or are called like, those that the mask settings were tuned on"
-        cli.warn(f"{n_tuned} songs {text}")
+    for purpose, names in songs.known_songs(args.checkpoint).items():
+        if n_known := sum(record["name"] in names for record in records):
+            cli.warn(f"{n_known} songs are called like songs that {purpose}")
     if n_failed:
         cli.warn(f"{n_failed} songs failed, each named above")
     if args.plot:
@@ -295,7 +293,7 @@ def compare(argv: list[str]) -> int:
             say(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {song.name}")
         n_without = len(pairs) - len(found)
         without = f"; {n_without} songs without it: a true source is silent, or it was not taken"
-        print(f"{metric.song_label:>9}: {tables.verdict(found)}{without * bool(n_without)}")
+        print(f"{metric.label:>9}: {tables.verdict(found)}{without * bool(n_without)}")
     return 0
 
 
@@ -307,8 +305,7 @@ def tune(argv: list[str]) -> int:
     parser = make_parser("tune", TUNE, TUNE_EPILOG)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    text = "built datasets, or folders of music: validation songs"
-    add("data", type=Path, nargs="+", help=text)
+    add("root", type=Path, help="folder of music: validation songs")
     add_song_options(parser, "train, those not learnt from", 60.0)
     add("--dry-run", action="store_true", help="print the curves; leave the checkpoint as it is")
     cli.add_device_option(parser)
@@ -317,45 +314,40 @@ def tune(argv: list[str]) -> int:
     if named := parse_settings(args.settings).keys() & set(MASK_SETTINGS):
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
     cli.refuse_missing(args.checkpoint)
-    if not args.dry_run and not os.access(args.checkpoint.parent, os.W_OK):
-        raise InputError(f"{args.checkpoint.parent}: not writable (try --dry-run)")
+    args.split = args.split or "train"
+    found, split, chosen = find_songs(args)
 
     from scoring import songs, tuning  # here: a wrong path is told before torch is loaded
 
-    before, device = reading.sha256(args.checkpoint), str(cli.device_of(args, parser))
-    network = songs.Network(args.checkpoint, device, tuple(args.settings))
-    listed, bad = tuning.candidates(args.data, network, args.kind, args.voice_pattern)
-    for message in bad:
-        cli.complain(message)
-    split = [song for song in listed if (args.split or "train") in (song.split, "all")]
-    chosen = [song for song in split if not song.is_learnt]
-    n_learnt, n_others = len(split) - len(chosen), len(listed) - len(split)
-    left_out = f"{n_learnt} that were learnt from and {n_others} of another split"
-    if not chosen:
+    learnt, _ = songs.known_songs(args.checkpoint).values()
+    new = [track for track in chosen if track.name not in learnt]
+    if not new:
         raise InputError(
-            f"{args.data[0]}: no validation songs: {left_out} are left out (give other songs, or "
-            "name a --split)"
+            f"{args.root}: no validation songs: all {len(chosen)} of the split {split!r} were "
+            "learnt from (give other songs, or name a --split)"
         )
-    chosen = chosen[:: args.every]
-    names = ", ".join(song.name for song in chosen[:8]) + ", …" * (len(chosen) > 8)
-    say(f"left out: {left_out}", f"tuned on {len(chosen)} songs: {names}")
-    tune_song = functools.partial(tuning.tune_candidate, network, args.seconds)
-    done = list(results_of(tune_song, chosen, args.workers))
-    tuned = [song for song in done if not math.isnan(song.scores[0])]
-    for name in sorted({song.name for song in done} - {song.name for song in tuned}):
+    for message in found.bad:
+        cli.complain(message)
+    say(f"{len(chosen) - len(new)} songs left out: they were learnt from")
+    device, new = str(cli.device_of(args, parser)), new[:: args.every]
+    task = songs.Task(args.checkpoint, device, tuple(args.settings), args.seconds)
+    done = dict(results_of(functools.partial(tuning.tune_track, task), new, args.workers))
+    tuned = {name: scores for name, scores in done.items() if not np.isnan(scores[0])}
+    for name in sorted(done.keys() - tuned.keys()):
         cli.warn(f"{name}: silent vocals; left out")
     if not tuned:
         raise InputError(f"{args.checkpoint}: no song left to tune on")
-    mean = tuning.mean_scores(tuned)
+    mean = np.mean(list(tuned.values()), 0)
     settings = tuning.best_settings(mean)
-    say(*tuning.curves(mean, settings))
-    n_failed = len(bad) + len(chosen) - len(done)
+    say(*tuning.curves(mean), "", f"tuned on {len(tuned)} songs")
+    say("best: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
+    n_failed = len(found.bad) + len(new) - len(done)
     if args.dry_run:
         say(f"{args.checkpoint}: left as it is (--dry-run)")
     elif n_failed:
         cli.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
     else:
-        tuning.store(args.checkpoint, settings, before, tuned)
+        tuning.store(args.checkpoint, settings, list(tuned))
         say(f"{args.checkpoint}: these are its defaults now")
     return int(n_failed > 0)
 

@@ -13,10 +13,10 @@ are solved from and, by Parseval, the energies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.fft
 import torch
 
 from hparams import InputError
@@ -24,7 +24,7 @@ from hparams import InputError
 N_TAPS = 512
 REACH = N_TAPS - 1  # samples that a filter looks back
 BLOCK_FFT = 2**15  # correlations are taken in blocks: large against a filter, yet in cache
-N_TOGETHER = 16  # frames of one system, while its filters are in cache
+RIDGE = 1e-14  # of the largest energy: solves what silent or equal channels leave undefined
 LIMIT_DB = 300.0  # two sums of 53-bit numbers differ by no more, unless one is 0
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -89,10 +89,10 @@ class _Energies(NamedTuple):
     artifacts: torch.Tensor  # estimate - explained
 
 
-def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int) -> Scores:
+def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int) -> Scores:
     """Score estimates frame by frame, with filters that are the same for the whole song.
 
-    Give `window` and `hop` the sample rate, as SiSEC 2018 did, and take medians over frames with
+    Give `window` the sample rate, as SiSEC 2018 did, and take medians over frames with
     ``nanmedian``. References that were decoded from a lossy format should be rounded to 16 bits:
     what the encoder removed leaves the filters free to be anything there, and frames' edges let
     it be heard (on one song the median SIR of an ideal mask fell from 16 to -2 dB).
@@ -101,24 +101,24 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, 
     ----------
     references : torch.Tensor, shape=(n_sources, n_channels, n_samples)
         The true sources, at any scale.
-    estimates : torch.Tensor, shape=(..., n_sources, n_channels, n_samples)
-        Of one system or of several; what needs only `references` is then done once.
-    window, hop : int > 0
-        Length and distance of frames [samples]. What remains after the last whole frame is not
-        scored; a shorter song is one frame.
+    estimates : torch.Tensor, shape=(n_systems, n_sources, n_channels, n_samples)
+        Of several systems: what needs only `references` is then done once.
+    window : int > 0
+        Length of frames [samples]. What remains after the last whole frame is not scored; a
+        shorter song is one frame.
 
     Returns
     -------
     Scores
         NaN in a frame in which any source's reference is silent (its channels sum to 0 at every
         sample), and of a source in a frame in which its own estimate is; there museval leaves out
-        the other sources, too, which have their scores here. SIR is NaN if there is one source
-        only. Never infinite: beyond ±300 dB scores are ±300 dB.
+        the other sources, too, which have their scores here. Never infinite: beyond ±300 dB scores
+        are ±300 dB.
 
     Raises
     ------
     InputError
-        If the shapes do not fit, a window or hop is not positive, or samples are not finite.
+        If samples are not finite.
 
     References
     ----------
@@ -126,17 +126,17 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int, 
     .. [2] Vincent, Gribonval and Févotte, "Performance measurement in blind audio source
        separation", IEEE TASLP 14(4), 2006.
     """
-    energies = _frame_energies(references, estimates, window, hop, ridge=EPSILON)  # as museval
+    energies = _frame_energies(references, estimates, window)
     return Scores(
         _decibels(energies.true, energies.error),
         _decibels(energies.true, energies.spatial),
-        _sir(energies),
+        _decibels(energies.filtered, energies.interference),
         _decibels(energies.explained, energies.artifacts),
     )
 
 
 def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScores:
-    """Score whole mono signals; filtering a source costs nothing.
+    """Score whole mono signals, in the order given; filtering a source costs nothing.
 
     GNSDR, GSIR and GSAR of MIR-1K are means of these over clips, weighted by their lengths; the
     N of GNSDR subtracts the SDR of the mixture as estimate.
@@ -144,25 +144,18 @@ def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScore
     Parameters
     ----------
     references : torch.Tensor, shape=(n_sources, n_samples)
-    estimates : torch.Tensor, shape=(..., n_sources, n_samples)
-        Scored in the order given; no permutation is tried.
+    estimates : torch.Tensor, shape=(n_systems, n_sources, n_samples)
 
     Returns
     -------
     WholeScores
-        NaN and ±300 dB as in `bss_eval_v4`.
-
-    Raises
-    ------
-    InputError
-        If the shapes do not fit or samples are not finite.
+        NaN, ±300 dB and errors as in `bss_eval_v4`.
     """
     whole = max(1, references.shape[-1])
-    references, estimates = references.unsqueeze(-2), estimates.unsqueeze(-2)
-    energies = _frame_energies(references, estimates, whole, whole, ridge=0)
+    energies = _frame_energies(references.unsqueeze(-2), estimates.unsqueeze(-2), whole)
     scores = (
         _decibels(energies.filtered, energies.unfiltered),
-        _sir(energies),
+        _decibels(energies.filtered, energies.interference),
         _decibels(energies.explained, energies.artifacts),
     )
     return WholeScores(*(score[..., 0] for score in scores))
@@ -172,83 +165,57 @@ def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (10 * torch.log10(signal / noise)).clamp(-LIMIT_DB, LIMIT_DB)
 
 
-def _sir(energies: _Energies) -> torch.Tensor:
-    """Take the ratio of signal to interference; NaN where there is no other source."""
-    ratio = _decibels(energies.filtered, energies.interference)
-    return ratio if ratio.shape[-2] > 1 else torch.full_like(ratio, math.nan)
-
-
 # --- Energies of frames ---------------------------------------------------------------------------
 
 
-def _frame_energies(
-    references: torch.Tensor, estimates: torch.Tensor, window: int, hop: int, ridge: float
-) -> _Energies:
+def _frame_energies(references: torch.Tensor, estimates: torch.Tensor, window: int) -> _Energies:
     """Take the energies of every frame of every system.
 
     Parameters
     ----------
     references : torch.Tensor, shape=(n_sources, n_channels, n_samples)
-    estimates : torch.Tensor, shape=(..., n_sources, n_channels, n_samples)
-    ridge : float
-        Added to the diagonal of the equations; decides on signals of no more than rounding errors.
+    estimates : torch.Tensor, shape=(n_systems, n_sources, n_channels, n_samples)
+    window : int
 
     Returns
     -------
     _Energies
-        Each of shape (..., n_sources, n_frames), float64; NaN where silence leaves them undefined.
+        Each of shape (n_systems, n_sources, n_frames), float64; NaN where silence leaves them
+        undefined.
     """
-    shape = tuple(references.shape)
-    if references.ndim != 3 or 0 in shape[:2]:
-        raise InputError(
-            f"references of shape {shape}; expected (n_sources, n_channels, n_samples)"
-        )
-    if tuple(estimates.shape[-3:]) != shape:
-        raise InputError(f"estimates of shape {tuple(estimates.shape)}, references of {shape}")
-    if window < 1 or hop < 1:
-        raise InputError(f"a window of {window} and a hop of {hop} samples; both must be positive")
-    n_sources, n_channels, n_samples = shape
-    n_frames = 1 + max(0, n_samples - window) // hop
+    n_sources, n_channels, n_samples = references.shape
+    n_systems, n_frames = len(estimates), max(1, n_samples // window)
     window = max(1, min(window, n_samples))
-    systems = estimates.reshape(math.prod(estimates.shape[:-3]), *shape)
-    wavs, guesses = references.flatten(0, 1), systems.flatten(1, 2)
+    wavs, guesses = references.flatten(0, 1), estimates.flatten(1, 2)
+    gram, cross = _correlate(wavs, guesses.flatten(0, 1))
+    cross = cross.unflatten(1, (n_systems, len(wavs)))
     sources = [slice(j * n_channels, (j + 1) * n_channels) for j in range(n_sources)]
-    gram, each = _correlate(wavs, guesses)
-    project = _projector(wavs, gram, ridge)
-    project_own = [_projector(wavs[own], gram[own, own], ridge) for own in sources]
-    filters = [project(cross) for cross in each]
-    own_filters = [
-        torch.stack([p(cross[own, own]) for p, own in zip(project_own, sources, strict=True)])
-        for cross in each
-    ]
+    filters = _solve(gram, cross)
+    own_filters = torch.stack([_solve(gram[own, own], cross[own, :, own]) for own in sources])
     frame_energies = _FrameEnergies(filters, own_filters, window)
-    found = gram.new_full((len(_Energies._fields), len(systems), n_sources, n_frames), math.nan)
-    for first in range(0, n_frames, N_TOGETHER):
-        frames = {}
-        for t in range(first, min(first + N_TOGETHER, n_frames)):
-            frame = slice(t * hop, t * hop + window)
-            if not _silent(references[..., frame]).any():
-                frames[t] = frame, frame_energies.spectrum(wavs[:, frame])
-        for k, system in enumerate(systems):
-            for t, (frame, true) in frames.items():
-                estimate = frame_energies.spectrum(guesses[k][:, frame])
-                found[:, k, :, t] = frame_energies(k, true, estimate)
-                found[:, k, _silent(system[..., frame]), t] = math.nan
-    return _Energies(*found.reshape(-1, *estimates.shape[:-2], n_frames))
+    shape = (len(_Energies._fields), n_systems, n_sources, n_frames)
+    found = gram.new_full(shape, math.nan)
+    for t in range(n_frames):
+        frame = slice(t * window, (t + 1) * window)
+        if _silent(references[..., frame]).any():
+            continue
+        true = frame_energies.spectrum(wavs[:, frame])
+        for k in range(n_systems):
+            estimate = frame_energies.spectrum(guesses[k][:, frame])
+            found[:, k, :, t] = frame_energies(k, true, estimate)
+            found[:, k, _silent(estimates[k][..., frame]), t] = math.nan
+    return _Energies(*found)
 
 
 class _FrameEnergies:
     """Filter spectra of frames and sum their squares, in memory that is used again."""
 
-    def __init__(
-        self, filters: list[torch.Tensor], own_filters: list[torch.Tensor], window: int
-    ) -> None:
+    def __init__(self, filters: torch.Tensor, own_filters: torch.Tensor, window: int) -> None:
         self.n_fft = n_fft = _fast_size(window + REACH)  # room for a frame's echo in the filter
-        self.filters = [torch.fft.rfft(taps, n=n_fft) for taps in filters]
-        self.own_filters = [torch.fft.rfft(taps, n=n_fft) for taps in own_filters]
-        n_bins = self.filters[0].shape[-1]
-        self.memory = [self.filters[0].new_empty(n_bins) for _ in range(3)]
-        self.padded = filters[0].new_zeros(filters[0].shape[1], n_fft)
+        self.filters = torch.fft.rfft(filters, n=n_fft)  # (all channels, k, all channels, n_bins)
+        self.own_filters = torch.fft.rfft(own_filters, n=n_fft)  # (n_sources, n_channels, k, …)
+        self.memory = self.filters.new_empty(3, n_fft // 2 + 1)
+        self.padded = filters.new_zeros(len(filters), n_fft)
 
     def spectrum(self, frame: torch.Tensor) -> torch.Tensor:
         """Transform one frame of (all channels, n_samples)."""
@@ -261,13 +228,13 @@ class _FrameEnergies:
     def __call__(self, k: int, true: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
         """Return `_Energies` of system k's frame as (8, n_sources) from (all channels, n_bins)."""
         explained, filtered, difference = self.memory
-        n_sources, n_channels = self.own_filters[k].shape[:2]
+        n_sources, n_channels = self.own_filters.shape[:2]
         sums = []
         for i in range(n_sources * n_channels):  # one at a time stays in cache
             j, channel = divmod(i, n_channels)
             own = true[j * n_channels : (j + 1) * n_channels]
-            _apply(self.filters[k][:, i], true, out=explained)
-            _apply(self.own_filters[k][j, :, channel], own, out=filtered)
+            _apply(self.filters[:, k, i], true, out=explained)
+            _apply(self.own_filters[j, :, k, channel], own, out=filtered)
             pairs = _Energies(
                 true=(true[i], None),
                 error=(estimate[i], true[i]),
@@ -295,49 +262,48 @@ def _apply(filters: torch.Tensor, spectra: torch.Tensor, out: torch.Tensor) -> N
 
 def _silent(frame: torch.Tensor) -> torch.Tensor:
     """Say which sources of (n_sources, n_channels, n_samples) are silent, as museval does."""
-    # Nearly all frames are heard at a few samples already, so few are looked through.
-    if (frame[..., ::101].sum(-2) != 0).any(-1).all():
-        return frame.new_zeros(len(frame), dtype=torch.bool)
     return (frame.sum(-2) == 0).all(-1)
 
 
 def _correlate(
-    references: torch.Tensor, systems: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    references: torch.Tensor, estimates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Correlate whole signals with each other and with estimates, block by block.
 
     ::
 
         references  ───┤past│   block   ├──────   Σ x[m] y[m + lag] for lags from 0 to N_TAPS - 1:
-        systems     ────────┤   block   ├──────   every y is met by the samples before it
+        estimates   ────────┤   block   ├──────   every y is met by the samples before it
 
     Parameters
     ----------
     references : torch.Tensor, shape=(n, n_samples)
-    systems : torch.Tensor, shape=(n_systems, m, n_samples)
+    estimates : torch.Tensor, shape=(m, n_samples)
 
     Returns
     -------
     torch.Tensor, shape=(n, n, N_TAPS)
         Of the references with each other.
-    list of torch.Tensor, shape=(n, m, N_TAPS)
-        With each system's estimates.
+    torch.Tensor, shape=(n, m, N_TAPS)
+        With the estimates.
     """
     n_samples = references.shape[-1]
     n_fft = min(BLOCK_FFT, _fast_size(n_samples + 2 * REACH))  # room for blocks and their past
-    block, others = n_fft - REACH, [references, *systems]
-    shapes = [(len(references), len(wavs), n_fft // 2 + 1) for wavs in others]
-    each = [references.new_zeros(shape, dtype=torch.complex128) for shape in shapes]
+    block, both = n_fft - REACH, (references, estimates)
+    shapes = [(len(references), len(wavs), n_fft // 2 + 1) for wavs in both]
+    sums = [references.new_zeros(shape, dtype=torch.complex128) for shape in shapes]
     for start in range(0, n_samples, block):
         sources = torch.fft.rfft(_padded(references, start - REACH, start + block))
         sources = sources.conj().resolve_conj()
-        for products, wavs in zip(each, others, strict=True):
+        for products, wavs in zip(sums, both, strict=True):
             here = torch.fft.rfft(_padded(wavs, start, start + block, n_before=REACH))
             # Row by row: a batched product would be written to memory and read again.
             for row, channel in zip(products, sources, strict=True):
                 row.addcmul_(here, channel)
-    gram, *crosses = (_lags(products, n_fft) for products in each)
-    return gram, crosses
+    gram, cross = (torch.fft.irfft(products, n=n_fft)[..., :N_TAPS] for products in sums)
+    if not (gram.isfinite().all() and cross.isfinite().all()):
+        raise InputError("samples that are not finite numbers cannot be scored")
+    return gram, cross
 
 
 def _padded(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torch.Tensor:
@@ -349,53 +315,27 @@ def _padded(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torc
     return excerpt
 
 
-def _lags(products: torch.Tensor, n_fft: int) -> torch.Tensor:
-    """Turn sums of cross spectra into correlations at lags from 0 to `N_TAPS` - 1."""
-    correlations = torch.fft.irfft(products, n=n_fft)[..., :N_TAPS]
-    if not correlations.isfinite().all():
-        raise InputError("samples that are not finite numbers cannot be scored")
-    return correlations
+def _solve(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    """Solve the normal equations of the filters that bring a sum of channels nearest to signals.
 
-
-def _projector(wav: torch.Tensor, gram: torch.Tensor, ridge: float = 0) -> Callable:
-    """Factorise the normal equations of filters for `wav`, whose autocorrelations are `gram`.
+    Parameters
+    ----------
+    gram : torch.Tensor, shape=(n_channels, n_channels, N_TAPS)
+        The channels' correlations.
+    cross : torch.Tensor, shape=(n_channels, ..., N_TAPS)
+        Theirs with signals.
 
     Returns
     -------
-    Callable
-        From correlations with signals, (n_channels, n_signals, N_TAPS), to the filters that bring
-        the sum of the channels nearest to each signal, of the same shape.
+    torch.Tensor
+        Filters, shaped like `cross`.
     """
-    kept = _distinct(wav)
-    if not kept:
-        return torch.zeros_like
-    matrix = _toeplitz(gram[kept][:, kept])
-    matrix.diagonal().add_(ridge)
-    factors, pivots, info = torch.linalg.lu_factor_ex(matrix)
-    if info:  # exactly singular: the shortest of all solutions, with the cutoff of NumPy's lstsq
-        inverse = torch.linalg.pinv(matrix, rtol=len(matrix) * EPSILON, hermitian=True)
-
-    def project(cross: torch.Tensor) -> torch.Tensor:
-        right = cross[kept].mT.flatten(0, 1)  # (n_kept * N_TAPS, n_signals)
-        taps = inverse @ right if info else torch.linalg.lu_solve(factors, pivots, right)
-        filters = torch.zeros_like(cross)
-        filters[kept] = taps.unflatten(0, (len(kept), N_TAPS)).mT
-        return filters
-
-    return project
-
-
-def _distinct(wav: torch.Tensor) -> list[int]:
-    """List the channels that are neither silent nor the copy of an earlier one.
-
-    The others add nothing that could be reached by filtering, and make the equations singular; a
-    voice in the middle of a stereo song is the same in both channels.
-    """
-    kept = []
-    for i, channel in enumerate(wav):
-        if channel.any() and not any(torch.equal(channel, wav[other]) for other in kept):
-            kept.append(i)
-    return kept
+    matrix = _toeplitz(gram)
+    diagonal = matrix.diagonal()
+    diagonal += EPSILON + RIDGE * diagonal.max()
+    right = cross.flatten(1, -2).mT.flatten(0, 1)  # (n_channels * N_TAPS, n_signals)
+    taps = torch.linalg.solve(matrix, right)
+    return taps.unflatten(0, (len(cross), N_TAPS)).mT.reshape(cross.shape)
 
 
 def _toeplitz(gram: torch.Tensor) -> torch.Tensor:
@@ -407,10 +347,5 @@ def _toeplitz(gram: torch.Tensor) -> torch.Tensor:
 
 
 def _fast_size(minimum: int) -> int:
-    """Return the smallest even FFT size from `minimum` on that has no prime factor above 5."""
-    sizes = []
-    for fives in range(14):
-        for threes in range(21):
-            odd = 5**fives * 3**threes
-            sizes.append(odd << max(1, (-(-minimum // odd) - 1).bit_length()))
-    return min(sizes)
+    """Return an even FFT size from `minimum` on that has no prime factor above 5."""
+    return 2 * scipy.fft.next_fast_len(-(-minimum // 2), real=True)

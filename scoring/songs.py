@@ -35,29 +35,23 @@ import cli
 from hparams import UNTUNED_MASK, HParams, InputError, hparams, override, parse_settings
 from model import learnt_songs, load_checkpoint
 from scoring import metrics
-from scoring.tables import BEST_DB, FLOOR, FORMAT, IDEALS, STEMS, WORST_DB, Record, number
+from scoring.tables import BEST_DB, FLOOR, FORMAT, IDEALS, STEMS, WORST_DB, Record, rounded
 from separation import Separator
 from sound import reading, tracks
-from sound.tracks import Part, Track
+from sound.reading import sha256
+from sound.tracks import Track
 
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 
 
-class Network(NamedTuple):
-    """A checkpoint, and how it is to run; small enough to be sent to other processes."""
+class Task(NamedTuple):
+    """What is done with every song; small enough to be sent to other processes."""
 
     checkpoint: Path | None  # None: no network, only the STFT of the ideal masks
     device: str
     settings: tuple[str, ...]  # of --set
-
-
-class Evaluation(NamedTuple):
-    """What is to be scored, for every process to know."""
-
-    network: Network
     seconds: float | None  # of the middle of every song; None: all of it
-    v3: bool | None  # as `score_song` takes it
-    both_masks: bool  # the network's binary mask and its soft one, not the one it prefers
+    both_masks: bool = False  # the network's binary mask and its soft one, not the one it prefers
 
 
 class Job(NamedTuple):
@@ -68,29 +62,19 @@ class Job(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load_network(network: Network) -> Separator:
-    """Load a network, once in each process."""
-    settings = override(hparams, list(network.settings))
-    explicit = parse_settings(list(network.settings))
-    return Separator.load(network.checkpoint, network.device, settings, explicit)
+def load_network(task: Task) -> Separator:
+    """Load the network, once in each process."""
+    settings, explicit = override(hparams, task.settings), parse_settings(task.settings)
+    return Separator.load(task.checkpoint, task.device, settings, explicit)
 
 
-def hparams_of(network: Network) -> HParams:
-    """Return a network's settings; without one, those of the ideal masks."""
-    return (
-        load_network(network).hp
-        if network.checkpoint
-        else override(hparams, list(network.settings))
-    )
-
-
-def conditions(task: Evaluation) -> dict[str, Any]:
+def conditions(task: Task) -> dict[str, Any]:
     """Collect what decides all songs' scores, as JSON keeps it."""
-    about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds, "v3": task.v3}
-    about["hparams"] = asdict(hparams_of(task.network))
-    if checkpoint := task.network.checkpoint:
-        separator = load_network(task.network)
-        about["checkpoint"] = {"file": checkpoint.name, "sha256": reading.sha256(checkpoint)}
+    about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds}
+    about["hparams"] = asdict(hparams_of(task))
+    if task.checkpoint:
+        separator = load_network(task)
+        about["checkpoint"] = {"file": task.checkpoint.name, "sha256": sha256(task.checkpoint)}
         about["computed_in"] = f"{separator.dtype} on {separator.device.type}"
         about["mask_settings"] = {**separator.mask_settings, "stereo": separator.stereo}
         about["both_masks"] = task.both_masks
@@ -103,16 +87,18 @@ def conditions(task: Evaluation) -> dict[str, Any]:
     return json.loads(json.dumps(about))
 
 
-def mark_known(songs: list[Record], checkpoint: Path | None) -> None:
-    """Note of each song whether it, or its namesake, was ``learnt`` from or ``tuned`` on."""
+def hparams_of(task: Task) -> HParams:
+    """Return the network's settings; without one, those of the ideal masks."""
+    return load_network(task).hp if task.checkpoint else override(hparams, task.settings)
+
+
+def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
+    """Name the songs that a checkpoint was made with, by what for."""
     contents = load_checkpoint(checkpoint) if checkpoint else {}
-    learnt, tuned = set(learnt_songs(contents).values()), contents.get("tuned_on", [])
-    names = {song["name"] for song in tuned}
-    hashes = {sha256 for song in tuned for sha256 in song["sha256"]}
-    for song in songs:
-        song["learnt"] = song["name"] in learnt
-        own_hashes = {file["sha256"] for file in song["files"]}
-        song["tuned"] = song["name"] in names or not hashes.isdisjoint(own_hashes)
+    return {
+        "the checkpoint learnt from": set(learnt_songs(contents).values()),
+        "its mask settings were tuned on": {song["name"] for song in contents.get("tuned_on", ())},
+    }
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -147,7 +133,7 @@ def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], li
 
 
 def scores_of(
-    task: Evaluation, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
+    task: Task, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
 ) -> tuple[Record, bool]:
     """Return a song's scores, which are kept as a JSON file, and whether they are new.
 
@@ -171,13 +157,14 @@ def scores_of(
 
 def _hashes(paths: Iterable[Path]) -> list[dict[str, str]]:
     """Say which files these are by what they hold, wherever they lie."""
-    return [{"name": path.name, "sha256": reading.sha256(path)} for path in paths]
+    return [{"name": path.name, "sha256": sha256(path)} for path in paths]
 
 
-def middle(n: int, n_wanted: float | None) -> slice:
-    """Return the middle `n_wanted` of n samples or frames; None wants all."""
-    n_kept = n if n_wanted is None else max(1, min(n, round(n_wanted)))
-    return slice((n - n_kept) // 2, (n - n_kept) // 2 + n_kept)
+def middle(wavs: np.ndarray, sample_rate: int, seconds: float | None) -> np.ndarray:
+    """Cut out the middle of waveforms (..., n_samples); None wants all."""
+    n = wavs.shape[-1]
+    n_kept = n if seconds is None else max(1, min(n, round(seconds * sample_rate)))
+    return np.ascontiguousarray(wavs[..., (n - n_kept) // 2 :][..., :n_kept])
 
 
 def read_estimates(
@@ -210,9 +197,10 @@ def read_estimates(
     n_channels, n_samples = mixture.shape
     wavs, notes = {}, []
     for stem, path in files.items():
-        if (rate := reading.probe(path).sample_rate) != sample_rate:
-            raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
-        wav = tracks.read_part(Part(path))
+        with reading.Reader(path) as reader:
+            if (rate := reader.info.sample_rate) != sample_rate:
+                raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
+            wav = reader.read()
         n_here, length = len(wav), f"{wav.shape[-1]} samples, the song has {n_samples}"
         missing = n_samples - wav.shape[-1]
         if abs(missing) > tracks.TRIM_SECONDS * sample_rate:
@@ -235,41 +223,33 @@ def read_estimates(
 # --- Systems --------------------------------------------------------------------------------------
 
 
-def score_files(task: Evaluation, job: Job) -> Record:
+def score_files(task: Task, job: Job) -> Record:
     """Separate one song in every way, and score it; InputError if a file does not fit.
 
-    Returns what `score_song` does, with what the song is and ``notes`` on what was odd.
+    Returns the scores of `score_song`, and what the song is, with ``notes`` on what was odd.
     """
     track, extent = job.track, tracks.measure(job.track)
     rate, notes = extent.sample_rate, list(extent.notes)
     references = tracks.read_channels(track)
-    kept = middle(references.shape[-1], task.seconds and task.seconds * rate)
     mixture, theirs = references.sum(0), {}
     for name, files in job.estimates.items():
         wavs, done = read_estimates(name, files, mixture, rate)
-        theirs[name] = np.ascontiguousarray(wavs[..., kept])
+        theirs[name] = middle(wavs, rate, task.seconds)
         notes += done
-    references = np.ascontiguousarray(references[..., kept])
-    mixture = np.ascontiguousarray(mixture[..., kept])
-    hp, systems = hparams_of(task.network), {}
-    if task.network.checkpoint:
-        separator = load_network(task.network)
-        systems = separate_by_network(separator, mixture, rate, task.both_masks)
+    references = middle(references, rate, task.seconds)
+    mixture = middle(mixture, rate, task.seconds)
+    hp, systems = hparams_of(task), {}
+    if task.checkpoint:
+        systems = separate_by_network(load_network(task), mixture, rate, task.both_masks)
     systems |= theirs
     for name, mask in ideal_masks(references, rate, hp).items():
         systems[name] = separate_by_mask(mixture, mask, rate, hp, UNTUNED_MASK)
-    n_channels, n_samples = mixture.shape
-    if n_samples < rate:
-        notes.append(f"shorter than a frame of 1 s: one frame of {n_samples} samples")
     return {
         "name": track.name,
         "group": track.group,
-        "split": track.split,
-        "sample_rate": rate,
-        "n_channels": n_channels,
-        "seconds": n_samples / rate,
+        "seconds": mixture.shape[-1] / rate,
         "notes": notes,
-        **score_song(references, systems, rate, task.v3),
+        "scores": score_song(references, systems, rate),
     }
 
 
@@ -280,12 +260,11 @@ def separate_by_network(
 
     Returns (2, n_channels, n_samples) by system: ``model``, or ``hard`` and ``soft``.
     """
-    ways: dict[str, dict[str, Any]] = {"model": {}}
-    if both_masks:
-        ways = {"hard": {"mask_at_eval": True}, "soft": {"mask_at_eval": False}}
-    separated, tuned, separator = {}, separator.mask_settings, copy.copy(separator)
-    for name, settings in ways.items():
-        separator.mask_settings = {**tuned, **settings}
+    tuned = separator.mask_settings
+    ways = {"hard": True, "soft": False} if both_masks else {"model": tuned["mask_at_eval"]}
+    separated, separator = {}, copy.copy(separator)
+    for name, is_binary in ways.items():
+        separator.mask_settings = {**tuned, "mask_at_eval": is_binary}
         separated[name] = np.stack(separator.separate(mixture, sample_rate))
     return separated
 
@@ -340,11 +319,8 @@ def separate_by_mask(
 
 
 def score_song(
-    references: np.ndarray,
-    estimates: dict[str, np.ndarray],
-    sample_rate: int,
-    v3: bool | None = None,
-) -> dict[str, Any]:
+    references: np.ndarray, estimates: dict[str, np.ndarray], sample_rate: int
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Score all systems on one song, the mixture as ``floor`` among them.
 
     Parameters
@@ -354,54 +330,48 @@ def score_song(
         By system.
     sample_rate : int
         Of which BSSEval's frames take one second.
-    v3 : bool, optional
-        Whether to take BSSEval v3, too; by default of mono songs, of which it has been reported.
 
     Returns
     -------
     dict
-        ``n_frames``; ``silent``: in how many of them a reference, or else a system's estimate, is
-        silent; ``scores``: by system and stem, lists of ``sdr``, ``isr``, ``sir``, ``sar``
-        (BSSEval v4, a number a frame) and, of the whole song, ``si_sdr`` and where it is taken
-        ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3 on the mean of the channels) and ``nsdr``
-        (``v3_sdr`` minus that of the floor). What is averaged over songs is limited: ``v3_sdr`` and
-        ``si_sdr`` to `WORST_DB` and `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and
-        `BITS_DB`. None is a score that nobody has: a reference is silent in the frame or song.
+        By system and stem: lists of ``sdr``, ``isr``, ``sir``, ``sar`` (BSSEval v4, a number a
+        frame); of the whole song ``si_sdr`` and, of mono songs, of which it has been reported,
+        ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3) and ``nsdr`` (``v3_sdr`` minus that of the
+        floor). What is averaged over songs is limited: ``v3_sdr`` and ``si_sdr`` to `WORST_DB` and
+        `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and `BITS_DB`. None is a score that
+        nobody has: a reference is silent in the frame or song.
     """
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
     truth = _to_16_bits(references)
     guesses = torch.empty(len(estimates), *truth.shape)  # filled one by one: they are large
-    silent = {"reference": silent_frames(truth, sample_rate)}
-    for (name, estimate), guess in zip(estimates.items(), guesses, strict=True):
+    for guess, estimate in zip(guesses, estimates.values(), strict=True):
         guess.copy_(_to_16_bits(estimate))
-        silent[name] = silent_frames(guess, sample_rate) & ~silent["reference"]
-    has_truth = ~silent["reference"]
-    frames = metrics.bss_eval_v4(truth, guesses, sample_rate, sample_rate)._asdict()
-    frames = {name: _worst_if_none(score, has_truth) for name, score in frames.items()}
-    del guesses, guess  # what is left to do needs the room
-    whole = {}
-    if v3 or (v3 is None and references.shape[1] == 1):
-        true_mono = _to_16_bits(references.mean(1))
-        mono = torch.stack([_to_16_bits(estimate.mean(1)) for estimate in estimates.values()])
-        found = metrics.bss_eval_v3(true_mono, mono)
-        for name, best in (("sdr", BEST_DB), ("sir", BITS_DB), ("sar", BITS_DB)):
-            score = getattr(found, name).clamp(WORST_DB, best)
-            whole[f"v3_{name}"] = _worst_if_none(score, true_mono.any(-1).all())
-        whole["nsdr"] = whole["v3_sdr"] - whole["v3_sdr"][0]
+    found = metrics.bss_eval_v4(truth, guesses, sample_rate)._asdict()
+    if is_mono := len(mixture) == 1:
+        whole = metrics.bss_eval_v3(truth[:, 0], guesses[:, :, 0])
+        found["v3_sdr"] = whole.sdr.clamp(WORST_DB, BEST_DB)
+        found["v3_sir"] = whole.sir.clamp(WORST_DB, BITS_DB)
+        found["v3_sar"] = whole.sar.clamp(WORST_DB, BITS_DB)
+    found = {name: _worst_where_silent(score) for name, score in found.items()}
+    if is_mono:
+        found["nsdr"] = found["v3_sdr"] - found["v3_sdr"][0]
     has_truth = truth.flatten(1).any(-1).all()
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for i, (system, estimate) in enumerate(estimates.items()):
-        scores[system] = {}
-        for j, stem in enumerate(STEMS):
-            value = limited_si_sdr(estimate[j], references[j]) if has_truth else math.nan
-            scores[system][stem] = {
-                **{name: [*map(number, x[i, j].tolist())] for name, x in frames.items()},
-                **{name: number(x[i, j].item()) for name, x in whole.items()},
-                "si_sdr": number(value),
-            }
-    n_silent = {name: int(where.sum()) for name, where in silent.items()}
-    return {"n_frames": len(silent["reference"]), "silent": n_silent, "scores": scores}
+    si_sdr = [
+        [
+            limited_si_sdr(*pair) if has_truth else math.nan
+            for pair in zip(both, references, strict=True)
+        ]
+        for both in estimates.values()
+    ]
+    found["si_sdr"] = torch.tensor(si_sdr, dtype=torch.float64)
+    return {
+        system: {
+            stem: {name: rounded(score[i, j].tolist()) for name, score in found.items()}
+            for j, stem in enumerate(STEMS)
+        }
+        for i, system in enumerate(estimates)
+    }
 
 
 def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
@@ -409,17 +379,10 @@ def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     return float(np.clip(metrics.si_sdr(estimate, reference), WORST_DB, BEST_DB))
 
 
-def _worst_if_none(scores: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
-    """Give silent estimates, which have no score, the worst one where the truth is heard."""
-    return torch.where(scores.isnan() & heard, WORST_DB, scores)
-
-
-def silent_frames(wavs: torch.Tensor, window: int) -> torch.Tensor:
-    """Say of each frame whether one of the sources (2, n_channels, n_samples) is silent in it."""
-    n_samples = wavs.shape[-1]
-    window = min(window, n_samples)
-    frames = wavs.sum(1)[:, : n_samples // window * window].unflatten(-1, (-1, window))
-    return (frames == 0).all(-1).any(0)
+def _worst_where_silent(scores: torch.Tensor) -> torch.Tensor:
+    """Give silent estimates, which have no score, the worst one where other systems have one."""
+    is_nan = scores.isnan()  # (n_systems, 2, ...)
+    return torch.where(is_nan & ~is_nan.all(0), WORST_DB, scores)
 
 
 def _to_16_bits(wav: np.ndarray) -> torch.Tensor:

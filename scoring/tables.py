@@ -37,12 +37,6 @@ class Metric(NamedTuple):
     label: str
     across: str  # songs: "median", "mean", or "length" for the mean weighted by length
 
-    @property
-    def song_label(self) -> str:
-        """Its name where songs are shown one by one: the G is for global."""
-        plain = self.label.removeprefix("G")
-        return plain if plain == self.label else f"{plain} (v3)"
-
 
 METRICS = (
     Metric("sdr", "SDR", "median"),
@@ -68,8 +62,10 @@ def median(values: Iterable[float | None]) -> float:
     return float(np.median(there)) if there else math.nan
 
 
-def number(value: float) -> float | None:
-    """Round to what a file keeps, 0.0001 dB; None for NaN, which JSON does not know."""
+def rounded(value: Any) -> Any:
+    """Round a number, or a list of them, to 0.0001 dB; None for NaN, which JSON does not know."""
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
     return None if math.isnan(value) else round(value, 4)
 
 
@@ -100,11 +96,11 @@ def summarise(songs: list[Record]) -> Summary:
             else:
                 mean = float(np.average(values[there], weights=weights[there]))
             means[system] = mean
-            cell = {"value": number(mean), "n_songs": int(there.sum()), "share": None}
+            cell = {"value": rounded(mean), "n_songs": int(there.sum()), "share": None}
             summary[system][stem][metric.name] = cell
         way = means.get(CEILING, math.nan) - means.get(FLOOR, math.nan)
         for system in systems if way > 0.01 else ():
-            share = number((means[system] - means[FLOOR]) / way)
+            share = rounded((means[system] - means[FLOOR]) / way)
             summary[system][stem][metric.name]["share"] = share
     return summary
 
@@ -140,45 +136,16 @@ def tables(summary: Summary) -> list[str]:
     return lines
 
 
-def omissions(songs: list[Record], summary: Summary) -> list[str]:
-    """Say how many frames and songs the tables leave out, and why."""
-    n_frames = sum(song["n_frames"] for song in songs)
-    lines = []
-    if n_silent := sum(song["silent"]["reference"] for song in songs):
-        lines.append(
-            f"{n_silent} of {n_frames} frames left out of BSSEval v4: a true source is silent"
-        )
-    for metric in METRICS:
-        n_songs = summary[FLOOR]["vocals"][metric.name]["n_songs"] if songs else 0
-        if 0 < n_songs < len(songs):
-            lines.append(
-                f"{len(songs) - n_songs} of {len(songs)} songs left out of {metric.label}: "
-                "a true source is silent" + " or it was not taken" * (metric.across == "length")
-            )
-    for system in ordered(summary):
-        if n_silent := sum(song["silent"][system] for song in songs):
-            lines.append(
-                f"{n_silent} of {n_frames} frames of {system} count {WORST_DB:g} dB: it is silent "
-                "where the truth is not"
-            )
-    return lines
-
-
 def strips(songs: list[Record]) -> dict[str, dict[str, list[float]]]:
-    """Arrange every song's scores for `figures.draw_strips`: title, system, a number a song."""
-    systems = ordered(songs[0]["scores"]) if songs else []
-    found = {}
-    for stem, metric in product(STEMS, METRICS):
-        values = {
-            s: [song_score(r["scores"][s][stem], metric.name) for r in songs] for s in systems
+    """Arrange every song's SDR and SI-SDR for a figure: by title and system, a number a song."""
+    return {
+        f"{metric.label} of the {stem} [dB]": {
+            system: [song_score(song["scores"][system][stem], metric.name) for song in songs]
+            for system in (ordered(songs[0]["scores"]) if songs else ())
         }
-        note = ""
-        if metric.name.endswith("sar"):  # 80 dB of rounding would press the others together
-            note = "; the floor has no artifacts"
-            values.pop(FLOOR, None)
-        if any(math.isfinite(value) for of_system in values.values() for value in of_system):
-            found[f"{metric.song_label} of the {stem} [dB]{note}"] = values
-    return found
+        for stem, metric in product(STEMS, METRICS)
+        if metric.name in ("sdr", "si_sdr")
+    }
 
 
 # --- One system against another -------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What libsndfile cannot read, through PyAV: m4a, mp4, webm, wma, odd mp3, the stems of MUSDB18.
 
-`open_sound` returns a `Sound`, which is read like a `soundfile.SoundFile`: AAC and its like as
-floats, ALAC as the integers of the file. The encoder's delay and padding are cut off where the
+`open_sound` returns a `Sound`, which is read like a `soundfile.SoundFile`, always as floats: of
+ALAC's 16 bits, too, every one comes back. The encoder's delay and padding are cut off where the
 container tells them, so that a song in an m4a has the length of the wav it was made from.
 """
 
@@ -23,15 +23,12 @@ _MAGIC = {
     b"\x30\x26\xb2\x75": "wma",
     b"ID3": "mp3",
     b"OggS": "ogg",  # with a codec that libsndfile does not know: Speex, FLAC
-    b"caff": "caf",  # ALAC as ffmpeg packs it
-    b"wvpk": "wavpack",
-    b"MAC ": "ape",
-    b"\x0b\x77": "ac3",
 }
 _TAGS = {
     **{name: name for name in ("title", "artist", "album", "date", "comment", "genre")},
     **{"copyright": "copyright", "track": "tracknumber"},
 }
+_SCALES = {"s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}  # FFmpeg's sample formats
 
 
 class DecoderError(Exception):
@@ -55,22 +52,8 @@ def container_of(file: BinaryIO) -> str | None:
 def open_sound(path: Path, file: BinaryIO, container: str, stream: int = 0) -> Sound:
     """Open one audio stream of a file.
 
-    Parameters
-    ----------
-    path : Path
-    file : file
-        The same file, open; it has to stay open as long as the sound.
-    container : str
-        What `container_of` calls it.
-    stream : int
-        Which of its audio streams.
-
-    Raises
-    ------
-    InputError
-        If PyAV is not installed.
-    DecoderError
-        If there is no such sound that it can decode.
+    `file` is the same as `path`, open, as long as the sound; `container` what `container_of` calls
+    it. InputError without PyAV, DecoderError if there is no such sound that it can decode.
     """
     try:
         import av
@@ -106,16 +89,11 @@ class Sound:
         stream = container.streams.audio[index]
         codec = stream.codec_context
         kind = codec.format.name.removesuffix("p") if codec and codec.format else ""
-        if codec is None or not codec.sample_rate or kind not in ("u8", "s16", "s32", "flt", "dbl"):
+        if kind not in _SCALES or not codec.sample_rate:
             raise DecoderError(f"cannot decode {codec.name if codec else 'its codec'}")
         self._container, self._stream, self.format = container, stream, name.upper()
         self.samplerate, self.channels = codec.sample_rate, codec.layout.nb_channels
-        bits = {"u8": 8, "s16": 16, "s32": 32}.get(kind)
-        if codec.name == "alac" and len(codec.extradata or b"") > 17:
-            bits = codec.extradata[17]  # of a sample; FFmpeg has only 16 and 32 bits
-        self.subtype = codec.name.upper()
-        if bits is not None:
-            self.subtype = f"PCM_{-(-bits // 8) * 8}".replace("PCM_8", "PCM_U8")
+        self.subtype, self._scale = codec.name.upper(), _SCALES[kind]
         if stream.duration is not None:
             duration = stream.duration * stream.time_base
         else:
@@ -146,10 +124,7 @@ class Sound:
         return {ours: tags[name] for name, ours in _TAGS.items() if name in tags}
 
     def read(self, out: np.ndarray) -> np.ndarray:
-        """Fill (n_samples, n_channels) as libsndfile does: int32 uses the upper bits first.
-
-        Returns the part that was filled, which is shorter only at the end. Raises DecoderError.
-        """
+        """Fill (n_samples, n_channels), float32, and return it; it is shorter only at the end."""
         n_done, n_wanted = 0, min(len(out), self._n_left)
         while n_done < n_wanted:
             if not len(self._rest):
@@ -158,7 +133,7 @@ class Sound:
                     break
                 self._rest = block
             n = min(n_wanted - n_done, len(self._rest))
-            out[n_done : n_done + n] = _scaled(self._rest[:n], out.dtype)
+            out[n_done : n_done + n] = self._rest[:n]
             self._rest = self._rest[n:]
             n_done += n
         self._n_left -= n_done
@@ -174,21 +149,10 @@ class Sound:
                     raise DecoderError("the sample rate changes")
                 if frame.layout.nb_channels != self.channels:
                     raise DecoderError("the number of channels changes")
-                samples = frame.to_ndarray()
+                samples = frame.to_ndarray() * np.float64(self._scale)
                 yield samples.T if frame.format.is_planar else samples.reshape(-1, self.channels)
         except av.FFmpegError as error:
             raise DecoderError(_words(error)) from error
-
-
-def _scaled(block: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Move the lowest and highest values of one number type to those of another."""
-    if block.dtype == np.uint8:
-        block = (block.astype(np.int32) - 128) << 24
-    elif block.dtype == np.int16:
-        block = block.astype(np.int32) << 16
-    if block.dtype == np.int32 and dtype != np.int32:
-        return block.astype(dtype) * dtype.type(2.0**-31)
-    return block
 
 
 def _words(error: Exception) -> str:

@@ -80,15 +80,11 @@ def probe(path: str | os.PathLike, allow_truncated: bool = False, stream: int = 
     Parameters
     ----------
     path : path-like
-        Any name the file system allows; the content decides the format, not the extension.
+        The content decides the format, not the extension.
     allow_truncated : bool
         Accept a file that is cut off; `n_samples` is then what the file holds.
     stream : int
         Which sound of a file that has several, as .stem.mp4 has five.
-
-    Returns
-    -------
-    AudioInfo
 
     Raises
     ------
@@ -121,10 +117,8 @@ def check_path(path: str | os.PathLike) -> None:
 
 def sample_format(subtype: str) -> SampleFormat:
     """Choose what to write for a libsndfile subtype: itself, or PCM_16 where that is not kept."""
-    if subtype == "PCM_S8":  # in AIFF and FLAC; the same codes are called unsigned in a WAV
-        subtype = "PCM_U8"
-    if subtype not in _BITS:
-        subtype = "PCM_16"
+    subtype = "PCM_U8" if subtype == "PCM_S8" else subtype  # as a WAV calls the same codes
+    subtype = subtype if subtype in _BITS else "PCM_16"
     return SampleFormat(subtype, _BITS[subtype])
 
 
@@ -166,18 +160,27 @@ def _open_sound(path: Path, file: BinaryIO, stream: int) -> Sound:
 
 def _inspect(path: Path, file: BinaryIO, sound: Sound, allow_truncated: bool) -> AudioInfo:
     """Compare what the header says with what the file can hold."""
+    low, high = RANGES["sample_rate"]
+    position = file.tell()
+    problem, warning = "", ""
     if sound.frames > _UNKNOWN_LENGTH:
         raise InputError(f"{path}: its header does not tell its length (convert it to wav)")
     if sound.frames <= 0:
         raise InputError(f"{path}: no audio samples (record or copy it again)")
-    low, high = RANGES["sample_rate"]
     if not low <= sound.samplerate <= high:
         raise InputError(
             f"{path}: sample rate {sound.samplerate} Hz is not between {low:g} and {high:g} Hz "
             "(convert it, or repair its header)"
         )
-    position = file.tell()
-    problem, warning = _check_riff(file, sound) or _check_ogg(file) or ("", "")
+    if sound.format in ("WAV", "WAVEX", "RF64"):  # libsndfile takes what there is of a cut one
+        promised, n_bytes = _data_size(file)
+        if is_unknown_length(promised):
+            warning = "its header does not tell its length (written by a pipe?)"
+        elif promised > n_bytes > 0:
+            n_promised = round(sound.frames * promised / n_bytes)
+            problem = f"header promises {n_promised} frames, file holds {sound.frames}"
+    elif sound.format == "OGG" and not _has_end(file):
+        problem = "its end is missing, or another sound follows"
     file.seek(position)
     if problem and not allow_truncated:
         raise InputError(f"{path}: {problem} (export it again, or generate.py --allow-truncated)")
@@ -194,33 +197,21 @@ def _inspect(path: Path, file: BinaryIO, sound: Sound, allow_truncated: bool) ->
     )
 
 
-def _check_riff(file: BinaryIO, sound: Sound) -> tuple[str, str] | None:
-    """Find what libsndfile forgives a WAV: returns (problem, warning), None for another file."""
+def _data_size(file: BinaryIO) -> tuple[int, int]:
+    """Return how many bytes of samples a WAV promises, and how many it holds."""
     file.seek(0)
-    start = file.read(12)
-    if start[:4] not in (b"RIFF", b"RIFX", b"RF64") or start[8:] != b"WAVE":
-        return None
-    order = "big" if start[:4] == b"RIFX" else "little"
-    size64 = 0
+    order = "big" if file.read(12)[:4] == b"RIFX" else "little"
+    size64 = None
     for _ in range(10_000):  # a hostile file can hold millions of empty chunks
-        entry = file.read(8)
-        name, size = entry[:4], int.from_bytes(entry[4:], order)
-        if len(entry) < 8:
-            break
+        name, size = file.read(4), int.from_bytes(file.read(4), order)
         if name == b"data":
-            promised = size64 if start[:4] == b"RF64" and size == 0xFFFFFFFF else size
-            n_bytes = os.fstat(file.fileno()).st_size - file.tell()
-            if promised <= n_bytes:
-                break
-            if is_unknown_length(promised):
-                return "", "its header does not tell its length (written by a pipe?)"
-            n_promised = round(sound.frames * promised / n_bytes) if n_bytes else promised
-            return f"header promises {n_promised} frames, file holds {sound.frames}", ""
+            is_64 = size64 is not None and size == 0xFFFFFFFF
+            return size64 if is_64 else size, os.fstat(file.fileno()).st_size - file.tell()
+        after = file.tell() + size + size % 2
         if name == b"ds64":  # RF64 keeps its 64-bit sizes here
             size64 = int.from_bytes(file.read(16)[8:], "little")
-            size -= 16
-        file.seek(size + size % 2, os.SEEK_CUR)
-    return "", ""
+        file.seek(after)
+    return 0, 0
 
 
 def is_unknown_length(size: int) -> bool:
@@ -229,42 +220,25 @@ def is_unknown_length(size: int) -> bool:
     Whoever writes into a pipe cannot return to the header and leaves the largest number there. Any
     other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
     """
-    return size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000000
+    return 0xFFFF0000 <= size < 2**32 or 0x7FFF0000 <= size <= 0x80000000
 
 
-def _check_ogg(file: BinaryIO) -> tuple[str, str] | None:
-    """Look at the end of an Ogg file; returns as `_check_riff`.
-
-    Its last page must be whole, marked as the last, and of the stream that the first page began:
-    of several that follow each other, as in recorded radio, libsndfile reads the first.
-    """
+def _has_end(file: BinaryIO) -> bool:
+    """Say whether an Ogg file's last page is whole, marked as the last, and of its first stream."""
     file.seek(0)
     first = file.read(18)
-    if first[:4] != b"OggS":
-        return None
     file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))  # a page has at most 65307 bytes
     tail = file.read()
     page = tail[max(0, tail.rfind(b"OggS")) :]
     n_page = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) >= 27 else 27
-    if len(page) < n_page or not page[5] & 4:
-        return "its end is missing", ""
-    if page[14:18] != first[14:18]:  # the streams' serial numbers
-        return "several sounds in one file, of which only the first can be read", ""
-    return "", ""
+    return len(page) >= n_page and page[5] & 4 != 0 and page[14:18] == first[14:18]
 
 
-def _is_guess(file: BinaryIO, sound: Sound) -> bool:
+def _is_guess(file: BinaryIO) -> bool:
     """Say whether an MP3's length is libsndfile's guess from its size: it has no Xing header."""
-    if not isinstance(sound, soundfile.SoundFile) or sound.format != "MP3":
-        return False
     position = file.tell()
     file.seek(0)
-    start = file.read(10)
-    if start[:3] == b"ID3":  # titles, cover art; seven bits of its size in each byte
-        file.seek(
-            10 + sum(byte << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=True))
-        )
-    start += file.read(4096)
+    start = file.read(2**22)  # behind the largest cover art
     file.seek(position)
     return b"Xing" not in start and b"Info" not in start
 
@@ -313,10 +287,10 @@ class Reader:
         except InputError:
             self.__exit__()
             raise
-        self._is_guess = _is_guess(self._file, self._sound)
         self._n_promised = info.n_samples
+        self._is_mp3 = info.container == "MP3"
+        self._is_guess = self._is_mp3 and _is_guess(self._file)
         self.info = replace(info, n_samples=min(self._last, info.n_samples) - self._first)
-        self._stamp = self._changes()
         self._allow_truncated = allow_truncated
         self._fix_nonfinite = fix_nonfinite
         self._position = 0  # in the file
@@ -335,8 +309,8 @@ class Reader:
             "samples beyond full scale clipped (--subtype FLOAT)": self._n_clipped,
             "non-finite samples taken as silence": self._n_fixed,
         }
-        told = [f"{n} {what}" for what, n in counts.items() if n]
-        return [*self.info.warnings, *told, *([self._problem] if self._problem else [])]
+        done = [f"{n} {what}" for what, n in counts.items() if n]
+        return [*self.info.warnings, *done, *([self._problem] if self._problem else [])]
 
     def __enter__(self) -> Reader:
         return self
@@ -371,17 +345,16 @@ class Reader:
         """
         subtype, native = self._sound.subtype, self.info.sample_format
         wanted = sample_format or native
-        if subtype not in _EXACT:
-            for block in self._read(n_samples, "float32"):
+        dtype = {"FLOAT": "float32", "DOUBLE": "float64"}.get(subtype, "int32")
+        for block in self._read(n_samples, dtype if subtype in _EXACT else "float32"):
+            if subtype not in _EXACT:
                 yield to_codes(block, wanted)
-        elif native.bits is None:
-            for block in self._read(n_samples, "float32" if subtype == "FLOAT" else "float64"):
+            elif native.bits is not None:  # libsndfile fills the upper bits
+                yield convert_codes(block >> (32 - native.bits), native, wanted)
+            else:
                 if wanted.bits is not None:
                     self._n_clipped += int((np.abs(block) > 1).sum())
                 yield convert_codes(block, native, wanted)
-        else:
-            for block in self._read(n_samples, "int32"):  # libsndfile fills the upper bits
-                yield convert_codes(block >> (32 - native.bits), native, wanted)
 
     def float_blocks(self, n_samples: int) -> Iterator[np.ndarray]:
         """Yield the file as float32, full scale 1, for uses that need no exactness.
@@ -391,20 +364,19 @@ class Reader:
         """
         yield from self._read(n_samples, "float32")
 
+    def read(self) -> np.ndarray:
+        """Return all of it as `float_blocks` does: (n_channels, n_samples)."""
+        return np.concatenate(list(self.float_blocks(DISK_BLOCK)), axis=1)
+
     def _read(self, n_samples: int, dtype: str) -> Iterator[np.ndarray]:
         """Yield (n_channels, <= n_samples) of the excerpt, checked."""
-        if (
-            self._first
-            and self._sound.subtype in _EXACT
-            and not isinstance(self._sound, decoding.Sound)
-        ):
+        if self._first and self._sound.subtype in _EXACT:
             self._position = self._sound.seek(self._first)
         while self._position < self._first:  # in MP3, a seek does not find the same samples
             n_skipped = len(self._decode(min(2**16, self._first - self._position), dtype))
             self._position += n_skipped
             if not n_skipped:
                 break
-        waiting = None  # until there is more, or the end has been looked at
         while n := min(n_samples, self._last - self._position):
             block = self._decode(n, dtype)
             if not self._sound.subtype.startswith("PCM"):
@@ -412,14 +384,10 @@ class Reader:
                 self._n_fixed += check_floats(block, self.info, at, self._fix_nonfinite)
             self._position += len(block)
             if len(block):
-                if waiting is not None:
-                    yield waiting.T  # (n_channels, n_samples)
-                waiting = block
+                yield block.T  # (n_channels, n_samples)
             if len(block) < n:
                 break
         self._check_end()
-        if waiting is not None:
-            yield waiting.T
 
     def _decode(self, n_samples: int, dtype: str) -> np.ndarray:
         """Read (n_samples, n_channels), fewer only at the end."""
@@ -438,34 +406,27 @@ class Reader:
             ) from error
 
     def _check_end(self) -> None:
-        """Make sure that all promised samples came, from a file that nobody touched."""
-        path, promised = self.info.path, min(self._n_promised, self._last)
-        if self._changes() != self._stamp:
-            raise InputError(f"{path}: changed while it was read (run again when it is complete)")
-        problem = ""
-        slack = MP3_FRAME if self.info.container == "MP3" else 0
-        if self._position < promised - getattr(self._sound, "slack", slack) and not self._is_guess:
+        """Make sure that all promised samples came."""
+        path, promised, problem = self.info.path, min(self._n_promised, self._last), ""
+        slack = MP3_FRAME if self._is_mp3 else getattr(self._sound, "slack", 0)
+        if self._position < promised - slack and not self._is_guess:
             problem = f"header promises {self._n_promised} frames, file holds {self._position}"
         # Where its guess is too short, or a Xing header lies, libsndfile reads no further.
-        n_bytes, n_unread = self._stamp[0], self._stamp[0] - self._file.tell()
-        if slack and self._position < self._last and n_unread > max(2**16, 0.02 * n_bytes):
+        n_bytes = os.fstat(self._file.fileno()).st_size
+        n_unread = n_bytes - self._file.tell()
+        if self._is_mp3 and self._position < self._last and n_unread > max(2**16, 0.02 * n_bytes):
             problem = f"{n_unread} of {n_bytes} bytes were not decoded (convert it to wav)"
         if problem and not self._allow_truncated:
             raise InputError(f"{path}: {problem} (export it again, or use --allow-truncated)")
         self._problem = problem
         if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
-            begin, end = (n / self.info.sample_rate for n in (self._first, self._position))
-            raise _begins_too_late(path, f"{begin:.3f}", end)
-
-    def _changes(self) -> tuple[int, int]:
-        """Return what changes when somebody writes into the file."""
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+            raise _begins_too_late(self.info, self._first, self._position)
 
 
-def _begins_too_late(path: Path, begin: str, end: float) -> InputError:
+def _begins_too_late(info: AudioInfo, first: int, n_samples: int) -> InputError:
+    begin, end = first / info.sample_rate, n_samples / info.sample_rate
     return InputError(
-        f"{path}: the excerpt begins at {begin} s, but the sound ends at {end:.3f} s "
+        f"{info.path}: the excerpt begins at {begin:.3f} s, but the sound ends at {end:.3f} s "
         "(begin earlier)"
     )
 
@@ -475,32 +436,21 @@ def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int
 
     The last is not limited to what the header promises: some of them guess.
     """
-    endless = 2**60
-    if not 0 <= start < endless / info.sample_rate:
-        raise InputError(f"{info.path}: an excerpt cannot begin at {start:g} s (0 or later)")
-    first = round(start * info.sample_rate)
+    if not start >= 0 or not (duration is None or duration > 0):
+        raise InputError(f"{info.path}: no excerpt of {duration} s can begin at {start:g} s")
+    first = round(min(start * info.sample_rate, 2.0**60))
     if first >= info.n_samples:
-        raise _begins_too_late(info.path, f"{start:g}", info.seconds)
+        raise _begins_too_late(info, first, info.n_samples)
     if duration is None:
-        return first, endless
-    if not duration > 0:
-        raise InputError(f"{info.path}: an excerpt cannot last {duration:g} s (more than 0)")
+        return first, 2**60
     return first, first + max(1, round(min(duration * info.sample_rate, 2.0**50)))
 
 
 def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -> int:
     """Refuse or zero NaN and infinity, refuse what would overflow the STFT.
 
-    Parameters
-    ----------
-    block : np.ndarray, shape=(n_samples, n_channels), float
-        Changed where it is fixed.
-    info : AudioInfo
-        Names the file in messages.
-    position : int
-        Samples before the block.
-    fix : bool
-        Zero what is not finite; the return value counts it.
+    The block, (n_samples, n_channels), begins at the sample `position`. Where it is to be fixed, it
+    is changed, and the number of zeroed samples returned.
     """
     if not block.size or max(block.max(), -block.min()) <= MAX_LEVEL:  # false for NaN
         return 0
@@ -591,16 +541,11 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Say what the operating system or libsndfile meant, with the fix."""
+    """Say what the operating system meant, with the fix."""
     fixes = {
         errno.ENOENT: "no such file (check the name)",
         errno.EACCES: "permission denied (change its permissions)",
         errno.EPERM: "permission denied (change its permissions)",
-        errno.EROFS: "the disk is read-only (choose another folder)",
-        errno.ENAMETOOLONG: "the name is too long (shorten it)",
-        errno.ENOTDIR: "no such file: a part of the path is not a directory (check the name)",
-        errno.ELOOP: "the links go round in a circle (check the name)",
-        errno.EFBIG: "larger than files may be here (see ulimit -f)",
     }
     number = getattr(error, "errno", None)
-    return fixes.get(number) or getattr(error, "strerror", None) or str(error)
+    return fixes.get(number) or f"{getattr(error, 'strerror', None) or error} (check the name)"

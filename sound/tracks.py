@@ -124,26 +124,19 @@ def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_
     InputError
         If the folder is missing, holds no songs, or could be read in two ways.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    _refuse_missing(root)
     try:
         voice = re.compile(voice_pattern, re.IGNORECASE)
     except re.error as error:
         raise InputError(f"voice pattern {voice_pattern!r}: {error}") from error
-    has = {_key(entry.name): entry for entry in _entries(root) if entry.is_dir()}
-    readers: list[Callable[[], Found]] = []
-    if kind is None:
-        if "mixtures" in has:
-            readers.append(lambda: _dsd100(has["mixtures"], has.get("sources", root / "Sources")))
-        if "wavfile" in has:
-            readers.append(lambda: _mir1k(has["wavfile"]))
-        if "rest" in has:
-            readers.append(lambda: _mir1k_clips(root))
-        if "test" in has or ("train" in has and "rest" not in has):
-            readers.append(lambda: _musdb18(root))
-    if len(readers) > 1:
-        raise InputError(f"{root}: looks like two layouts at once ({', '.join(has)}); split it up")
-    found = readers[0]() if readers else _folder(root, kind, voice)
+    names = {_key(entry.name) for entry in _entries(root) if entry.is_dir()}
+    layouts = {"mixtures": _dsd100, "wavfile": _mir1k, "rest": _mir1k_clips, "test": _musdb18}
+    if "rest" not in names:
+        layouts["train"] = _musdb18
+    readers = list(dict.fromkeys(layouts[name] for name in layouts if name in names))
+    if kind is None and len(readers) > 1:
+        raise InputError(f"{root}: holds {' and '.join(sorted(names & set(layouts)))}: two layouts")
+    found = readers[0](root) if kind is None and readers else _folder(root, kind, voice)
     if not found.tracks and not found.bad:
         raise InputError(
             f"{root}: no songs found as {found.layout}; expected for example "
@@ -152,51 +145,52 @@ def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_
     return _without_twins(found)
 
 
-def _dsd100(mixtures: Path, sources: Path) -> Found:
-    """DSD100: {Mixtures,Sources}[/{Dev,Test}]/<NNN - title>; flat, 001 to 050 are Test."""
-    sets = [path for path in _entries(mixtures) if _key(path.name) in ("dev", "test")]
-    others = [p for p in _entries(mixtures) if p.is_dir() and p not in sets]
-    if sets and others:
-        raise InputError(f"{mixtures}: holds Dev or Test and also songs, such as {others[0].name}")
+def _refuse_missing(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
 
-    def track(place: str, folder: Path, stems: Path) -> Track:
-        number = re.match(r"(\d+)\b", folder.name)
-        if not place and not number:
-            raise InputError(f"{folder}: no number in front; 001 to 050 are Test, 051 to 100 Dev")
-        is_test = _key(place) == "test" if place else int(number[1]) <= 50
-        return _track(folder.name, is_test, _only(folder, None), _only(stems, "vocals"))
 
-    jobs = []
-    for place in [path.name for path in sets] or [""]:
-        songs = {_key(p.name): p for p in _entries(mixtures / place) if p.is_dir()}
-        stems = {_key(p.name): p for p in _entries(sources / place) if p.is_dir()}
-        for key in sorted(songs.keys() | stems.keys()):
-            folder = songs.get(key) or mixtures / place / stems[key].name
-            jobs.append((place, folder, stems.get(key) or sources / place / folder.name))
-    return _found("DSD100" if sets else "DSD100, flattened", track, jobs)
+def _dsd100(root: Path) -> Found:
+    """DSD100: {Mixtures,Sources}/{Dev,Test}/<song>/{mixture,vocals}.wav."""
+    mixtures, sources = (_songs(root / _named(root, part)) for part in ("mixtures", "sources"))
+
+    def track(key: tuple[str, str]) -> Track:
+        folder, stems = mixtures.get(key), sources.get(key)
+        if folder is None or stems is None:
+            part = "Sources" if stems is None else "Mixtures"
+            raise InputError(f"{folder or stems}: has no folder of the same name in {part}")
+        return _track(
+            folder.name, key[0] == "test", _only(folder, "mixture"), _only(stems, "vocals")
+        )
+
+    return _found("DSD100", track, sorted(mixtures | sources))
+
+
+def _songs(root: Path) -> dict[tuple[str, str], Path]:
+    """List {Dev,Test}/<song> by set and name."""
+    sets = [folder for folder in _entries(root) if _key(folder.name) in ("dev", "test")]
+    return {(_key(s.name), _key(p.name)): p for s in sets for p in _entries(s) if p.is_dir()}
 
 
 def _musdb18(root: Path) -> Found:
     """MUSDB18-HQ: {train,test}/<song>/{mixture,vocals}.wav; MUSDB18: <song>.stem.mp4 instead."""
-    songs = _split_entries(root, {"train": "train", "test": "test"})
-    stems = [(path, split) for path, split in songs if path.name.lower().endswith(STEM_MP4)]
-    folders = [(path, split) for path, split in songs if path.is_dir()]
+
+    def track(path: Path) -> Track:
+        is_test = _key(path.parent.name) == "test"
+        if path.is_dir():
+            return _track(path.name, is_test, _only(path, "mixture"), _only(path, "vocals"))
+        parts = (Part(path, stream=STEM_MIXTURE),), (Part(path, stream=STEM_VOCALS),)
+        return _track(path.name[: -len(STEM_MP4)], is_test, *parts)
+
+    songs = [p for split in ("train", "test") for p in _entries(root / _named(root, split))]
+    stems = [path for path in songs if path.name.lower().endswith(STEM_MP4)]
+    folders = [path for path in songs if path.is_dir()]
     if stems and folders:
         raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
-
-    def of_stems(path: Path, split: str) -> Track:
-        parts = (Part(path, stream=STEM_MIXTURE),), (Part(path, stream=STEM_VOCALS),)
-        return _track(path.name[: -len(STEM_MP4)], split == "test", *parts)
-
-    def of_folder(path: Path, split: str) -> Track:
-        return _track(path.name, split == "test", _only(path, "mixture"), _only(path, "vocals"))
-
-    if stems:
-        return _found("MUSDB18", of_stems, stems)
-    return _found("MUSDB18-HQ", of_folder, folders)
+    return _found("MUSDB18" if stems else "MUSDB18-HQ", track, stems or folders)
 
 
-def _mir1k(folder: Path) -> Found:
+def _mir1k(root: Path) -> Found:
     """MIR-1K: Wavfile/<singer>_<song>_<clip>.wav, left the accompaniment, right the voice."""
 
     def track(path: Path) -> Track:
@@ -208,27 +202,26 @@ def _mir1k(folder: Path) -> Found:
         is_test = path.stem.split("_")[0] not in MIR1K_TRAIN
         return _clip(path.stem, is_test, (Part(path, channel=1),), (Part(path, channel=0),))
 
-    return _found("MIR-1K", track, [(path,) for path in _audio_files(folder)])
+    return _found("MIR-1K", track, _audio_files(root / _named(root, "wavfile")))
 
 
 def _mir1k_clips(root: Path) -> Found:
     """MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*; rest is the test set."""
 
-    def track(path: Path, split: str) -> Track:
+    def track(path: Path) -> Track:
         parts = _only(path, "vocals"), _only(path, "accompaniment")
-        return _clip(path.name, split == "test", *parts)
+        return _clip(path.name, _key(path.parent.name) == "rest", *parts)
 
-    songs = _split_entries(root, {"train": "train", "rest": "test"})
-    songs = [(path, split) for path, split in songs if path.is_dir()]
-    return _found("MIR-1K, one folder a clip", track, songs)
+    songs = [p for split in ("train", "rest") for p in _entries(root / _named(root, split))]
+    return _found("MIR-1K, one folder a clip", track, [path for path in songs if path.is_dir()])
 
 
-def _found(layout: str, track: Callable[..., Track], jobs: Iterable[tuple]) -> Found:
+def _found(layout: str, track: Callable[..., Track], jobs: Iterable) -> Found:
     """Make the tracks of a layout; what cannot be one is told."""
     tracks, bad = [], []
     for job in jobs:
         try:
-            tracks.append(track(*job))
+            tracks.append(track(job))
         except InputError as error:
             bad.append(str(error))
     return Found(layout, tracks, bad)
@@ -251,7 +244,7 @@ def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Found:
     folders = {folder: files for folder in _walk(root) if (files := _audio_files(folder))}
     if kind is None and folders:
         kind = _guess_kind(root, folders, voice)
-    if kind == "voices" or kind == "backings":
+    if kind in ("voices", "backings"):
         return _material(root, kind, [path for files in folders.values() for path in files])
     return _stems(root, folders, voice)
 
@@ -259,14 +252,13 @@ def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Found:
 def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> str:
     """Decide by the folder's own name, unless what is inside it says otherwise."""
     name = _words(root.resolve().name)
-    named = "voices" if voice.search(name) else None
-    if named is None and re.search(BACKING_PATTERN, name):
-        named = "backings"
+    is_backing = re.search(BACKING_PATTERN, name)
+    named = "voices" if voice.search(name) else "backings" if is_backing else None
     sung = [[bool(voice.search(_words(path.stem))) for path in files] for files in folders.values()]
     songs = any(any(song) and not all(song) for song in sung)
     if named and songs:
         raise InputError(
-            f"{root}: is called {root.resolve().name!r} but holds songs with and without voice; "
+            f"{root}: is called {named} but holds songs with and without voice; "
             f"--as songs reads each folder as a song, --as {named} every file as one of {named}"
         )
     if not named and not songs:
@@ -280,29 +272,31 @@ def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[s
 def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Found:
     """Songs as folders: those stems whose names say voice are the vocals, all summed the song."""
 
-    def track(folder: Path, files: list[Path]) -> Track:
-        _refuse_twins(folder, files)
+    def track(folder: Path) -> Track:
+        files = folders[folder]
+        if len({_key(path.stem) for path in files}) < len(files):  # they would be summed
+            raise InputError(f"{folder}: the same stem more than once: {_names(files)}; keep one")
         mixture = tuple(Part(path) for path in files if _words(path.stem) in MIXTURE_NAMES)
         others = [path for path in files if _words(path.stem) not in MIXTURE_NAMES]
         vocals = tuple(Part(path) for path in others if voice.search(_words(path.stem)))
         rest = tuple(Part(path) for path in others if not voice.search(_words(path.stem)))
         if len(mixture) > 1:
-            raise InputError(f"{folder}: {len(mixture)} mixtures: {_names(mixture)}; keep one")
+            raise InputError(f"{folder}: {len(mixture)} mixtures among {_names(files)}; keep one")
         if not vocals:
             raise InputError(f"{folder}: no file's name says voice (see --voice-pattern)")
         if not mixture and not rest:
             raise InputError(f"{folder}: only voices; add the other stems or the mixture")
-        name = _relative(folder, root) or root.resolve().name
+        name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
         return _track(name, False, mixture, vocals, () if mixture else rest)
 
-    return _found("a folder of stems per song", track, folders.items())
+    return _found("a folder of stems per song", track, folders)
 
 
 def _material(root: Path, kind: str, files: list[Path]) -> Found:
     """Only voices or only backings; a folder inside is a singer or an album."""
     tracks = []
     for path in files:
-        name = _composed(_relative(path.with_suffix(""), root))
+        name = _composed(path.relative_to(root).with_suffix("").as_posix())
         signals = ((), (Part(path),), ()) if kind == "voices" else ((), (), (Part(path),))
         tracks.append(Track(name, "train", name.split("/")[0], name, *signals))
     return Found(f"only {kind}, to be remixed", tracks, [])
@@ -317,60 +311,32 @@ def _without_twins(found: Found) -> Found:
     return found._replace(tracks=sorted(tracks, key=lambda t: t.name), bad=found.bad + bad)
 
 
-def _only(folder: Path, stem: str | None) -> tuple[Part]:
-    """Return the one audio file of a folder, or the one of that name; InputError if not one."""
-    files = [path for path in _audio_files(folder) if stem is None or _key(path.stem) == stem]
-    wanted = f"{stem}.*" if stem else "audio file"
-    if not files:
-        raise InputError(f"{folder}: {f'no {wanted}' if folder.is_dir() else 'no such folder'}")
-    if len(files) > 1:
-        raise InputError(f"{folder}: one {wanted} is expected, not {_names(files)}")
+def _only(folder: Path, stem: str) -> tuple[Part]:
+    """Return the one audio file of that name in a folder; InputError if there is not one."""
+    files = [path for path in _audio_files(folder) if _key(path.stem) == stem]
+    if len(files) != 1:
+        raise InputError(f"{folder}: one {stem}.* is expected, not {_names(files) or 'none'}")
     return (Part(files[0]),)
-
-
-def _refuse_twins(folder: Path, files: list[Path]) -> None:
-    """Raise if vocals.wav stands beside vocals.flac: they would be summed."""
-    counts = Counter(_key(path.stem) for path in files)
-    twins = [path for path in files if counts[_key(path.stem)] > 1]
-    if twins:
-        raise InputError(f"{folder}: the same stem more than once: {_names(twins)}; keep one")
-
-
-def find_audio(root: Path) -> tuple[list[Path], list[Path]]:
-    """List the audio files in a folder and in those inside it, by their extension, in order.
-
-    Returns
-    -------
-    found, closed : list of Path
-        The files, and the folders that could not be read.
-    """
-    found, closed = [], []
-    for folder in _walk(root, closed):
-        found += _audio_files(folder)
-    return found, closed
 
 
 def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
     """List the songs that `root` is or holds, each with its folder within `root`.
 
-    What an earlier run wrote into `output_dir` is no song; a folder that cannot be read is listed
-    as if it were one. InputError if there is none.
+    What an earlier run wrote into `output_dir` is no song. InputError if there is none, or if a
+    folder cannot be read.
     """
     if not os.path.isdir(root):
         return {root: Path()}
-    songs, closed = find_audio(root)
-    outputs = output_dir.resolve()
+    songs, outputs = _all_audio(root), output_dir.resolve()
     if outputs == root.resolve():
-        named = {
-            (p.parent, f"{p.stem}_{stem}") for p in songs for stem in ("vocals", "accompaniment")
-        }
-        songs = [path for path in songs if (path.parent, path.stem) not in named]
+        stems = ("vocals", "accompaniment")
+        written = {(p.parent, f"{p.stem}_{stem}") for p in songs for stem in stems}
+        songs = [path for path in songs if (path.parent, path.stem) not in written]
     else:
         songs = [path for path in songs if not path.resolve().is_relative_to(outputs)]
-    if not songs and not closed:
+    if not songs:
         raise InputError(f"{root}: no audio files in this folder (name another one)")
-    places = {path: path.parent.relative_to(root) for path in songs}
-    return places | dict.fromkeys(closed, Path())
+    return {path: path.parent.relative_to(root) for path in songs}
 
 
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
@@ -393,21 +359,15 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     InputError
         If the folder is missing, or holds two files for the same signal of a song.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    files, closed = find_audio(folder)
-    if closed:
-        raise InputError(f"{closed[0]}: permission denied")
-    songs: dict[str, list[tuple[str, Path]]] = {"vocals": [], "accompaniment": []}
-    for path in files:
-        place = folder.resolve().name / path.relative_to(folder).parent
-        name, _, signal = path.stem.rpartition("_")
-        if _key(signal) in songs:
-            song = place / name if name and _words(name) not in MIXTURE_NAMES else place
-            songs[_key(signal)].append((f"/{_key(song.as_posix())}", path))
+    _refuse_missing(folder)
+    place = folder.resolve().name
+    files = {path: _key(f"/{place}/{path.relative_to(folder)}") for path in _all_audio(folder)}
     estimates: dict[str, dict[str, Path]] = {track.name: {} for track in found}
-    for track, (signal, named) in itertools.product(found, songs.items()):
-        paths = [path for song, path in named if song.endswith(f"/{_key(track.name)}")]
+    for track, signal in itertools.product(found, ("vocals", "accompaniment")):
+        endings = tuple(f"/{_key(track.name)}{end}{signal}" for end in ("/", "_", "/mixture_"))
+        paths = [
+            p for p, name in files.items() if name.removesuffix(_key(p.suffix)).endswith(endings)
+        ]
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1]} is {signal} of {track.name!r}, too; keep one")
         if paths:
@@ -415,29 +375,26 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     return estimates
 
 
-def _split_entries(root: Path, splits: dict[str, str]) -> list[tuple[Path, str]]:
-    """List what the folders named in `splits` hold, with its split."""
-    folders = [folder for folder in _entries(root) if _key(folder.name) in splits]
-    return [(path, splits[_key(f.name)]) for f in folders for path in _entries(f)]
+def _all_audio(root: Path) -> list[Path]:
+    """List the audio files in a folder and in those inside it, by their extension, in order."""
+    return [path for folder in _walk(root) for path in _audio_files(folder)]
 
 
-def _walk(root: Path, closed: list[Path] | None = None) -> Iterator[Path]:
-    """Yield a folder and those inside it, once each: a link that leads back is not followed.
-
-    What may not be read goes into `closed`, or raises InputError where there is none.
-    """
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield a folder and those inside it, once each: a link that leads back is not followed."""
     seen, waiting = set(), [root]
     while waiting:
         folder = waiting.pop(0)
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        if closed is not None and not os.access(folder, os.R_OK | os.X_OK):
-            closed.append(folder)
-            continue
-        yield folder
-        waiting += [path for path in _entries(folder) if os.path.isdir(path)]
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            yield folder
+            waiting += [path for path in _entries(folder) if os.path.isdir(path)]
+
+
+def _named(root: Path, key: str) -> str:
+    """Return how a folder inside `root` is spelled; `key` itself where there is none."""
+    return next((path.name for path in _entries(root) if _key(path.name) == key), key)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -456,12 +413,6 @@ def _audio_files(folder: Path) -> list[Path]:
     return [p for p in _entries(folder) if p.suffix.lower() in AUDIO and not os.path.isdir(p)]
 
 
-def _relative(path: Path, root: Path) -> str:
-    """Name a path within a folder, with / between; the folder itself is ''."""
-    relative = path.relative_to(root).as_posix()
-    return "" if relative == "." else relative
-
-
 def _composed(name: str) -> str:
     """Return é as one character: macOS stores two."""
     return unicodedata.normalize("NFC", name)
@@ -477,8 +428,8 @@ def _words(name: str) -> str:
     return re.sub(r"[\W_]+", " ", _key(name)).strip()
 
 
-def _names(parts: Iterable[Part | Path]) -> str:
-    return ", ".join((part.path if isinstance(part, Part) else part).name for part in parts)
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -538,15 +489,8 @@ def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
     InputError
         If a file cannot be read to its end.
     """
-    total = measure(track).n_samples
-    named = {"vocals": track.vocals, "accompaniment": track.accompaniment or track.mixture}
-    signals = [_sum_blocks(named[name], n_samples, total) for name in track.signals]
-    subtract = bool(track.mixture and track.vocals and not track.accompaniment)
-    for blocks in zip(*signals, strict=True):
-        block = np.stack(blocks)
-        if subtract:
-            block[1] -= block[0]
-        yield block
+    for block in _signals(track, n_samples, is_mono=True):
+        yield block[:, 0]
 
 
 def read_channels(track: Track) -> np.ndarray:
@@ -563,25 +507,39 @@ def read_channels(track: Track) -> np.ndarray:
     InputError
         If a file cannot be read to its end, or if numbers of channels do not go together.
     """
+    return np.concatenate(list(_signals(track, reading.DISK_BLOCK, is_mono=False)), axis=-1)
+
+
+def _signals(track: Track, n_samples: int, is_mono: bool) -> Iterator[np.ndarray]:
+    """Yield (len(track.signals), n_channels, <= n_samples), mixed to mono where asked."""
     total = measure(track).n_samples
-    signals = {name: _sum_channels(parts, total) for name, parts in track.parts.items()}
-    n_channels = max(len(wav) for wav in signals.values())
-    for name, wav in signals.items():
-        _check_channels(track.parts[name][0], len(wav), n_channels)
-    if track.mixture:
-        signals["accompaniment"] = signals["mixture"] - signals.get("vocals", np.float32(0))
-    shape = (n_channels, total)
-    return np.stack([np.broadcast_to(signals[name], shape) for name in track.signals])
+    sums = [_sum(parts, n_samples, total, is_mono) for parts in track.parts.values()]
+    for blocks in zip(*sums, strict=True):
+        n_channels = max(map(len, blocks))
+        for (part, *_), block in zip(track.parts.values(), blocks, strict=True):
+            _check_channels(part, len(block), n_channels)
+        signals = dict(zip(track.parts, blocks, strict=True))
+        if track.mixture:
+            signals["accompaniment"] = signals["mixture"] - signals.get("vocals", np.float32(0))
+        shape = (n_channels, blocks[0].shape[1])
+        yield np.stack([np.broadcast_to(signals[name], shape) for name in track.signals])
 
 
-def _sum_channels(parts: tuple[Part, ...], total: int) -> np.ndarray:
-    """Sum whole parts to (n_channels, total); one that ends early is silent from there."""
-    summed = np.zeros((1, total), np.float32)
-    for part in parts:
-        wav = read_part(part)[:, :total]
-        _check_channels(part, len(wav), len(summed))
-        summed = summed + np.pad(wav, ((0, 0), (0, total - wav.shape[-1])))
-    return summed
+def _sum(parts: tuple[Part, ...], n_samples: int, total: int, mono: bool) -> Iterator[np.ndarray]:
+    """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
+    sources = [_blocks(part, n_samples, mono) for part in parts]
+    for start in range(0, total, n_samples):
+        n = min(n_samples, total - start)
+        summed = np.zeros((1, n), np.float32)
+        for part, source in zip(parts, sources, strict=True):
+            block = next(source, np.zeros((1, 0), np.float32))[:, :n]
+            if block.shape[1]:
+                _check_channels(part, len(block), len(summed))
+                summed = summed + np.pad(block, ((0, 0), (0, n - block.shape[1])))
+        yield summed
+    for source in sources:  # to its end, where what is missing is noticed
+        for _ in source:
+            pass
 
 
 def _check_channels(part: Part, n_channels: int, n_others: int) -> None:
@@ -592,34 +550,13 @@ def _check_channels(part: Part, n_channels: int, n_others: int) -> None:
         )
 
 
-def _sum_blocks(parts: tuple[Part, ...], n_samples: int, total: int) -> Iterator[np.ndarray]:
-    """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
-    sources = [_mono_blocks(part, n_samples) for part in parts]
-    for start in range(0, total, n_samples):
-        summed = np.zeros(min(n_samples, total - start), np.float32)
-        for source in sources:
-            block = next(source, summed[:0])[: len(summed)]
-            summed[: len(block)] += block
-        yield summed
-    for source in sources:
-        source.close()
-
-
-def _mono_blocks(part: Part, n_samples: int) -> Iterator[np.ndarray]:
-    """Yield one channel, or the mean of all."""
+def _blocks(part: Part, n_samples: int, is_mono: bool) -> Iterator[np.ndarray]:
+    """Yield all channels of a file, (n_channels, n), the one that is taken, or their mean."""
     with reading.Reader(part.path, stream=part.stream) as reader:
         for block in reader.float_blocks(n_samples):
             if part.channel is not None:
-                yield block[part.channel]
-            elif len(block) == 1:
-                yield block[0]
+                yield block[part.channel : part.channel + 1]
+            elif is_mono and len(block) > 1:
+                yield (sum(block[1:], block[0]) / np.float32(len(block)))[None]
             else:
-                yield sum(block[1:], block[0]) / np.float32(len(block))
-
-
-def read_part(part: Part) -> np.ndarray:
-    """Decode one file, or what is taken of it: (n_channels, n_samples), float32."""
-    with reading.Reader(part.path, stream=part.stream) as reader:
-        blocks = reader.float_blocks(reading.DISK_BLOCK)
-        wav = np.concatenate([np.zeros((reader.info.n_channels, 0), np.float32), *blocks], 1)
-    return wav if part.channel is None else wav[part.channel : part.channel + 1]
+                yield block

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 import evaluate
 import generate
 import model
-from hparams import UNTUNED_MASK, HParams
+from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams
 from scoring import songs, tuning
 from scoring.tables import STEMS
 from sound import tracks
@@ -63,9 +62,8 @@ def test_a_table_a_figure_and_every_frame_of_the_test_songs(checkpoint, toy_tree
     assert run(checkpoint, toy_tree, *words) == 0
     stored = scored(out)
     (song,) = stored["songs"]
-    assert (song["split"], song["n_channels"], song["sample_rate"]) == ("test", 2, 22050)
     assert list(song["scores"]) == ["floor", "model", "ideal_binary", "ideal_ratio"]
-    assert len(song["scores"]["model"]["vocals"]["sir"]) == song["n_frames"] == 4
+    assert len(song["scores"]["model"]["vocals"]["sir"]) == song["seconds"] == 4
     settings = {**UNTUNED_MASK, "noise_gate": 0.1, "stereo": "mean"}
     assert stored["about"]["mask_settings"] == settings
     assert len(stored["about"]["checkpoint"]["sha256"]) == 64
@@ -90,7 +88,7 @@ def test_the_model_scores_what_its_own_separation_of_the_song_scores(results, ch
     for name, is_hard in (("hard", True), ("soft", False)):
         separator.mask_settings["mask_at_eval"] = is_hard
         estimate = np.stack(separator.separate(references.sum(0), 22050))
-        expected = songs.score_song(references, {"it": estimate}, 22050)["scores"]["it"]
+        expected = songs.score_song(references, {"it": estimate}, 22050)["it"]
         for stem in STEMS:
             for metric in ("sdr", "si_sdr"):
                 found = np.array(record["scores"][name][stem][metric], float)
@@ -183,12 +181,9 @@ def test_other_systems_files_are_scored_on_the_same_songs(toy_tree, tmp_path, ca
     write_estimates(toy_tree, tmp_path / "truth")
     write_estimates(toy_tree, tmp_path / "short", lambda wav: wav[:-300])
     write_estimates(toy_tree, tmp_path / "mono", lambda wav: wav[:, 0])
-    words = [
-        w
-        for name in ("truth", "short", "mono")
-        for w in ("--estimates", f"{name}={tmp_path / name}")
-    ]
-    assert run("bounds", toy_tree, *words, "--workers", 1, "--output", tmp_path / "a.json") == 0
+    names = ("truth", "short", "mono")
+    words = ["--workers", 1, *(f"--estimates={name}={tmp_path / name}" for name in names)]
+    assert run("bounds", toy_tree, *words, "--output", tmp_path / "a.json") == 0
     stored = scored(tmp_path / "a.json")
     of = stored["summary"]
     assert of["truth"]["vocals"]["sdr"]["value"] > 100
@@ -251,6 +246,7 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
         (("gone.pth", "TREE"), 1, "gone.pth: no such checkpoint"),
         (("bounds", "gone"), 1, "gone: no such folder"),
         (("bounds", "BUILT"), 1, "a dataset that build_dataset.py made (give the folder of music"),
+        (("tune", "NET", "BUILT"), 1, "a dataset that build_dataset.py made"),
         (("bounds", "TREE", "--estimates", "x"), 2, "write it as name=folder"),
         (("bounds", "TREE", "--estimates", "floor=a"), 2, "the name is taken"),
         (("bounds", "TREE", "--estimates", "x=gone"), 1, "gone: no such folder"),
@@ -265,11 +261,11 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    words, code, told, toy_tree, toy_dataset, capsys, tmp_path, monkeypatch
+    words, code, told, toy_tree, toy_dataset, checkpoint, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    folders = {"TREE": str(toy_tree), "BUILT": str(toy_dataset)}
+    folders = {"TREE": str(toy_tree), "BUILT": str(toy_dataset), "NET": str(checkpoint)}
     words = [folders.get(word, word) for word in words]
     with contextlib.suppress(SystemExit):  # of argparse, which says 2
         code -= run(*words)
@@ -339,84 +335,51 @@ def test_comparing_needs_a_known_system_and_enough_songs(results, tmp_path, caps
 # --- Tuning -------------------------------------------------------------------------------------
 
 
-GRID = tuning.mask_grid()
-
-
-def test_tuning_stores_the_best_settings_and_leaves_all_else(
+def test_tuning_stores_the_best_settings_of_songs_not_learnt_from_and_leaves_all_else(
     checkpoint, toy_tree, tmp_path, capsys, monkeypatch
 ):
-    path = tmp_path / "net.pth"
-    shutil.copy(checkpoint, path)
-    before, seen = model.load_checkpoint(path), []
+    grid, path, seen = tuning.mask_grid(), tmp_path / "net.pth", []
+    names = [track.name for track in tracks.find_tracks(toy_tree).tracks if track.split == "train"]
+    before = model.load_checkpoint(checkpoint) | {"data": [f"{names[0]} x1.15 0f"]}
+    model.save_checkpoint(path, model.build_model(HP), HP, **before)
+    as_it_was = path.read_bytes()
 
     def tune_song(separator, references, rate):
         seen.append(references.shape)
-        settings = [s.get("eval_mask_threshold", 0) for s in GRID]
-        soft = [s.get("noise_gate") == 0.2 and s.get("mask_sharpness") == 0.7 for s in GRID]
-        return [-abs(t - 0.65) + 2 * best for t, best in zip(settings, soft, strict=True)]
+        thresholds = [settings.get("eval_mask_threshold", 0) for settings in grid]
+        soft = [s.get("noise_gate") == 0.2 and s.get("mask_sharpness") == 0.7 for s in grid]
+        return [-abs(t - 0.65) + 2 * best for t, best in zip(thresholds, soft, strict=True)]
 
     monkeypatch.setattr(tuning, "tune_song", tune_song)
     words = (path, toy_tree, "--seconds", 1, "--workers", 1)
     assert run("tune", *words, "--dry-run") == 0
-    assert path.read_bytes() == checkpoint.read_bytes()
+    assert path.read_bytes() == as_it_was
     assert run("tune", *words) == 0
-    assert seen == [(2, 2, 22050)] * 6  # the three train songs, twice
+    assert seen == [(2, 2, 22050)] * 4  # two train songs, twice
+    shown = capsys.readouterr().out
+    assert "1 songs left out: they were learnt from" in shown
+    assert "tuned on 2 songs" in shown
     after = model.load_checkpoint(path)
-    assert after["mask_settings"] == {
-        "mask_at_eval": False,
-        "eval_mask_threshold": 0.65,
-        "noise_gate": 0.2,
-        "mask_sharpness": 0.7,
-    }
-    tuned = after.pop("tuned_on")
-    assert list(after) == list(before)
-    for name, weights in before["weights"].items():
+    best = (False, 0.65, 0.2, 0.7)
+    assert after.pop("mask_settings") == dict(zip(MASK_SETTINGS, best, strict=True))
+    assert after.pop("tuned_on") == [{"name": name} for name in names[1:]]
+    del before["mask_settings"]
+    assert after.keys() == before.keys()
+    for name, weights in before.pop("weights").items():
         assert torch.equal(after["weights"][name], weights)
-    assert after["hparams"] == before["hparams"]
-    assert str(after["optimizer"]) == str(before["optimizer"])
-    assert "tuned on 3 songs" in capsys.readouterr().out
-    assert len(tuned) == 3
+    assert all(str(after[key]) == str(value) for key, value in before.items())
     words = ("--split", "all", "--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
     assert run(path, toy_tree, *words) == 0
-    told = "3 songs are, or are called like, those that the mask settings were tuned on"
-    assert told in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 songs are called like songs that its mask settings were tuned on" in told
+    assert "1 songs are called like songs that the checkpoint learnt from" in told
 
 
-def test_tuning_says_before_any_work_that_it_could_not_store(
-    checkpoint, toy_tree, monkeypatch, capsys
+def test_nothing_is_tuned_on_songs_that_were_all_learnt_from(
+    checkpoint, toy_tree, tmp_path, capsys
 ):
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(songs, "load_network", None)  # is not called
-    assert run("tune", checkpoint, toy_tree) == 1
-    assert "not writable" in capsys.readouterr().err
-
-
-def test_tuning_leaves_out_what_was_learnt_and_what_is_for_testing(
-    checkpoint, toy_tree, toy_dataset, tmp_path, capsys, monkeypatch
-):
-    import dataset
-
-    manifest = dataset.load_manifest(toy_dataset)
-    train = [song for song in manifest.songs if song.split == "train"]
-    contents = model.load_checkpoint(checkpoint)
-    contents["data"] = [f"{song.id} {song.sha256}" for song in train[:2]]
-    path = tmp_path / "net.pth"
-    model.save_checkpoint(path, model.build_model(HP), HP, **contents)
-    tuned = []
-
-    def tune_song(separator, references, rate):
-        tuned.append((references.shape, rate))
-        return list(map(float, range(len(GRID))))
-
-    monkeypatch.setattr(tuning, "tune_song", tune_song)
-    for data in (toy_tree, toy_dataset):
-        assert run("tune", path, data, "--seconds", 2, "--workers", 1, "--dry-run") == 0
-        shown = capsys.readouterr().out
-        assert f"tuned on 1 songs: {train[2].id}" in shown
-        assert "left out: 2 that were learnt from and 1 of another split" in shown
-    assert tuned[0] == ((2, 2, 44100), 22050)
-    assert tuned[1][0] == (2, 1, 171 * 256)  # of 172 frames
-    contents["data"] = [f"{song.id} {song.sha256}" for song in train]
-    model.save_checkpoint(path, model.build_model(HP), HP, **contents)
-    assert run("tune", path, toy_dataset) == 1
-    assert "no validation songs" in capsys.readouterr().err
+    names = [track.name for track in tracks.find_tracks(toy_tree).tracks]
+    contents = model.load_checkpoint(checkpoint) | {"learnt_before": [f"{n} 0f" for n in names]}
+    model.save_checkpoint(tmp_path / "net.pth", model.build_model(HP), HP, **contents)
+    assert run("tune", tmp_path / "net.pth", toy_tree) == 1
+    assert "no validation songs: all 3 of the split 'train'" in capsys.readouterr().err
