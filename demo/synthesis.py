@@ -23,8 +23,12 @@ VOCALS_DB = (-3.0, 0.0)  # range of the vocals' level against all the rest
 BALANCE_DB = {"bass": -4.0, "drums": -5.0, "other": 0.0}  # chords loudest: they are the hard part
 ROOM = {"bass": 0.0, "drums": 0.15, "other": 0.3, "vocals": 0.3}  # reverberation, dry sound is 1
 
-SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))  # major and minor [semitones]
-PROGRESSIONS = ((0, 4, 5, 3), (0, 5, 3, 4), (0, 3, 5, 4), (0, 5, 2, 6))  # degrees, a chord a bar
+# --- Harmony and rhythm ---------------------------------------------------------------------------
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}  # [semitones]
+PROGRESSIONS = {  # scale degrees counted from 0, one chord a bar
+    "major": ((0, 4, 5, 3), (0, 5, 3, 4), (5, 3, 0, 4), (0, 3, 5, 4), (0, 2, 3, 4), (1, 4, 0, 5)),
+    "minor": ((0, 5, 2, 6), (0, 3, 5, 6), (0, 6, 5, 6), (0, 3, 6, 2), (5, 6, 0, 0)),
+}
 RHYTHMS = (  # one bar of melody: lengths of notes [beats]
     (1, 1, 1, 1),
     (1, 0.5, 0.5, 1, 1),
@@ -32,21 +36,23 @@ RHYTHMS = (  # one bar of melody: lengths of notes [beats]
     (1.5, 0.5, 1, 1),
 )
 CADENCES = ((1, 2), (0.5, 0.5, 2), (1, 1, 1), (3,))  # every second bar; then a breath
-BEATS = (  # sixteenths of one bar: kick, snare, hats
-    ("x.......x.x.....", "....x.......x...", "x.x.x.x.x.x.x.x."),
-    ("x...x...x...x...", "....x.......x...", "..x...x...x...x."),
-    ("x..x......x.....", "....x..x....x...", "xxx.xxx.xxx.xxx."),
+BEATS = (  # sixteenths of one bar
+    {"kick": "x.......x.x.....", "snare": "....x.......x...", "hats": "x.x.x.x.x.x.x.x."},
+    {"kick": "x...x...x...x...", "snare": "....x.......x...", "hats": "..x...x...x...x."},
+    {"kick": "x..x......x.....", "snare": "....x..x....x...", "hats": "xxx.xxx.xxx.xxx."},
 )
-BASS_LINES = (  # (beat, length [beats], which of the chord's notes: 0 is the root)
+BASS_LINES = (  # (beat, length [beats], semitones above the chord's root)
+    ((0, 4, 0),),
     ((0, 1.5, 0), (1.5, 0.5, 0), (2, 2, 0)),
-    ((0, 1, 0), (1, 1, 0), (2, 1, 2), (3, 1, 0)),
+    ((0, 1, 0), (1, 1, 0), (2, 1, 7), (3, 1, 12)),
 )
-CHORDS = (  # the same; held, struck, broken
-    tuple((0, 4, i) for i in range(3)),
-    tuple((beat + 0.03 * i, 1.4, i) for beat in (0, 1.5, 2.5) for i in range(3)),
-    tuple((i / 2, 1, tone) for i, tone in enumerate((0, 1, 2, 1, 0, 1, 2, 1))),
-)
+CHORDS = {  # (beat, length [beats], which of the chord's notes: 3 is the octave of the lowest)
+    "held": tuple((0, 4, i) for i in range(3)),
+    "struck": tuple((beat + 0.03 * i, 1.4, i) for beat in (0, 1.5, 2.5) for i in range(4)),
+    "arpeggio": tuple((i / 2, 1, tone) for i, tone in enumerate((0, 1, 2, 3, 2, 1, 2, 1))),
+}
 
+# --- Sounds ---------------------------------------------------------------------------------------
 FRAME_SECONDS = 0.005  # pitch, loudness and vowel of the voice are set this often
 VOWELS = {  # resonances of a man's vocal tract [Hz]; the first three from [1], the others typical
     "a": (730, 1090, 2440, 3300, 4300),
@@ -58,19 +64,20 @@ VOWELS = {  # resonances of a man's vocal tract [Hz]; the first three from [1], 
 BANDWIDTHS = (80.0, 100.0, 140.0, 200.0, 280.0)  # of the resonances [Hz]
 RESONANCES = (1.0, -1.0, 1.0, -0.9, 0.7)  # strengths; alternating signs leave no hole between two
 CONSONANTS = {  # noise before a vowel: centre [Hz], width [octaves], length [s], amplitude
-    "s": (6500, 0.45, 0.11, 0.08),
-    "sh": (3200, 0.55, 0.11, 0.085),
+    "s": (6500, 0.45, 0.11, 0.054),
+    "sh": (3200, 0.55, 0.11, 0.063),
+    "f": (5000, 1.40, 0.09, 0.03),
     "h": (1500, 1.00, 0.07, 0.05),
-    "t": (4500, 0.80, 0.03, 0.09),
+    "t": (4500, 0.80, 0.03, 0.08),
+    "k": (2000, 0.60, 0.03, 0.1),
     "": (1000, 1.00, 0.0, 0.0),  # none: the voice slides into the next note
 }
-DARKNESS = 1.8  # exponent of the voice's harmonics' roll-off
-BASS = (1.5, 0.8, 0.008, 1.2)  # a timbre: roll-off, weight of even harmonics, attack, decay [s]
-TIMBRES = (  # of the three ways to play chords
-    ((1.3, 1.0, 0.25, 9.0), (1.8, 0.3, 0.05, 9.0)),
-    ((1.2, 1.0, 0.004, 0.6), (2.0, 0.6, 0.006, 1.0)),
-    ((1.4, 0.9, 0.004, 0.35), (1.2, 0.1, 0.004, 0.5)),
-)
+TIMBRES = {  # exponent of the harmonics' roll-off, weight of the even ones, attack, decay [s]
+    "held": ((1.3, 1.0, 0.25, 9.0), (1.8, 0.3, 0.05, 9.0), (1.0, 0.8, 0.4, 9.0)),
+    "struck": ((1.2, 1.0, 0.004, 0.6), (2.0, 0.6, 0.006, 1.0)),
+    "arpeggio": ((1.4, 0.9, 0.004, 0.35), (1.2, 0.1, 0.004, 0.5)),
+    "bass": ((1.5, 0.8, 0.008, 1.2),),
+}
 Timbre = tuple[float, float, float, float]
 
 
@@ -99,8 +106,10 @@ class Singer(NamedTuple):
 
     lowest: int  # MIDI note; the melody stays within 17 semitones above
     tract: float  # resonances relative to a man's: 1.17 is typical for women
-    vibrato: float  # [semitones]
+    vibrato_hz: float
+    vibrato_depth: float  # [semitones]
     breath: float  # noise relative to the voice, per hertz
+    darkness: float  # exponent of the harmonics' roll-off
 
 
 class Note(NamedTuple):
@@ -138,34 +147,32 @@ def synthesize_song(
     .. [1] Peterson and Barney, "Control methods used in a study of the vowels", JASA 24, 1952.
     .. [2] Klatt, "Software for a cascade/parallel formant synthesizer", JASA 67, 1980.
     """
-    n_samples, beat = round(seconds * sample_rate), 60 / rng.uniform(76, 126)
-    scale, chords = (options[rng.integers(len(options))] for options in (SCALES, PROGRESSIONS))
-    sheet = Sheet(
-        beat, int(rng.integers(55, 67)), scale, chords, int(np.ceil(seconds / (4 * beat)))
-    )
+    n_samples = round(seconds * sample_rate)
+    mode, beat = str(rng.choice(list(SCALES))), 60 / rng.uniform(76, 126)
+    chords = PROGRESSIONS[mode][rng.integers(len(PROGRESSIONS[mode]))]
+    n_bars = int(np.ceil(seconds / (4 * beat)))
+    sheet = Sheet(beat, int(rng.integers(55, 67)), SCALES[mode], chords, n_bars)
     lowest, tract = ((43, 0.97), (48, 1.02), (55, 1.14), (60, 1.19))[rng.integers(4)]
-    tract *= rng.uniform(0.96, 1.04)
-    singer = Singer(lowest, tract, rng.uniform(0.25, 0.6), rng.uniform(0.3, 1))
+    singer = Singer(
+        lowest=lowest,
+        tract=tract * rng.uniform(0.96, 1.04),
+        vibrato_hz=rng.uniform(4.8, 6.2),
+        vibrato_depth=rng.uniform(0.25, 0.6),
+        breath=rng.uniform(0.3, 1.0),
+        darkness=rng.uniform(1.5, 2.1),
+    )
     voice = sing(rng, _melody(rng, sheet, singer), singer, n_samples, sample_rate)
-    parts = {name: np.zeros((2, n_samples)) for name in PARTS}
-    parts["vocals"] += np.outer(_pan(rng.uniform(-0.1, 0.1)), voice)
-    _play_drums(rng, sheet, parts["drums"], sample_rate)
-    line = BASS_LINES[rng.integers(len(BASS_LINES))]
-    _play(rng, sheet, parts["bass"], sample_rate, line, BASS, 28)  # from the lowest E of a bass up
-    lowest = int(rng.integers(52, 60))
-    for style, loudness in ((0, rng.uniform(0.3, 0.8)), (int(rng.integers(1, 3)), 1)):
-        timbre, layer = TIMBRES[style][rng.integers(2)], np.zeros((2, n_samples))
-        _play(rng, sheet, layer, sample_rate, CHORDS[style], timbre, lowest, width=0.8)
-        parts["other"] += loudness * layer
+    parts = {
+        "bass": _play_bass(rng, sheet, n_samples, sample_rate),
+        "drums": _play_drums(rng, sheet, n_samples, sample_rate),
+        "other": _play_chords(rng, sheet, n_samples, sample_rate),
+        "vocals": np.outer(_pan(rng.uniform(-0.1, 0.1)), voice),
+    }
     decay = rng.uniform(0.12, 0.3)  # of the room, to 1/e [s]
     t = np.arange(round(3 * decay * sample_rate)) / sample_rate
     room = rng.standard_normal((2, len(t))) * np.exp(-t / decay) * (t > 0.012)
     room /= np.sqrt(np.mean((room**2).sum(1)))
-    size = 2 ** int(np.ceil(np.log2(n_samples + len(t))))
-    for name, wav in parts.items():
-        sent = np.fft.rfft(wav.mean(0), size) * np.fft.rfft(ROOM[name] * room, size)
-        wav += np.fft.irfft(sent, size)[:, :n_samples]
-    return _mix(rng, parts)
+    return _mix(rng, {name: _reverberate(wav, ROOM[name] * room) for name, wav in parts.items()})
 
 
 def write_dsd100(
@@ -199,6 +206,9 @@ def write_dsd100(
         os.replace(tree, root)
 
 
+# --- The voice ------------------------------------------------------------------------------------
+
+
 def sing(
     rng: np.random.Generator, notes: list[Note], singer: Singer, n_samples: int, sample_rate: int
 ) -> np.ndarray:
@@ -212,39 +222,23 @@ def sing(
     hop = round(sample_rate * FRAME_SECONDS)
     n_frames = n_samples // hop + 1  # frame i is centred on sample i * hop
     times = np.arange(n_frames) * (hop / sample_rate)
-    bins = np.fft.rfftfreq(4 * hop, 1 / sample_rate)[:, None]
-    pitch, loudness, depth = np.full(n_frames, 60.0), np.zeros(n_frames), np.zeros(n_frames)
-    resonances = np.tile(np.array(VOWELS["a"], float)[:, None], n_frames)
-    hiss = np.zeros((len(bins), n_frames))
-    for note in notes:
-        centre, width, length, level = CONSONANTS[note.consonant]
-        edges = (note.start - length, note.start, note.start + note.seconds)
-        onset, start, end = np.searchsorted(times, edges)
-        pitch[0 if note is notes[0] else onset :] = note.pitch
-        resonances[:, start:] = np.array(VOWELS[note.vowel])[:, None]
-        # Every note swells and gives way; what has no consonant is tied to the note before.
-        loudness[start:end] = note.loudness * np.sin(np.linspace(0.25, 0.85, end - start) * np.pi)
-        # A singer lands on the note first: vibrato starts after 0.2 s and is full after 0.6 s.
-        depth[start:end] = np.clip((times[start:end] - note.start - 0.2) / 0.4, 0, 1)
-        band = np.exp(-0.5 * (np.log2(np.maximum(bins, 1) / centre) / width) ** 2)
-        hiss[:, onset:start] = level * note.loudness * band * np.hanning(start - onset + 2)[1:-1]
-    pitch = _smooth(pitch, 0.09)
-    pitch += singer.vibrato * _smooth(depth, 0.1) * np.sin(2 * np.pi * 5.5 * times)
-    resonances = singer.tract * np.stack([_smooth(curve, 0.08) for curve in resonances])
-    tract = np.zeros((len(bins), n_frames), complex)
+    frequencies = np.fft.rfftfreq(4 * hop, 1 / sample_rate)[:, None]
+    pitch, loudness, resonances, hiss = _curves(rng, notes, singer, times, frequencies)
+    tract = np.zeros((len(frequencies), n_frames), complex)
     for centre, bandwidth, strength in zip(resonances, BANDWIDTHS, RESONANCES, strict=True):
-        tract += strength / (1 + 2j * (bins - centre) / bandwidth)
+        tract += strength / (1 + 2j * (frequencies - centre) / bandwidth)
     # The roll-off at the first resonance, which carries the vowel, undone: all are equally loud.
-    tract *= _smooth(loudness, 0.05) * (1 + resonances[0] / 600) ** DARKNESS
+    tract *= loudness * (1 + resonances[0] / 600) ** singer.darkness
+    rolloff = (1 + frequencies / 600) ** -singer.darkness
     # Both sources have the same power per hertz at every pitch and sample rate. The noise misses
     # the harmonics' roll-off, so that breath is what one hears at the top, as in real voices.
     f0 = np.interp(np.arange(n_samples), np.arange(n_frames) * hop, 440 * 2 ** ((pitch - 69) / 12))
-    noise = rng.standard_normal(n_samples) * np.sqrt(sample_rate / 4)
-    sources = np.stack([_pulses(f0, sample_rate) * np.sqrt(f0), noise])
+    sources = np.stack([_pulses(f0, sample_rate) * np.sqrt(f0), rng.standard_normal(n_samples)])
+    sources[1] *= np.sqrt(sample_rate / 4)
     shape = {"n_fft": 4 * hop, "hop_length": hop, "window": torch.hann_window(4 * hop).double()}
     padded = torch.nn.functional.pad(torch.from_numpy(sources), (0, 4 * hop))
     spec = torch.stft(padded, **shape, pad_mode="constant", return_complex=True)
-    filters = np.stack([tract * (1 + bins / 600) ** -DARKNESS, 0.02 * singer.breath * tract + hiss])
+    filters = np.stack([rolloff * tract, 0.02 * singer.breath * tract + hiss])
     spec[..., :n_frames] *= torch.from_numpy(filters)
     spec[..., n_frames:] = 0
     return torch.istft(spec.sum(0), **shape, length=n_samples).float().numpy()
@@ -252,11 +246,17 @@ def sing(
 
 def _melody(rng: np.random.Generator, sheet: Sheet, singer: Singer) -> list[Note]:
     """Make phrases of two bars, the second of them ending early so that the singer can breathe."""
+    opening = RHYTHMS[rng.integers(len(RHYTHMS))]  # comes back, so that the song is *a* song
+    intro = int(sheet.n_bars >= 8)
     lowest = next(degree for degree in range(-14, 14) if sheet.pitch(degree) >= singer.lowest)
     degree, notes = lowest + 4, []
-    for bar in range(int(sheet.n_bars >= 8), sheet.n_bars):  # a longer song has an intro
-        rhythms, beat = (RHYTHMS, CADENCES)[bar % 2], 0.0
-        for length in rhythms[rng.integers(len(rhythms))]:
+    for bar in range(intro, sheet.n_bars):
+        if (bar - intro) % 2 == 1:
+            rhythm = CADENCES[rng.integers(len(CADENCES))]
+        else:
+            rhythm = opening if rng.random() < 0.6 else RHYTHMS[rng.integers(len(RHYTHMS))]
+        beat = 0.0
+        for length in rhythm:
             degree = int(np.clip(degree + rng.choice((-2, -1, -1, 0, 1, 1, 2)), lowest, lowest + 9))
             if beat % 2 == 0:  # strong beats agree with the chord
                 tones = [tone + 7 * octave for octave in range(-4, 4) for tone in sheet.chord(bar)]
@@ -272,6 +272,41 @@ def _melody(rng: np.random.Generator, sheet: Sheet, singer: Singer) -> list[Note
             notes.append(note)
             beat += length
     return notes
+
+
+def _curves(
+    rng: np.random.Generator,
+    notes: list[Note],
+    singer: Singer,
+    times: np.ndarray,
+    bins: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return for every frame: MIDI pitch, loudness, resonances [Hz] and, for every bin, noise."""
+    n_frames = len(times)
+    pitch = np.full(n_frames, float(notes[0].pitch) if notes else 60.0)
+    loudness, depth = np.zeros(n_frames), np.zeros(n_frames)
+    resonances = np.tile(np.array(VOWELS["a"], float)[:, None], n_frames)
+    hiss = np.zeros((len(bins), n_frames))
+    for note in notes:
+        centre, width, length, level = CONSONANTS[note.consonant]
+        edges = (note.start - length, note.start, note.start + note.seconds)
+        onset, start, end = np.searchsorted(times, edges)
+        pitch[onset:] = note.pitch
+        resonances[:, start:] = np.array(VOWELS[note.vowel])[:, None]
+        # Every note swells and gives way; what has no consonant is tied to the note before.
+        loudness[start:end] = note.loudness * np.sin(np.linspace(0.25, 0.85, end - start) * np.pi)
+        # A singer lands on the note first: vibrato starts after 0.2 s and is full after 0.6 s.
+        depth[start:end] = np.clip((times[start:end] - note.start - 0.2) / 0.4, 0, 1)
+        band = np.exp(-0.5 * (np.log2(np.maximum(bins, 1) / centre) / width) ** 2)
+        rise_and_fall = np.sin(np.pi * (np.arange(start - onset) + 0.5) / max(start - onset, 1))
+        # A wide band would be louder than a narrow one of the same height.
+        hiss[:, onset:start] = level * note.loudness / np.sqrt(width) * band * rise_and_fall
+    turns = np.cumsum(singer.vibrato_hz * (1 + 0.05 * _wander(rng, n_frames, 1.0))) * FRAME_SECONDS
+    vibrato = singer.vibrato_depth * _smooth(depth, 0.1) * np.sin(2 * np.pi * turns)
+    pitch = _smooth(pitch, 0.09) + vibrato + 0.08 * _wander(rng, n_frames, 0.5)
+    loudness = _smooth(loudness, 0.05) * (1 + 0.06 * _wander(rng, n_frames, 0.05))
+    smooth = np.stack([_smooth(curve, 0.08) for curve in resonances])
+    return pitch, loudness, smooth * singer.tract, hiss
 
 
 def _pulses(f0: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -295,30 +330,53 @@ def _smooth(curve: np.ndarray, seconds: float) -> np.ndarray:
     return np.convolve(np.pad(curve, half, mode="edge"), window / window.sum(), "valid")
 
 
-def _play(
-    rng: np.random.Generator,
-    sheet: Sheet,
-    track: np.ndarray,
-    sample_rate: int,
-    figure: tuple[tuple[float, float, int], ...],
-    timbre: Timbre,
-    lowest: int,
-    width: float = 0.0,
-) -> None:
-    """Add a figure that is played on every bar's chord to a track, shape=(2, n_samples)."""
+def _wander(rng: np.random.Generator, n_frames: int, seconds: float) -> np.ndarray:
+    """Return random drift with standard deviation 1 that changes within some `seconds`."""
+    curve = _smooth(rng.standard_normal(n_frames), seconds)
+    return curve / max(curve.std(), 1e-9)
+
+
+# --- The band -------------------------------------------------------------------------------------
+
+
+def _play_bass(
+    rng: np.random.Generator, sheet: Sheet, n_samples: int, sample_rate: int
+) -> np.ndarray:
+    """Play the chords' roots, shape=(2, n_samples)."""
+    line = BASS_LINES[rng.integers(len(BASS_LINES))]
+    track = np.zeros((2, n_samples), np.float32)
     for bar in range(sheet.n_bars):
-        pitches = [(sheet.pitch(tone) - lowest) % 12 + lowest for tone in sheet.chord(bar)]
-        for beat, length, which in figure:
-            tone = _tone(pitches[which], length * sheet.beat, timbre, sample_rate)
-            gain = rng.uniform(0.7, 1) * _pan(width * np.sin(pitches[which]))[:, None]
-            start = (4 * bar + beat) * sheet.beat + rng.uniform(0, 0.01)
-            _add(track, gain * tone, start, sample_rate)
+        root = (sheet.pitch(sheet.chord(bar)[0]) - 4) % 12 + 28  # from the lowest E of a bass up
+        for beat, length, above in line:
+            seconds = length * sheet.beat * 0.95
+            tone = _tone(root + above, seconds, TIMBRES["bass"][0], sample_rate, cents=0)
+            _add(track, rng.uniform(0.8, 1) * tone, (4 * bar + beat) * sheet.beat, sample_rate)
+    return track
+
+
+def _play_chords(
+    rng: np.random.Generator, sheet: Sheet, n_samples: int, sample_rate: int
+) -> np.ndarray:
+    """Play the harmony with a soft held layer and a moving one, shape=(2, n_samples)."""
+    track = np.zeros((2, n_samples), np.float32)
+    lowest, moving = int(rng.integers(52, 60)), ("struck", "arpeggio")[rng.integers(2)]
+    for style, loudness in (("held", rng.uniform(0.3, 0.8)), (moving, rng.uniform(0.6, 1.2))):
+        timbre = TIMBRES[style][rng.integers(len(TIMBRES[style]))]
+        for bar in range(sheet.n_bars):
+            low = sorted((sheet.pitch(tone) - lowest) % 12 + lowest for tone in sheet.chord(bar))
+            for beat, length, which in CHORDS[style]:
+                pitch = [*low, low[0] + 12][which]
+                tone = _tone(pitch, length * sheet.beat, timbre, sample_rate, cents=4)
+                gain = loudness * rng.uniform(0.7, 1) * _pan(0.8 * np.sin(pitch))[:, None]
+                start = (4 * bar + beat) * sheet.beat + rng.uniform(0, 0.01)
+                _add(track, gain * tone, start, sample_rate)
+    return track
 
 
 def _play_drums(
-    rng: np.random.Generator, sheet: Sheet, track: np.ndarray, sample_rate: int
-) -> None:
-    """Add a beat to a track, shape=(2, n_samples)."""
+    rng: np.random.Generator, sheet: Sheet, n_samples: int, sample_rate: int
+) -> np.ndarray:
+    """Play a beat, shape=(2, n_samples)."""
     t = np.arange(round(0.35 * sample_rate)) / sample_rate
     fade = np.clip((0.35 - t) / 0.05, 0, 1) * np.clip(t / 0.001, 0, 1)
     low, skin = rng.uniform(42, 55), rng.uniform(170, 220)
@@ -326,49 +384,64 @@ def _play_drums(
     # A second difference lifts noise by 12 dB an octave, which is what cymbals and wires are.
     sizzle = np.diff(rng.standard_normal(len(t) + 2), 2) / np.sqrt(6)
     rattle = np.diff(rng.standard_normal(len(t) + 1)) / np.sqrt(2)
-    kick = np.sin(2 * np.pi * falling) * np.exp(-t / rng.uniform(0.08, 0.15))
     snare = np.sin(2 * np.pi * skin * t) * np.exp(-t / 0.07) + rattle * np.exp(-t / 0.09)
-    hats = 0.25 * sizzle * np.exp(-t / rng.uniform(0.02, 0.06))
-    pattern, pan = BEATS[rng.integers(len(BEATS))], rng.uniform(-0.5, 0.5)
-    kit = [np.outer(_pan(at), fade * wav) for at, wav in ((0, kick), (0, snare / 2), (pan, hats))]
+    kit = {
+        "kick": np.sin(2 * np.pi * falling) * np.exp(-t / rng.uniform(0.08, 0.15)) * fade,
+        "snare": 0.5 * snare * fade,
+        "hats": 0.25 * sizzle * np.exp(-t / rng.uniform(0.02, 0.06)) * fade,
+    }
+    pattern, track = BEATS[rng.integers(len(BEATS))], np.zeros((2, n_samples), np.float32)
+    pans = {"kick": 0.0, "snare": 0.0, "hats": rng.uniform(-0.5, 0.5)}
+    swing = rng.uniform(0, 0.12)  # every second sixteenth comes late by this part of one
     for bar in range(sheet.n_bars):
-        for drum, steps in zip(kit, pattern, strict=True):
+        for drum, steps in pattern.items():
             for step in (i for i, mark in enumerate(steps) if mark == "x"):
-                start = (4 * bar + step / 4) * sheet.beat
-                _add(track, rng.uniform(0.7, 1) * drum, start, sample_rate)
+                start = (4 * bar + (step + swing * (step % 2)) / 4) * sheet.beat
+                hit = rng.uniform(0.7, 1) * kit[drum]
+                _add(track, np.outer(_pan(pans[drum]), hit), start, sample_rate)
+    return track
 
 
 @functools.lru_cache(maxsize=64)  # the same few are played over and over
-def _tone(pitch: int, seconds: float, timbre: Timbre, sample_rate: int) -> np.ndarray:
-    """Play one note, shape=(2, n_samples): left and right 4 cents apart, darker as it decays."""
+def _tone(pitch: int, seconds: float, timbre: Timbre, sample_rate: int, cents: float) -> np.ndarray:
+    """Play one note, shape=(2, n_samples): left and right `cents` apart, darker as it decays."""
     rolloff, even, attack, decay = timbre
     t = np.arange(round(seconds * sample_rate)) / sample_rate
     frequency = 440 * 2 ** ((pitch - 69) / 12)
-    apart = 2 ** (np.array([[-2], [2]]) / 1200)
+    apart = 2 ** (np.array([[-0.5], [0.5]]) * cents / 1200)
     first = np.exp((2j * np.pi * frequency * apart - 1 / (8 * decay)) * t)  # higher ones fade first
     wav, harmonic = np.zeros((2, len(t))), np.ones((2, len(t)), complex)
     for k in range(1, int(np.clip(0.45 * sample_rate / frequency, 1, 20)) + 1):
         harmonic *= first
         # Quadratic phases: harmonics that all start together make a wave of spikes.
         wav += ((k**-rolloff if k % 2 else even * k**-rolloff) * np.exp(1j * k * k) * harmonic).real
-    return (
-        wav * np.clip(t / attack, 0, 1) * np.exp(-t / decay) * np.clip((seconds - t) / 0.04, 0, 1)
-    )
+    envelope = np.clip(t / attack, 0, 1) * np.exp(-t / decay) * np.clip((seconds - t) / 0.04, 0, 1)
+    return wav * envelope
+
+
+def _reverberate(wav: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Add a room's answer to the sum of both channels, shape=(2, n_samples)."""
+    size = 2 ** int(np.ceil(np.log2(wav.shape[1] + room.shape[1])))
+    sent = np.fft.rfft(wav.mean(0), size) * np.fft.rfft(room, size)
+    return wav + np.fft.irfft(sent, size)[:, : wav.shape[1]]
 
 
 def _mix(rng: np.random.Generator, parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Set the levels of the parts and scale the peak of their sum."""
 
-    def rms(wav: np.ndarray) -> float:
-        return np.sqrt(np.mean(wav**2)) or 1.0
+    def gain(level_db: float, wav: np.ndarray) -> float:
+        rms = np.sqrt(np.mean(np.square(wav))) if wav.any() else 1.0
+        return 10 ** (level_db / 20) / rms
 
-    for name, level_db in BALANCE_DB.items():
-        parts[name] *= 10 ** ((level_db + rng.uniform(-1.5, 1.5)) / 20) / rms(parts[name])
+    parts = {
+        name: wav * gain(BALANCE_DB.get(name, 0) + rng.uniform(-1.5, 1.5), wav)
+        for name, wav in parts.items()
+    }
     rest = parts["bass"] + parts["drums"] + parts["other"]
-    level = 10 ** (rng.uniform(*VOCALS_DB) / 20)
-    parts["vocals"] *= level * rms(rest) / rms(parts["vocals"])
-    peak = np.abs(rest + parts["vocals"]).max() or 1.0
-    return {name: (wav * PEAK / peak).astype(np.float32) for name, wav in parts.items()}
+    parts["vocals"] *= gain(rng.uniform(*VOCALS_DB), parts["vocals"]) / gain(0.0, rest)
+    peak = np.abs(rest + parts["vocals"]).max(initial=0)
+    scale = PEAK / peak if peak > 0 else 1.0
+    return {name: (wav * scale).astype(np.float32) for name, wav in parts.items()}
 
 
 def _pan(position: float) -> np.ndarray:

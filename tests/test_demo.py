@@ -18,7 +18,7 @@ from scoring import metrics
 
 RATE = 22050
 # A plain voice: what is measured below is not moved by vibrato or hidden by breath.
-SINGER = Singer(lowest=45, tract=1.0, vibrato=0.0, breath=0.0)
+SINGER = Singer(lowest=45, tract=1.0, vibrato_hz=5.5, vibrato_depth=0.0, breath=0.0, darkness=1.8)
 
 
 def song(seed: int, seconds: float = 8, sample_rate: int = RATE) -> dict[str, np.ndarray]:

