@@ -308,8 +308,6 @@ def tune(argv: list[str]) -> int:
     task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     done = dict(results_of(functools.partial(tuning.tune_track, task), new, args.workers))
     tuned = {name: scores for name, scores in done.items() if not np.isnan(scores[0])}
-    for name in sorted(done.keys() - tuned.keys()):
-        cli.warn(f"{name}: silent vocals; left out")
     if not tuned:
         raise InputError(f"{args.checkpoint}: no song left to tune on")
     mean = np.mean(list(tuned.values()), 0)

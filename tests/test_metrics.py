@@ -232,13 +232,6 @@ def test_neither_loudness_nor_polarity_of_the_estimate_matters(scale):
     np.testing.assert_allclose(si_sdr(estimate, scale * reference), expected, atol=1e-9)
 
 
-def test_loud_float32_sounds_are_summed_without_overflow():
-    wav = np.full(1000, 1e25, np.float32)
-    estimate = wav.copy()
-    estimate[::2] *= 3  # mean 2, deviation 1
-    np.testing.assert_allclose(si_sdr(estimate, wav), 20 * math.log10(2), atol=1e-5)
-
-
 def test_silence_has_no_score_and_an_estimate_with_nothing_of_the_voice_scores_minus_infinity():
     assert math.isnan(si_sdr(np.ones(10), np.zeros(10)))
     assert math.isnan(si_sdr(np.zeros(0), np.zeros(0)))

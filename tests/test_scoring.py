@@ -208,17 +208,9 @@ def test_files_that_nearly_fit_are_fitted_and_that_is_said(
         assert note in line
 
 
-@pytest.mark.parametrize(
-    ("wav", "rate", "message"),
-    [
-        (MIXTURE, 16000, "16000 Hz, the song has 8000 Hz"),
-        (MIXTURE[:, :-500], RATE, "7500 samples, the song has 8000"),
-        (MIXTURE[[0, 1, 0]], RATE, "3 channels, the song has 2"),
-    ],
-)
-def test_files_that_do_not_fit_are_refused_by_name(tmp_path, wav, rate, message):
-    files = {"vocals": written(tmp_path / "theirs.wav", wav, rate)}
-    with pytest.raises(InputError, match=f"theirs.wav: {message}"):
+def test_files_with_other_channels_are_refused_by_name(tmp_path):
+    files = {"vocals": written(tmp_path / "theirs.wav", MIXTURE[[0, 1, 0]])}
+    with pytest.raises(InputError, match=r"theirs.wav: 3 channels, the song has 2"):
         read_estimates("it", files, MIXTURE, RATE)
 
 
