@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,10 +94,9 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     )
     text = (
         "all scores (.json); by default beside the checkpoint, or in runs/. Each song's are kept "
-        "in a folder beside it, from which an interrupted run goes on"
+        "in a folder beside it, from which an interrupted run goes on (remove it to start afresh)"
     )
     add("--output", type=Path, metavar="FILE", help=text)
-    add("--overwrite", action="store_true", help="score again what is scored already, too")
     text = "draw every song's scores (.svg, .png or .pdf; needs matplotlib)"
     add("--plot", type=Path, metavar="FILE", help=text)
 
@@ -111,7 +109,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def find_songs(args: argparse.Namespace) -> tuple[tracks.Found, str, list[tracks.Track]]:
+def choose_songs(args: argparse.Namespace) -> tuple[tracks.Found, str, list[tracks.Track]]:
     """Return what the folder holds, the split, and its songs that have both signals."""
     if (args.root / dataset.MANIFEST).is_file():
         raise InputError(
@@ -186,15 +184,13 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
     if args.plot and args.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib (pip install matplotlib)")
 
 
 def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     hp = cli.settings_of(args)
     refuse_options(args)
-    found, split, chosen = find_songs(args)
+    found, split, chosen = choose_songs(args)
     chosen = chosen[:: args.every]
     beside, name = Path("runs"), f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}"
     if args.checkpoint:
@@ -216,9 +212,9 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
     settings = tuple(args.settings)
-    task = songs.Task(args.checkpoint, device, settings, args.seconds, args.both_masks)
+    task = songs.Evaluation(args.checkpoint, device, settings, args.seconds, args.both_masks)
     about = songs.conditions(task)
-    score_job = functools.partial(songs.scores_of, task, about, folder, args.overwrite)
+    score_job = functools.partial(songs.scores_of, task, about, folder)
     done = list(results_of(score_job, jobs, args.workers))
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
@@ -294,7 +290,7 @@ def tune(argv: list[str]) -> int:
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
     cli.refuse_missing(args.checkpoint)
     args.split = args.split or "train"
-    found, split, chosen = find_songs(args)
+    found, split, chosen = choose_songs(args)
 
     from scoring import songs, tuning  # here: a wrong path is told before torch is loaded
 
@@ -309,7 +305,7 @@ def tune(argv: list[str]) -> int:
         cli.complain(message)
     say(f"{len(chosen) - len(new)} songs left out: they were learnt from")
     device, new = str(cli.device_of(args, parser)), new[:: args.every]
-    task = songs.Task(args.checkpoint, device, tuple(args.settings), args.seconds)
+    task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     done = dict(results_of(functools.partial(tuning.tune_track, task), new, args.workers))
     tuned = {name: scores for name, scores in done.items() if not np.isnan(scores[0])}
     for name in sorted(done.keys() - tuned.keys()):

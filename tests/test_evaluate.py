@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -137,7 +136,6 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_file(
     assert run(*words) == 0
     assert "4 of 4 songs were scored before" in capsys.readouterr().out
     assert out.read_bytes() == results.read_bytes()
-    assert run(*words, "--overwrite") == 130
 
 
 def test_other_settings_other_files_and_another_network_are_scored_again(
@@ -270,17 +268,6 @@ def test_what_is_wrong_is_said_in_one_line(
         code -= run(*words)
     assert code in (0, 2)
     assert told in capsys.readouterr().err
-
-
-def test_a_plot_without_matplotlib_is_refused_before_any_work(
-    toy_tree, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert (
-        run("bounds", toy_tree, "--plot", tmp_path / "a.svg", "--output", tmp_path / "a.json") == 1
-    )
-    assert "--plot needs matplotlib (pip install matplotlib)" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_layouts_without_a_split_for_testing_give_all_their_songs(toy_tree, tmp_path, capsys):

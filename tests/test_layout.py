@@ -75,7 +75,7 @@ def test_the_house_stays_small():
     assert len(FILES) <= 34
     assert sum("/" not in file for file in TREES) <= 10
     n_lines = sum(len(path.read_text().splitlines()) for path in FILES)
-    assert n_lines <= 10_600, "8000 is the aim: lower this with every cut, and never raise it"
+    assert n_lines <= 9_600, "8000 is the aim: lower this with every cut, and never raise it"
 
 
 def test_every_file_says_its_job_and_does_nothing_at_import():
@@ -96,6 +96,18 @@ def test_scripts_have_a_main_and_all_else_prints_nothing():
             calls = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
             assert not mains, file
             assert not calls & {"print", "argparse.ArgumentParser"}, file
+
+
+def test_no_public_function_or_class_is_called_like_one_in_another_file():
+    found = [
+        (node.name, file)
+        for file, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
+    ]
+    files_of = {name: sorted(file for other, file in found if other == name) for name, _ in found}
+    of_scripts = {"main", "make_parser"}
+    assert not {n: files for n, files in files_of.items() if files[1:] and n not in of_scripts}
 
 
 def test_every_setting_is_read_somewhere():

@@ -18,7 +18,7 @@ from PIL import Image
 from sound import page as pages
 from sound.page import LOW_HZ, OCTAVES, ROWS, PageWriter
 from sound.reading import AudioInfo, SampleFormat
-from sound.writing import Part
+from sound.writing import Separated
 
 ROOT = Path(__file__).parent.parent
 FLOAT = SampleFormat("FLOAT", None)
@@ -39,7 +39,7 @@ def page_of(
     with PageWriter(folder / "x.html", info, FLOAT, options.get("settings", {})) as page:
         for start in range(0, mixture.shape[1], block):
             x, v = (wav[:, start : start + block] for wav in (mixture, vocals))
-            page.write(Part(x, v, x - v))
+            page.write(Separated(x, v, x - v))
     return (folder / "x.html").read_text(encoding="utf-8")
 
 
@@ -146,7 +146,7 @@ def test_a_song_that_fails_on_the_way_leaves_nothing_behind(tmp_path):
     def break_off() -> None:
         info = AudioInfo(Path("x"), 44100, 1, 1000, FLOAT)
         with PageWriter(tmp_path / "x.html", info, FLOAT, {}) as page:
-            page.write(Part(*np.zeros((3, 1, 500), np.float32)))
+            page.write(Separated(*np.zeros((3, 1, 500), np.float32)))
             raise ValueError
 
     with pytest.raises(ValueError):  # noqa: PT011
