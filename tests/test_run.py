@@ -19,7 +19,7 @@ import model
 from dataset import PARTS, Batch, Feed, OpenSong, Song
 from hparams import BEFORE, HParams, InputError
 from learning import run as training
-from learning import targets
+from learning import targets, validation
 from learning.ranks import World
 
 HP = HParams(
@@ -260,6 +260,17 @@ def test_a_step_in_bfloat16_learns_as_one_in_float32_does(songs):
     assert losses["auto"] == losses["float32"] != losses["bfloat16"], "auto on the CPU is float32"
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
     assert losses["bfloat16"][-1] < 0.9 * losses["bfloat16"][0]
+
+
+def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dataset):
+    fast = {"chunk_slices": 16, "batch_size": 4, "epochs": 4, "learning_rate": 0.01}
+    hp = replace(HParams(), width=8, mask_target="ratio", **fast)
+    learn, valid = dataset.hold_out(dataset.open_songs([toy_dataset], hp), hp)
+    run = make_run(learn, hp, valid=valid)
+    bounds = validation.bounds(run.validator, valid)
+    go(run)
+    scores = validation.validate(run.validator, valid)
+    assert bounds["floor"] + 2 < scores["soft"] < bounds["ideal_ratio"]
 
 
 # --- The length of a run ------------------------------------------------------------------------
