@@ -527,15 +527,16 @@ def _signals(track: Track, n_samples: int, is_mono: bool) -> Iterator[np.ndarray
 
 def _sum(parts: tuple[Part, ...], n_samples: int, total: int, mono: bool) -> Iterator[np.ndarray]:
     """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
-    sources = [_blocks(part, n_samples, mono) for part in parts]
+    sources, n_channels = [_blocks(part, n_samples, mono) for part in parts], 1
     for start in range(0, total, n_samples):
         n = min(n_samples, total - start)
-        summed = np.zeros((1, n), np.float32)
+        summed = np.zeros((n_channels, n), np.float32)  # as many also where a part has ended
         for part, source in zip(parts, sources, strict=True):
             block = next(source, np.zeros((1, 0), np.float32))[:, :n]
             if block.shape[1]:
                 _check_channels(part, len(block), len(summed))
                 summed = summed + np.pad(block, ((0, 0), (0, n - block.shape[1])))
+        n_channels = len(summed)
         yield summed
     for source in sources:  # to its end, where what is missing is noticed
         for _ in source:
