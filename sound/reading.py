@@ -77,14 +77,8 @@ class AudioInfo:
 def probe(path: str | os.PathLike, allow_truncated: bool = False, stream: int = 0) -> AudioInfo:
     """Read a sound file's header and say at once what is wrong with the file.
 
-    Parameters
-    ----------
-    path : path-like
-        The content decides the format, not the extension.
-    allow_truncated : bool
-        Accept a file that is cut off; `n_samples` is then what the file holds.
-    stream : int
-        Which sound of a file that has several, as .stem.mp4 has five.
+    The content decides the format, not the extension. With `allow_truncated` a file may be cut off,
+    and `n_samples` is what it holds; `stream` is which sound of a .stem.mp4, which has five.
 
     Raises
     ------
@@ -215,10 +209,9 @@ def _data_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def is_unknown_length(size: int) -> bool:
-    """Say whether a WAV's data chunk was begun by somebody who did not know its size.
+    """Say whether a WAV's data size is the largest number, which writers into a pipe leave there.
 
-    Whoever writes into a pipe cannot return to the header and leaves the largest number there. Any
-    other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
+    Any other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
     """
     return 0xFFFF0000 <= size < 2**32 or 0x7FFF0000 <= size <= 0x80000000
 
@@ -318,24 +311,15 @@ class Reader:
     ) -> Iterator[np.ndarray]:
         """Yield the file's codes.
 
-        Parameters
-        ----------
-        n_samples : int > 0
-            Samples per channel of every block but the last.
-        sample_format : SampleFormat, optional
-            Convert the codes to this; by default they are those of ``info.sample_format``.
+        Every block but the last has `n_samples`; by default the codes are those of
+        ``info.sample_format``. What is no PCM (MP3, Vorbis, ADPCM …) is decoded as floats, then
+        rounded and clipped as `to_codes` does.
 
         Yields
         ------
         np.ndarray, shape=(n_channels, <= n_samples)
             int32 at the bit depth asked for (8 bits: -128..127); float32 for FLOAT, float64 for
-            DOUBLE. What is no PCM (MP3, Vorbis, ADPCM …) is decoded as floats, then rounded and
-            clipped as `to_codes` does.
-
-        Raises
-        ------
-        InputError
-            As for `Reader`.
+            DOUBLE.
         """
         subtype, native = self._sound.subtype, self.info.sample_format
         wanted = sample_format or native

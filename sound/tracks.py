@@ -340,24 +340,11 @@ def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
 
 
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
-    """Find what a system has written for some songs.
+    """Find what a system has written for some songs: the files of each, by the signal they hold.
 
-    Parameters
-    ----------
-    folder : Path
-        Holds, anywhere inside, ``<song>/vocals.*``, ``<song>_vocals.*`` or, made from a file
-        called mixture, ``<song>/mixture_vocals.*``; the same with accompaniment.
-    found : list of Track
-
-    Returns
-    -------
-    dict
-        For each track's name the file of "vocals", of "accompaniment", of both or of neither.
-
-    Raises
-    ------
-    InputError
-        If the folder is missing, or holds two files for the same signal of a song.
+    They are, anywhere in the folder, ``<song>/vocals.*``, ``<song>_vocals.*`` or, made from a file
+    called mixture, ``<song>/mixture_vocals.*``; the same with accompaniment. InputError if the
+    folder is missing, or holds two files for the same signal of a song.
     """
     _refuse_missing(folder)
     place = folder.resolve().name
@@ -473,11 +460,6 @@ def measure(track: Track) -> Extent:
 
 def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
     """Decode a track as mono vocals and accompaniment.
-
-    Parameters
-    ----------
-    n_samples : int > 0
-        Length of a block; the last one may be shorter.
 
     Yields
     ------

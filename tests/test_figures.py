@@ -65,7 +65,7 @@ def test_sounds_that_never_meet_are_told_apart_and_equal_ones_are_not():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--start", "1000"], "begins at 1000 s"),
+        (["--start", "1000"], "begins at 1000.000 s"),
         (["--vocals", "SHORT"], "name the vocals of this very song"),
         (["--vocals", "missing.wav"], "missing.wav"),
     ],
