@@ -14,11 +14,9 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,13 +26,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import cli
+import dataset
+from dataset import Song
 from hparams import GRID, HParams, InputError
 from sound import reading, tracks
 from sound.tracks import Extent, Track
 
-SONGS, JOURNAL = "songs", ".build"  # in the output, beside the manifest
+SONGS = "songs"  # folder in the output, beside the manifest: of every song its array and a note
 BLOCK = 2**17  # samples decoded at once
-SILENT = 1e-4  # vocals that never pass -80 dBFS are counted as silent
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,18 @@ def main(argv: list[str] | None = None) -> int:
     for message in sorted(found.bad + bad):
         cli.complain(message)
     with the_only_build_in(args.output):
-        check_output(task, songs, args.overwrite)
-        records, n_failed = build_songs(task, extents, args.workers)
-        n_bad = len(found.bad) + len(bad) + n_failed
+        if not args.overwrite:
+            refuse_another_dataset(task, songs)
+        built = build_songs(task, extents, args.workers)
+        n_bad = len(songs) + len(found.bad) - len(built)
         if n_bad and not args.skip_bad:
             raise InputError(
-                f"{n_bad} of {n_bad + len(records)} songs are bad, each named above; repair them "
+                f"{n_bad} of {n_bad + len(built)} songs are bad, each named above; repair them "
                 "and run again (the others are kept), or leave them out with --skip-bad"
             )
-        if not records:
+        if not built:
             raise InputError(f"{args.root}: no song can be used")
-        save(task, found.layout, records, n_bad)
+        save(task, found.layout, built, n_bad)
     return 0
 
 
@@ -169,68 +169,47 @@ def a_speed(text: str) -> float:
 @contextlib.contextmanager
 def the_only_build_in(output: Path) -> Iterator[None]:
     """Make the output folder and keep a second build out of it."""
+    if {path.name for path in output.glob("[!.]*")} - {SONGS, dataset.MANIFEST}:
+        raise InputError(f"{output}: holds other files (choose a new or empty folder)")
     try:
-        if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL).is_dir():
-            raise InputError(f"{output}: holds other files (choose a new or empty folder)")
-        for folder in (output / SONGS, output / JOURNAL):
-            folder.mkdir(parents=True, exist_ok=True)
+        (output / SONGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: {error.strerror} (choose another folder)") from error
     with cli.locked(output):
-        remove_unfinished(output)
         try:
             yield
         finally:
-            remove_unfinished(output)
+            for path in output.glob("*/.*.tmp-*"):  # what killed processes left
+                path.unlink(missing_ok=True)
 
 
-def remove_unfinished(output: Path) -> None:
-    """Remove what killed processes left; nobody else writes here while we hold the lock."""
-    for path in output.glob("*/.*.tmp-*"):
-        path.unlink(missing_ok=True)
+def refuse_another_dataset(task: Task, songs: list[Track]) -> None:
+    """Keep one dataset from being turned into another by mistake."""
+    if not (task.output / dataset.MANIFEST).is_file():
+        return
+    manifest = dataset.load_manifest(task.output)
+    if manifest.hparams != grid_of(task.hp):
+        raise InputError(
+            f"{task.output}: built with {manifest.hparams}, asked for {grid_of(task.hp)} "
+            "(choose another output, or --overwrite)"
+        )
+    lost = sorted({song.id for song in manifest.songs} - {track.name for track in songs})
+    if lost:
+        raise InputError(
+            f"{task.output}: holds {len(lost)} songs that {task.root} does not, such as "
+            f"{lost[0]} (choose another output, or --overwrite to drop them)"
+        )
 
 
-def check_output(task: Task, songs: list[Track], overwrite: bool) -> None:
-    """Refuse to turn one dataset into another by mistake, and note the grid of this one."""
-    import dataset
-
-    grid_file = task.output / JOURNAL / "grid.json"
-    if not overwrite:
-        stored = [json.loads(grid_file.read_text())] if grid_file.is_file() else []
-        if (task.output / dataset.MANIFEST).is_file():
-            manifest = dataset.load_manifest(task.output)
-            stored.append(manifest.hparams)
-            lost = sorted({song.id for song in manifest.songs} - {track.name for track in songs})
-            if lost:
-                raise InputError(
-                    f"{task.output}: holds {len(lost)} songs that {task.root} does not, such as "
-                    f"{lost[0]} (choose another output, or --overwrite to drop them)"
-                )
-        for grid in stored:
-            if grid != grid_of(task.hp):
-                raise InputError(
-                    f"{task.output}: built with {grid}, asked for {grid_of(task.hp)} "
-                    "(choose another output, or --overwrite)"
-                )
-    text = json.dumps(grid_of(task.hp))
-    cli.replace_atomically(grid_file, lambda file: file.write(text.encode()))
-
-
-def build_songs(
-    task: Task, extents: dict[Track, Extent], n_workers: int | None
-) -> tuple[list[dict[str, Any]], int]:
-    """Build what is not there yet; returns the records of all songs, and how many failed."""
-    import dataset
-
-    records = {track: record for track in extents if (record := finished(task, track))}
-    missing = [track for track in extents if track not in records]
-    if any((task.output / file_of(task, track)).exists() for track in missing):
+def build_songs(task: Task, extents: dict[Track, Extent], n_workers: int | None) -> list[Song]:
+    """Build what is not there yet, or damaged if that is to be verified; returns all songs."""
+    songs = {track: song for track in extents if (song := finished(task, track))}
+    jobs = [track for track in extents if track not in songs]
+    if any((task.output / file_of(task, track)).exists() for track in jobs):
         # Their arrays will be replaced, so the old dataset ends here.
         (task.output / dataset.MANIFEST).unlink(missing_ok=True)
-    check_space(task, [(track, extents[track]) for track in missing])
-    jobs = list(extents) if task.verify else missing
     jobs.sort(key=lambda track: -extents[track].seconds)  # a long one at the end keeps all waiting
-    start, n_failed = time.perf_counter(), 0
+    start = time.perf_counter()
     results = cli.in_processes(functools.partial(build_song, task), jobs, n_workers)
     total = round(sum(extents[track].seconds for track in jobs))
     with contextlib.closing(results), cli.progress(total, "s") as bar:
@@ -238,63 +217,27 @@ def build_songs(
             bar.update(round(extents[track].seconds))
             if isinstance(result, InputError):
                 cli.complain(result)
-                n_failed += 1
-                records.pop(track, None)
-                continue
-            records[track], warning = result
-            if warning:
-                cli.warn(warning)
+            else:
+                songs[track] = result
     if jobs:
         seconds = time.perf_counter() - start
         print(f"built {total} s of music, {total / seconds:.0f} s per second")
-    return list(records.values()), n_failed
+    return sorted(songs.values(), key=lambda song: song.id)
 
 
-def check_space(task: Task, songs: list[tuple[Track, Extent]]) -> None:
-    """Refuse a build that the disk cannot hold."""
-    frames_a_second = 1.01 * task.hp.sample_rate / task.hp.hop_length
-    need = sum(
-        4 * task.hp.n_bins * len(track.signals) * frames_a_second * extent.seconds + 8192
-        for track, extent in songs
-    )
-    free = shutil.disk_usage(task.output).free
-    if need > free:
-        raise InputError(
-            f"no space left on {task.output}: need {need / 1e6:.3g} MB, have {free / 1e6:.3g} MB"
-        )
-
-
-def save(task: Task, layout: str, records: list[dict[str, Any]], n_bad: int) -> None:
+def save(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
     """Write the manifest, remove what is not in it, and print the sum."""
-    from dataset import Manifest, Song, save_manifest
-
-    songs = [
-        Song(**{**record["song"], "parts": tuple(record["song"]["parts"])}) for record in records
-    ]
-    songs.sort(key=lambda song: song.id)
-    splits_of: dict[str, dict[str, str]] = {}
-    for song in songs:
-        for source in song.inputs:
-            splits_of.setdefault(source["sha256"], {})[song.split] = song.id
-    for places in splits_of.values():
-        if len(places) > 1:
-            cli.warn(
-                f"{places['train']} (train) and {places['test']} (test) share a file; scores on "
-                "songs that were trained on are too good"
-            )
-    save_manifest(task.output, Manifest(layout, grid_of(task.hp), tuple(songs)))
+    dataset.save_manifest(task.output, dataset.Manifest(layout, grid_of(task.hp), tuple(songs)))
     keep = {Path(song.file).stem for song in songs}
-    for path in [*(task.output / SONGS).glob("*.npy"), *(task.output / JOURNAL).glob("*-*.json")]:
+    for path in (task.output / SONGS).iterdir():
         if path.stem not in keep:
             path.unlink()
     n_slices = sum(math.ceil(song.n_frames / task.hp.stft_stride) for song in songs)
     n_bytes = sum((task.output / song.file).stat().st_size for song in songs)
-    n_silent = sum(record["silent"] for record in records)
-    notes = [f"{n_silent} with silent vocals"] * bool(n_silent)
-    notes += [f"{n_bad} bad ones left out"] * bool(n_bad)
     print(
-        f"{task.output}: {', '.join([f'{len(songs)} songs', *notes])}, "
-        f"{sum(song.seconds for song in songs) / 3600:.2f} hours, {n_slices:,} slices at "
+        f"{task.output}: {len(songs)} songs, "
+        + f"{n_bad} bad ones left out, " * bool(n_bad)
+        + f"{sum(song.seconds for song in songs) / 3600:.2f} hours, {n_slices:,} slices at "
         f"stft_stride {task.hp.stft_stride}, {n_bytes:,} bytes"
     )
 
@@ -302,11 +245,10 @@ def save(task: Task, layout: str, records: list[dict[str, Any]], n_bad: int) -> 
 # --- One song ------------------------------------------------------------------------------------
 
 
-def build_song(task: Task, track: Track) -> tuple[dict[str, Any], str]:
-    """Write one song's spectrogram and its record; with --verify only if something is wrong.
+def build_song(task: Task, track: Track) -> Song:
+    """Write one song's spectrogram and then its note.
 
-    The array appears under its name only when it is whole and its pair has been checked; the
-    record follows. Returns the record, and what was found damaged, or "".
+    The array appears under its name only when it is whole and its pair has been checked.
 
     Raises
     ------
@@ -314,52 +256,42 @@ def build_song(task: Task, track: Track) -> tuple[dict[str, Any], str]:
         If a source cannot be read or changes meanwhile, if the pair does not fit, if the sound is
         too loud for float16, or if the disk is full.
     """
-    import audio
-    import dataset
+    import audio  # here, so that bad paths are told before torch is loaded
 
-    damaged = ""
-    if task.verify and (record := finished(task, track)):
-        damaged = damage(task, record["song"])
-        if not damaged:
-            return record, ""
-    hp, file = task.hp, file_of(task, track)
-    sources = sources_of(task, track)
-    extent = tracks.measure(track)
+    hp, path = task.hp, task.output / file_of(task, track)
+    sources, extent = sources_of(task, track), tracks.measure(track)
     grid = audio.grid_at(extent.sample_rate, hp)
     shape = (grid.n_frames(extent.n_samples), len(track.signals), hp.n_bins, 2)
-    digest, pair, peaks = hashlib.sha256(), PairCheck(), np.zeros(len(track.signals))
+    pair = PairCheck()
 
     def blocks() -> Iterator[np.ndarray]:
         for block in tracks.read_blocks(track, BLOCK):
-            np.maximum(peaks, np.abs(block).max(1), out=peaks)
             if task.check_pairs and len(block) == 2:
                 pair.add(*block)
             yield block
 
     def write(out: BinaryIO) -> None:
-        arrays = dataset.spectrogram_blocks(blocks(), grid, hp)
-        for data in itertools.chain([dataset.npy_header(shape)], arrays):
-            digest.update(data)
+        about = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, about)
+        for data in dataset.spectrogram_blocks(blocks(), grid, hp):
             out.write(data)
         problem = pair.problem(has_mixture=bool(track.mixture))
         if problem:
             raise InputError(f"{track.vocals[0].path}: {problem} (--no-check-pairs: use as it is)")
 
     try:
-        cli.replace_atomically(task.output / file, write)
+        cli.replace_atomically(path, write)
     except OverflowError as error:
-        raise InputError(
-            f"{track.paths[0]}: too loud: peak {peaks.max():.3g}, where 1 is full scale (lower it)"
-        ) from error
+        raise InputError(f"{track.paths[0]}: too loud for float16 (lower it)") from error
     inputs = [
         {"path": _within(task, path), "size": path.stat().st_size, "sha256": reading.sha256(path)}
         for path in track.paths
     ]
     if sources_of(task, track) != sources:
         raise InputError(f"{track.paths[0]}: a source changed while it was read (run again)")
-    song = dataset.Song(
+    song = Song(
         id=track.name,
-        file=file,
+        file=file_of(task, track),
         split=track.split,
         singer=track.singer,
         group=track.group,
@@ -367,21 +299,14 @@ def build_song(task: Task, track: Track) -> tuple[dict[str, Any], str]:
         n_frames=shape[0],
         sample_rate=extent.sample_rate,
         seconds=extent.seconds,
-        sha256=digest.hexdigest(),
+        sha256=reading.sha256(path),
         inputs=tuple(inputs),
         speed=track.speed,
         taught=task.taught,
     )
-    record = {
-        "sources": sources,
-        "song": asdict(song),
-        "n_bytes": (task.output / file).stat().st_size,
-        "pair_checked": task.check_pairs,
-        "silent": bool(track.vocals and peaks[0] < SILENT),
-    }
-    text = json.dumps(record)
-    cli.replace_atomically(journal_of(task, file), lambda out: out.write(text.encode()))
-    return record, damaged
+    note = json.dumps({"sources": sources, "song": asdict(song)})
+    cli.replace_atomically(path.with_suffix(".json"), lambda out: out.write(note.encode()))
+    return song
 
 
 class PairCheck:
@@ -439,47 +364,39 @@ class PairCheck:
         return f"the mixture holds these vocals at gain {gain:.2f} instead of 1: {reason}?"
 
 
-def finished(task: Task, track: Track) -> dict[str, Any] | None:
-    """Return the record of a song that is built, if its sources are as they were then."""
-    file = file_of(task, track)
+def finished(task: Task, track: Track) -> Song | None:
+    """Return a song whose array and note are there, if its sources are as they were then.
+
+    With ``--verify`` their hashes must be, too; what is not as it was is named.
+    """
+    path = task.output / file_of(task, track)
     try:
-        record = json.loads(journal_of(task, file).read_text())
-        is_whole = (
-            (task.output / file).stat().st_size == record["n_bytes"]
-            and record["sources"] == sources_of(task, track)
-            and (record["pair_checked"] or not task.check_pairs)
-        )
-        record["song"]["taught"] = task.taught
+        note = json.loads(path.with_suffix(".json").read_text())
+        song = dataset.song_of(note["song"])
+        if not path.is_file() or note["sources"] != sources_of(task, track):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return record if is_whole else None
+    hashes = {path: song.sha256} | {task.root / x["path"]: x["sha256"] for x in song.inputs}
+    for file, sha256 in hashes.items() if task.verify else ():
+        if reading.sha256(file) != sha256:
+            cli.warn(f"{file}: not as it was when the song was built; built again")
+            return None
+    return replace(song, taught=task.taught)
 
 
-def damage(task: Task, song: dict[str, Any]) -> str:
-    """Hash a finished song and its sources; returns what differs from the record, or ""."""
-    if reading.sha256(task.output / song["file"]) != song["sha256"]:
-        return f"{task.output / song['file']}: damaged; built again"
-    for source in song["inputs"]:
-        path = task.root / source["path"]
-        if reading.sha256(path) != source["sha256"]:
-            return f"{path}: other content under the same size and date; built again"
-    return ""
-
-
-def sources_of(task: Task, track: Track) -> dict[str, Any]:
-    """Describe all that a finished song depends on, as the journal keeps it."""
+def sources_of(task: Task, track: Track) -> list[Any]:
+    """Describe all that a finished song depends on, as its note keeps it."""
     parts = {
         name: [(_within(task, part.path), part.channel, part.stream) for part in parts]
         for name, parts in track.parts.items()
     }
-    stamps = []
-    for path in track.paths:
-        try:
-            stamps.append((path.stat().st_size, path.stat().st_mtime_ns))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from error
+    try:
+        stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in track.paths]
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}") from error
     labels = (track.split, track.singer, track.group)
-    return json.loads(json.dumps({"labels": labels, "parts": parts, "stamps": stamps}))
+    return json.loads(json.dumps([labels, parts, stamps]))
 
 
 def _within(task: Task, path: Path) -> str:
@@ -493,17 +410,10 @@ def grid_of(hp: HParams) -> dict[str, int]:
 
 def file_of(task: Task, track: Track) -> str:
     """Name a song's array within the dataset: the same again for the same song and grid."""
-    from dataset import FORMAT
-
     # Two grids have two names, so that --overwrite can build beside the old dataset.
-    about = repr((track.name, grid_of(task.hp), FORMAT)).encode(errors="surrogatepass")
+    about = repr((track.name, grid_of(task.hp), dataset.FORMAT)).encode(errors="surrogatepass")
     readable = re.sub(r"[^A-Za-z0-9]+", "_", track.name)[:64]
     return f"{SONGS}/{readable}-{hashlib.sha256(about).hexdigest()[:12]}.npy"
-
-
-def journal_of(task: Task, file: str) -> Path:
-    """Name the record that belongs to a song's array."""
-    return task.output / JOURNAL / Path(file).with_suffix(".json").name
 
 
 if __name__ == "__main__":

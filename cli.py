@@ -32,13 +32,6 @@ SAME_WISH = 1.0  # seconds within which a second signal is the first one again
 Main = Callable[[list[str] | None], int]
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived; unwinds the script so that temporary files are removed."""
-
-
-# --- Options --------------------------------------------------------------------------------------
-
-
 def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
     """Make a parser, described by the first paragraph of `doc`, with every script's options."""
     parser = argparse.ArgumentParser(
@@ -47,11 +40,9 @@ def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    text = "override a setting of hparams.py for this run; may be given several times"
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=text
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add, text = parser.add_argument, "override a setting of hparams.py; may be given several times"
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=text)
+    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -89,19 +80,18 @@ def device_of(
     """
     import torch  # here, so that --help and wrong paths answer at once
 
-    available = torch.cuda.is_available()
-    if args.device == "cuda" and not available:
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if args.device == "cuda" and not n_gpus:
         parser.error("--device cuda: this torch sees no CUDA device (use --device cpu or auto)")
-    if args.device == "cpu" or not available:
-        reason = "as asked" if args.device == "cpu" else "no CUDA device"
+    reason = "no CUDA device" if not n_gpus else "there is one; --device cpu for the CPU"
+    reason = reason if args.device == "auto" else "as asked"
+    if args.device == "cpu" or not n_gpus:
         print(f"device: CPU, {torch.get_num_threads()} threads ({reason})")
         return torch.device("cpu")
-    n_gpus = torch.cuda.device_count()
     if local_rank >= n_gpus:
         raise InputError(f"process {local_rank} of this machine has no GPU: there are {n_gpus}")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
-    reason = "as asked" if args.device == "cuda" else "there is one; --device cpu for the CPU"
     print(f"device: {torch.cuda.get_device_name(device)} ({reason})")
     return device
 
@@ -111,9 +101,6 @@ def refuse_missing(checkpoint: Path) -> None:
     if not os.path.isfile(checkpoint):
         what = "is a directory" if os.path.isdir(checkpoint) else "no such checkpoint"
         raise InputError(f"{checkpoint}: {what} (name a .pth file that train.py wrote)")
-
-
-# --- How a script ends ----------------------------------------------------------------------------
 
 
 def script(main: Main) -> Main:
@@ -146,8 +133,6 @@ def script(main: Main) -> Main:
             return 1
         except KeyboardInterrupt:
             return 130
-        except Terminated:
-            return 143
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
@@ -167,9 +152,6 @@ class Stop:
     what comes a second later is another one.
     """
 
-    def __init__(self) -> None:
-        self._signum, self._at = 0, 0.0
-
     def __call__(self) -> bool:
         """Return whether a signal has arrived."""
         return self._signum != 0
@@ -180,6 +162,7 @@ class Stop:
         return 128 + (self._signum or signal.SIGTERM)
 
     def __enter__(self) -> Stop:
+        self._signum = 0
         self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -188,19 +171,16 @@ class Stop:
             signal.signal(signum, handler)
 
     def _request(self, signum: int, _frame: object) -> None:
-        now = time.monotonic()
         if not self._signum:
-            self._signum, self._at = signum, now
-        elif now - self._at > SAME_WISH:
+            self._signum, self._at = signum, time.monotonic()
+        elif time.monotonic() - self._at > SAME_WISH:
             self.__exit__()
             signal.raise_signal(signum)
 
 
 def _terminate(_signum: int, _frame: object) -> None:
-    raise Terminated
-
-
-# --- What a user sees -----------------------------------------------------------------------------
+    """Unwind the script, so that temporary files are removed."""
+    sys.exit(143)
 
 
 def complain(message: object, kind: str = "error") -> None:
@@ -208,9 +188,7 @@ def complain(message: object, kind: str = "error") -> None:
     print(f"{_script_name()}: {kind}: {printable(message)}", file=sys.stderr)
 
 
-def warn(message: object) -> None:
-    """Print one warning line on stderr."""
-    complain(message, "warning")
+warn = functools.partial(complain, kind="warning")
 
 
 def printable(text: object) -> str:
@@ -230,9 +208,6 @@ def _script_name() -> str:
     """Return what was started, as the user calls it; of ``python -m demo`` it is "demo"."""
     folder, name = os.path.split(sys.argv[0])
     return os.path.basename(folder) if name == "__main__.py" else name or "python"
-
-
-# --- Files and processes --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -341,11 +316,5 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
 def _start_worker() -> None:
     """Ignore Ctrl-C, and end with the parent, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

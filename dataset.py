@@ -10,7 +10,6 @@ them for material that is there to be remixed; the last axis is real and imagina
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import tokenize
@@ -93,25 +92,25 @@ def load_manifest(folder: Path) -> Manifest:
     Raises
     ------
     InputError
-        If the folder is missing, holds no finished dataset, or one of another format.
+        If the folder holds no finished dataset, or one of another format.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
     if not path.is_file():
         raise InputError(f"{folder}: no {MANIFEST}; not a dataset, or its build did not finish")
     try:
         stored = json.loads(path.read_text())
         if stored.pop("format") != FORMAT:
             raise InputError(f"{path}: a dataset of another version (build it again)")
-        songs = tuple(
-            Song(**{**song, "parts": tuple(song["parts"]), "inputs": tuple(song["inputs"])})
-            for song in stored.pop("songs")
-        )
+        songs = tuple(map(song_of, stored.pop("songs")))
         from_dict(stored["hparams"])
         return Manifest(**stored, songs=songs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged (build the dataset again)") from error
+
+
+def song_of(stored: dict[str, Any]) -> Song:
+    """Return a song as JSON holds it: lists become tuples again."""
+    return Song(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
 
 
 def check_grid(folder: Path, manifest: Manifest, hp: HParams) -> None:
@@ -223,14 +222,6 @@ def spectrogram_blocks(
         carried = wav[..., n_frames * grid.hop_length :]
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return what stands before the numbers in a float16 .npy file."""
-    header = io.BytesIO()
-    about = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, about)
-    return header.getvalue()
-
-
 # --- Which songs are learnt from -----------------------------------------------------------------
 
 
@@ -251,14 +242,10 @@ def are_learnt(songs: Iterable[Song], learnt: dict[str, str]) -> list[bool]:
     return known
 
 
-def can_validate(song: OpenSong) -> bool:
-    """Say whether a song has a true voice and its backing, as they were recorded."""
-    about = song.song
-    return set(about.parts) == set(PARTS) and about.speed == 1 and not about.taught
-
-
-def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[OpenSong]]:
-    """Divide the training songs into those to learn from and those to validate on.
+def hold_out(
+    songs: list[OpenSong], hp: HParams, others: list[OpenSong] | None = None
+) -> tuple[list[OpenSong], list[OpenSong]]:
+    """Divide songs into those to learn from and those to validate on.
 
     Whole singers are held out (where the layout does not tell, a song is its own singer), at
     random but reproducibly, until they hold ``valid_fraction`` of the frames. With one or two
@@ -270,74 +257,64 @@ def hold_out(songs: list[OpenSong], hp: HParams) -> tuple[list[OpenSong], list[O
     songs : list of OpenSong
         Those of the "test" split are left out altogether. Those at another speed than recorded, or
         labelled by a teacher, are never validated on, and not learnt from if their singer is.
+    hp : HParams
+        Reads ``valid_fraction`` and ``seed``.
+    others : list of OpenSong, optional
+        Validate on those of them that share no file with `songs`, and hold out none of these.
 
     Raises
     ------
     InputError
-        If fewer than two training songs are there, or none of them can be validated on.
+        If no song is left on a side, or those to learn from lack vocals or accompaniment.
     """
     songs = [song for song in songs if song.song.split == "train"]
-    whole = [song for song in songs if can_validate(song)]
-    if len(songs) < 2 or not whole:
-        raise InputError(
-            f"{len(songs)} training songs, {len(whole)} with vocals and accompaniment as recorded; "
-            "training needs 2 or more, and 1 or more of the latter to validate on"
-        )
-    n_singers = len({song.song.singer for song in whole})
-
-    def group_of(song: OpenSong) -> str:
-        return song.song.singer if n_singers > 2 else song.song.group
-
-    rng = np.random.default_rng([hp.seed, 1])
-    held_out: set[str] = set()
-    n_wanted = hp.valid_fraction * sum(song.song.n_frames for song in whole)
-    n_frames = 0
-    groups = rng.permutation(sorted({group_of(song) for song in whole}))
-    for group in groups[:-1] if len(groups) > 1 else groups:  # one is left to learn from
-        if n_frames >= n_wanted and held_out:
-            break
-        held_out.add(group)
-        n_frames += sum(song.song.n_frames for song in whole if group_of(song) == group)
-    learn = [song for song in songs if group_of(song) not in held_out]
-    valid = [song for song in whole if group_of(song) in held_out]
-    _check_parts(learn)
-    return learn, valid
-
-
-def validate_elsewhere(
-    songs: list[OpenSong], others: list[OpenSong]
-) -> tuple[list[OpenSong], list[OpenSong]]:
-    """Learn from all training songs; validate on those of `others` that share no file with them.
-
-    Raises
-    ------
-    InputError
-        If no song is left to validate on, or `songs` lack vocals or accompaniment.
-    """
-    learn = [song for song in songs if song.song.split == "train"]
-    sources = {source["sha256"] for song in learn for source in song.song.inputs}
+    sources = {source["sha256"] for song in songs for source in song.song.inputs}
     valid = [
         song
-        for song in others
-        if can_validate(song) and not sources & {s["sha256"] for s in song.song.inputs}
+        for song in (songs if others is None else others)
+        if set(song.song.parts) == set(PARTS)  # a true voice and its backing, as recorded
+        and song.song.speed == 1
+        and not song.song.taught
+        and (others is None or not sources & {s["sha256"] for s in song.song.inputs})
     ]
     if not valid:
-        raise InputError(
-            f"none of {len(others)} songs to validate on has vocals with their accompaniment and "
-            "is not also learnt from (choose other datasets to validate on)"
+        which = (
+            f"{len(songs)} training songs has vocals and accompaniment as recorded, and training "
+            "holds some of those out (give more datasets, or --validate-on)"
+            if others is None
+            else f"{len(others)} songs to validate on has vocals and accompaniment as recorded and "
+            "is not learnt from (choose other datasets to validate on)"
         )
-    _check_parts(learn)
+        raise InputError(f"none of {which}")
+    learn = songs
+    if others is None:
+        key = "singer" if len({song.song.singer for song in valid}) > 2 else "group"
+        held_out = _groups_to_hold_out(valid, key, hp)
+        learn = [song for song in songs if getattr(song.song, key) not in held_out]
+        valid = [song for song in valid if getattr(song.song, key) in held_out]
+    for part in PARTS:
+        if not any(part in song.song.parts for song in learn):
+            raise InputError(
+                f"none of {len(learn)} songs to learn from has {part}; training needs vocals and "
+                "accompaniment (give more datasets)"
+            )
     return learn, valid
 
 
-def _check_parts(songs: list[OpenSong]) -> None:
-    """Refuse songs from which no mixture can be made."""
-    for part in PARTS:
-        if not any(part in song.song.parts for song in songs):
-            raise InputError(
-                f"none of {len(songs)} songs to learn from has {part}; training needs vocals and "
-                "accompaniment (give more datasets)"
-            )
+def _groups_to_hold_out(songs: list[OpenSong], key: str, hp: HParams) -> set[str]:
+    """Draw singers, or songs with all their clips, that hold ``valid_fraction`` of the frames."""
+    n_frames: dict[str, int] = {}
+    for song in songs:
+        group = getattr(song.song, key)
+        n_frames[group] = n_frames.get(group, 0) + song.song.n_frames
+    groups = np.random.default_rng([hp.seed, 1]).permutation(sorted(n_frames))
+    held_out: set[str] = set()
+    for group in groups[:-1] if len(groups) > 1 else groups:  # one is left to learn from
+        n_held_out = sum(n_frames[one] for one in held_out)
+        if held_out and n_held_out >= hp.valid_fraction * sum(n_frames.values()):
+            break
+        held_out.add(group)
+    return held_out
 
 
 # --- The plan of an epoch ------------------------------------------------------------------------
@@ -441,10 +418,8 @@ def batches_of(plan: Chunks, hp: HParams) -> list[Chunks]:
 
 def count_batches(songs: list[OpenSong], hp: HParams, epoch: int) -> int:
     """Return how many batches `plan_epoch` gives, without planning them."""
-    offsets, span = _offsets(songs, hp, np.random.default_rng([hp.seed, 2, epoch]))
-    n_frames = np.array([song.song.n_frames for song in songs])
-    n_chunks = int((-((offsets - n_frames) // span)).sum())
-    return -(-n_chunks // hp.batch_size)
+    index, _ = _places(songs, hp, np.random.default_rng([hp.seed, 2, epoch]))
+    return -(-len(index) // hp.batch_size)
 
 
 def chunk_frames(hp: HParams) -> int:
@@ -452,22 +427,15 @@ def chunk_frames(hp: HParams) -> int:
     return (hp.chunk_slices - 1) * hp.stft_stride + hp.stft_frames
 
 
-def _offsets(
-    songs: list[OpenSong], hp: HParams, rng: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Draw where the first chunk of every song starts, and return how far apart chunks are."""
-    span = hp.chunk_slices * hp.stft_stride
-    return rng.integers(1 - span, 1, size=len(songs)), span
-
-
 def _places(
     songs: list[OpenSong], hp: HParams, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tile every song with chunks from a random offset on: song and first frame of each."""
-    offsets, span = _offsets(songs, hp, rng)
+    span = hp.chunk_slices * hp.stft_stride
+    offsets = rng.integers(1 - span, 1, size=len(songs)).tolist()
     starts = [
         np.arange(first, song.song.n_frames, span)
-        for song, first in zip(songs, offsets.tolist(), strict=True)
+        for song, first in zip(songs, offsets, strict=True)
     ]
     return np.repeat(np.arange(len(songs)), [len(some) for some in starts]), np.concatenate(starts)
 
@@ -636,7 +604,9 @@ class Feed:
         """Send the numbers of all batches to the device at once: there are few of them."""
         if not batches:
             return
-        columns = [np.concatenate(some) for some in zip(*map(_columns, batches), strict=True)]
+        columns = [
+            np.concatenate(some) for some in zip(*(vars(b).values() for b in batches), strict=True)
+        ]
         sizes = [len(batch) for batch in batches]
         for parts in zip(*(self._to_device(x).split(sizes) for x in columns), strict=True):
             yield Batch(*parts, None)
@@ -652,7 +622,7 @@ class Feed:
 
     def _read(self, batch: Chunks) -> Batch:
         spectrograms = read_batch(self.songs, batch, self.hp)
-        return Batch(*(self._to_device(values) for values in (*_columns(batch), spectrograms)))
+        return Batch(*(self._to_device(values) for values in (*vars(batch).values(), spectrograms)))
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         """Send numbers without waiting: a GPU fetches them from pinned memory by itself."""
@@ -662,10 +632,6 @@ class Feed:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
-
-
-def _columns(batch: Chunks) -> tuple[np.ndarray, ...]:
-    return batch.songs, batch.starts, batch.gains, batch.eq_db
 
 
 def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,50 +26,39 @@ from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
 from sound import tracks
 
-EPILOG = """more:
-  evaluate.py bounds ROOT           floor and ceilings alone, of the STFT that --set describes
-  evaluate.py compare A.json B.json  is one better, or is it chance?
-  evaluate.py tune CHECKPOINT ROOT  choose the mask settings on validation songs
-
-examples:
+EPILOG = """examples:
   python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
   python evaluate.py runs/resnet18/best.pth music/dsd100 --estimates other=their/wavs --plot a.svg
+  python evaluate.py bounds music/mir1k --set n_fft=2048        # floor and ceilings
+  python evaluate.py compare a.json b.json --systems hard soft  # is one better, or is it chance?
+  python evaluate.py tune runs/resnet18/best.pth music/dsd100   # choose the mask settings
 """
 BOUNDS = """Score the mixture itself and the ideal masks: what no network changes.
 
 The STFT is that of --set sample_rate, n_fft and hop_length, moved to each song's own rate."""
-BOUNDS_EPILOG = """examples:
-  python evaluate.py bounds music/mir1k --every 20 --set n_fft=2048 --set hop_length=512
-  python evaluate.py bounds music/dsd100 --estimates ours=generated --estimates other=theirs"""
 COMPARE = """Say whether one system is better than another on the same songs.
 
 The interval is that of the mean difference, from 10 000 paired resamples of the songs: where it
 holds 0, the difference may be chance."""
-COMPARE_EPILOG = """examples:
-  python evaluate.py compare before.json after.json
-  python evaluate.py compare both.json both.json --systems soft hard --metric si_sdr"""
 TUNE = """Choose the mask settings that sound best on validation songs, and store them.
 
 Songs that the checkpoint has learnt from are left out, and so are test songs unless --split names
 them. The network separates each song once; every setting renders the mask that it gave."""
-TUNE_EPILOG = """examples:
-  python evaluate.py tune runs/resnet18/best.pth music/dsd100
-  python evaluate.py tune runs/resnet18/best.pth music/mir1k --every 5 --dry-run"""
 
 
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one of the four commands."""
     words = sys.argv[1:] if argv is None else argv
-    commands = {"bounds": bounds, "compare": compare, "tune": tune}
+    commands = {"bounds": score_bounds, "compare": compare, "tune": tune}
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
-    return evaluate(words)
+    return score_network(words)
 
 
-def make_parser(command: str, text: str, epilog: str) -> argparse.ArgumentParser:
+def make_parser(command: str, text: str) -> argparse.ArgumentParser:
     """Describe the command line of one command; the first one has no name."""
-    parser = cli.make_parser(text, epilog)
+    parser = cli.make_parser(text, EPILOG)
     parser.description = text  # all of it: it says what the numbers are
     parser.prog = f"{parser.prog} {command}".rstrip()
     return parser
@@ -106,10 +94,9 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     )
     text = (
         "all scores (.json); by default beside the checkpoint, or in runs/. Each song's are kept "
-        "in a folder beside it, from which an interrupted run goes on"
+        "in a folder beside it, from which an interrupted run goes on (remove it to start afresh)"
     )
     add("--output", type=Path, metavar="FILE", help=text)
-    add("--overwrite", action="store_true", help="score again what is scored already, too")
     text = "draw every song's scores (.svg, .png or .pdf; needs matplotlib)"
     add("--plot", type=Path, metavar="FILE", help=text)
 
@@ -122,7 +109,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def find_songs(args: argparse.Namespace) -> tuple[tracks.Found, str, list[tracks.Track]]:
+def choose_songs(args: argparse.Namespace) -> tuple[tracks.Found, str, list[tracks.Track]]:
     """Return what the folder holds, the split, and its songs that have both signals."""
     if (args.root / dataset.MANIFEST).is_file():
         raise InputError(
@@ -164,15 +151,12 @@ def say(*lines: object) -> None:
 # --- Scores ---------------------------------------------------------------------------------------
 
 
-def evaluate(argv: list[str]) -> int:
+def score_network(argv: list[str]) -> int:
     """Score a checkpoint."""
-    parser = make_parser("", __doc__, EPILOG)
+    parser = make_parser("", __doc__)
     parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add_scoring_options(parser)
-    text = (
-        "score the binary mask (hard) and the soft one (soft), each as tuned, and not only the "
-        "one that the checkpoint prefers"
-    )
+    text = "score the binary mask (hard) and the soft one (soft), each as tuned"
     parser.add_argument("--both-masks", action="store_true", help=text)
     cli.add_device_option(parser)
     args = parser.parse_args(argv)
@@ -180,9 +164,9 @@ def evaluate(argv: list[str]) -> int:
     return score(args, parser)
 
 
-def bounds(argv: list[str]) -> int:
+def score_bounds(argv: list[str]) -> int:
     """Score what needs no checkpoint."""
-    parser = make_parser("bounds", BOUNDS, BOUNDS_EPILOG)
+    parser = make_parser("bounds", BOUNDS)
     add_scoring_options(parser)
     args = parser.parse_args(argv)
     args.checkpoint, args.both_masks = None, False
@@ -194,21 +178,19 @@ def refuse_options(args: argparse.Namespace) -> None:
     own = ("hard", "soft") if args.both_masks else ("model",) if args.checkpoint else ()
     names = [name for name, _ in args.estimates]
     for name in names:
-        if name in (tables.FLOOR, *tables.IDEALS, "reference", *own) or names.count(name) > 1:
+        if name in (tables.FLOOR, *tables.IDEALS, *own) or names.count(name) > 1:
             raise UsageError(f"--estimates {name}: the name is taken (choose another)")
     if args.output and args.output.suffix != ".json":
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
     if args.plot and args.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib (pip install matplotlib)")
 
 
 def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     hp = cli.settings_of(args)
     refuse_options(args)
-    found, split, chosen = find_songs(args)
+    found, split, chosen = choose_songs(args)
     chosen = chosen[:: args.every]
     beside, name = Path("runs"), f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}"
     if args.checkpoint:
@@ -230,24 +212,21 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
     settings = tuple(args.settings)
-    task = songs.Task(args.checkpoint, device, settings, args.seconds, args.both_masks)
+    task = songs.Evaluation(args.checkpoint, device, settings, args.seconds, args.both_masks)
     about = songs.conditions(task)
-    score_job = functools.partial(songs.scores_of, task, about, folder, args.overwrite)
+    score_job = functools.partial(songs.scores_of, task, about, folder)
     done = list(results_of(score_job, jobs, args.workers))
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
     summary = tables.summarise(records)
     n_failed = len(found.bad) + len(lacking) + len(jobs) - len(done)
-    selection = {"split": split, "every": args.every, "n_failed": n_failed}
-    tables.write_scores(output, about, selection, records)
+    tables.write_scores(output, about, summary, records)
     for record in records:
         for note in record["notes"]:
             cli.warn(f"{record['name']}: {note}")
     say(*tables.tables(summary), "")
-    minutes = sum(record["seconds"] for record in records) / 60
-    text = "; % is the part of the way from the floor to the ideal ratio mask" * bool(records)
-    say(f"{len(records)} songs, {minutes:.1f} minutes, scores in dB{text}")
+    say(f"{len(records)} songs, in dB; %: of the way from the floor to the ideal ratio mask")
     for purpose, names in songs.known_songs(args.checkpoint).items():
         if n_known := sum(record["name"] in names for record in records):
             cli.warn(f"{n_known} songs are called like songs that {purpose}")
@@ -266,7 +245,7 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def compare(argv: list[str]) -> int:
     """Compare two systems song by song."""
-    parser = make_parser("compare", COMPARE, COMPARE_EPILOG)
+    parser = make_parser("compare", COMPARE)
     add = parser.add_argument
     add("before", type=Path, help="a .json file that evaluate.py wrote")
     add("after", type=Path, help="another one, or the same")
@@ -280,20 +259,16 @@ def compare(argv: list[str]) -> int:
     if len(args.systems) > 2:
         raise UsageError("--systems: one name for both files, or one for each")
     systems, paths = (args.systems[0], args.systems[-1]), (args.before, args.after)
-    pairs, n_single = tables.pair_songs(paths, systems)
-    say(
-        f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {args.stem} of "
-        f"{len(pairs)} songs" + f"; {n_single} are in one file only" * bool(n_single)
-    )
+    pairs = tables.pair_songs(paths, systems)
+    text = f"{args.stem} of the {len(pairs)} songs in both"
+    say(f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {text}")
     for metric in tables.METRICS:
         if args.metric not in (None, metric.name):
             continue
         found = tables.song_differences(pairs, systems, args.stem, metric.name)
         for song in found if args.metric else ():
             say(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {song.name}")
-        n_without = len(pairs) - len(found)
-        without = f"; {n_without} songs without it: a true source is silent, or it was not taken"
-        print(f"{metric.label:>9}: {tables.verdict(found)}{without * bool(n_without)}")
+        print(f"{metric.label:>9}: {tables.verdict(found)}")
     return 0
 
 
@@ -302,7 +277,7 @@ def compare(argv: list[str]) -> int:
 
 def tune(argv: list[str]) -> int:
     """Choose and store mask settings."""
-    parser = make_parser("tune", TUNE, TUNE_EPILOG)
+    parser = make_parser("tune", TUNE)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("root", type=Path, help="folder of music: validation songs")
@@ -315,7 +290,7 @@ def tune(argv: list[str]) -> int:
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
     cli.refuse_missing(args.checkpoint)
     args.split = args.split or "train"
-    found, split, chosen = find_songs(args)
+    found, split, chosen = choose_songs(args)
 
     from scoring import songs, tuning  # here: a wrong path is told before torch is loaded
 
@@ -330,7 +305,7 @@ def tune(argv: list[str]) -> int:
         cli.complain(message)
     say(f"{len(chosen) - len(new)} songs left out: they were learnt from")
     device, new = str(cli.device_of(args, parser)), new[:: args.every]
-    task = songs.Task(args.checkpoint, device, tuple(args.settings), args.seconds)
+    task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     done = dict(results_of(functools.partial(tuning.tune_track, task), new, args.workers))
     tuned = {name: scores for name, scores in done.items() if not np.isnan(scores[0])}
     for name in sorted(done.keys() - tuned.keys()):

@@ -73,18 +73,7 @@ def _spread(n: int, n_places: int) -> list[int]:
 
 
 def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
-    """Put the last frames of the calls before in front of `x`, and remember those of `x`.
-
-    Parameters
-    ----------
-    x : torch.Tensor, shape=(..., frames)
-        What `layer` is about to see.
-    n_frames : int
-        How many frames of its input the layer consumes.
-    past : dict or None
-        None: nothing is remembered. The first call finds nothing in it and returns `x`.
-    layer : nn.Module
-    """
+    """Put the last `n_frames` of the calls before in front of what `layer` is about to consume."""
     if past is None or n_frames == 0:
         return x
     if layer in past:
@@ -142,7 +131,7 @@ def one_column(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
 
     In channels-last memory the `high` bins that one answer looks at, with all their frames and
     channels, lie side by side: every row of the left matrix is a stretch of `rows`. The network of
-    width 32 takes 2.7 ms a column on one core, where convolutions take 3.1 (twice as long on AVX2).
+    width 32 takes 2.7 ms a column on one core, where convolutions take 3.1.
     """
     n_out, n_in, high, wide = layer.weight.shape
     x = x[..., :: layer.dilation[1]]
@@ -211,8 +200,7 @@ class ResNet18(nn.Module):
 
 def _total(reach: list[tuple[int, int]]) -> tuple[int, int]:
     """Sum what a chain of convolutions consumes before and after."""
-    before, after = zip(*reach, strict=True)
-    return sum(before), sum(after)
+    return sum(before for before, _ in reach), sum(after for _, after in reach)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

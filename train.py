@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import math
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
+import dataset
+from dataset import OpenSong
 from hparams import TRAINED, HParams, InputError, UsageError, parse_settings
 from learning import ranks
 from learning.ranks import World
@@ -24,7 +27,6 @@ from learning.ranks import World
 if TYPE_CHECKING:
     import torch
 
-    from dataset import OpenSong
     from learning.run import Run
 
 RESUMABLE = ("last.pth", "previous.pth")
@@ -60,30 +62,32 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
     """Train, validate and save, epoch after epoch; returns the exit code."""
-    from learning.run import Log, Saves, train_epoch
-    from learning.validation import bounds, picture_and_sound, validate
+    from learning.run import Log, save, train_epoch
+    from learning.validation import bounds, validate
 
     hp, world = run.hp, run.world
     limits = bounds(run.validator, run.valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in limits.items()))
-    saves = Saves(run, run_dir, cli.warn)
+    save_last = functools.partial(save, run, run_dir, "last.pth")
+    save_best = functools.partial(save, run, run_dir, "best.pth")
     if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
-        begin_folder(run, run_dir, args, saves)
+        begin_folder(run, run_dir, args, save_last)
+    is_saved = (run_dir / "last.pth").exists()
 
     with Log(None if world.rank else run_dir, cli.warn) as log, cli.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
             with cli.progress(run.slices_left_in_epoch(), " slices") as bar:
-                loss = train_epoch(run, bar.update, log.scalars, stop, saves.last)
+                loss = train_epoch(run, bar.update, log.scalars, stop, lambda: save_last(cli.warn))
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
             seconds = time.perf_counter() - started
             scores = validate(run.validator, run.valid)
             refuse_divergence(run, scores["loss"])
             run.finish_epoch(loss, scores)
-            if run.latest_db > run.best_db and saves.best():
+            if run.latest_db > run.best_db and save_best(cli.warn):
                 run.best_db = run.latest_db
-            saves.last()
+            is_saved = save_last(cli.warn)
             rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / seconds
             print(
                 f"epoch {run.epoch:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
@@ -92,17 +96,15 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
                 flush=True,
             )
             log.scalars({f"valid/{k}": value for k, value in (scores | limits).items()}, run.step)
-            if not world.rank:
-                log.song(*picture_and_sound(run.validator, run.valid[0]), hp, run.step)
         if world.any(stop()):
-            saves.last(is_final=True)
+            save_last()
             world.gather("saved")  # torchrun ends all processes as soon as one has left
             print(f"stopped at step {run.step}; resume with --checkpoint {run_dir / 'last.pth'}")
             return stop.exit_code
-    if saves.is_behind or not (run_dir / "last.pth").exists():  # or a finished run, renamed
-        saves.last(is_final=True)
-    if run.latest_db > run.best_db:  # the disk was full when it should have been written
-        saves.best(is_final=True)
+    if not is_saved:  # a full disk, or a finished run under a new name
+        save_last()
+    if run.latest_db > run.best_db:
+        save_best()
     print(f"the run is in {run_dir}")
     return 0
 
@@ -114,7 +116,6 @@ def set_up(
 
     Also returns whether it goes on where a checkpoint stopped.
     """
-    import dataset  # here, so that --help and wrong paths answer before torch is loaded
     from learning.run import Run
 
     checkpoint = load_checkpoint(args.checkpoint, world) if args.checkpoint else None
@@ -130,11 +131,8 @@ def set_up(
     songs = dataset.open_songs(args.data, hp)
     if args.all_songs:
         songs = [replace(s, song=replace(s.song, split="train")) for s in songs]
-    if args.validate_on:
-        others = dataset.open_songs(args.validate_on, hp)
-        learn, valid = dataset.validate_elsewhere(songs, others)
-    else:
-        learn, valid = dataset.hold_out(songs, hp)
+    others = dataset.open_songs(args.validate_on, hp) if args.validate_on else None
+    learn, valid = dataset.hold_out(songs, hp, others)
     check_shares(shares, args.data, learn)
     describe(hp, learn, valid)
     if shares:
@@ -195,10 +193,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_folder(args: argparse.Namespace) -> Path:
     """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
-    if args.checkpoint and not args.checkpoint.is_file():
-        previous = args.checkpoint.with_name("previous.pth")
-        hint = f" ({previous} is there)" if previous.is_file() else ""
-        raise InputError(f"{args.checkpoint}: no such checkpoint{hint}")
+    if args.checkpoint and not args.checkpoint.with_name("previous.pth").is_file():
+        cli.refuse_missing(args.checkpoint)
     if args.share and len(args.share) != len(args.data):
         raise UsageError(f"--share: {len(args.share)} shares for {len(args.data)} folders")
     if args.adapt and not args.checkpoint:
@@ -236,19 +232,19 @@ def the_only_run_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def begin_folder(run: Run, folder: Path, args: argparse.Namespace, saves: Any) -> None:
+def begin_folder(run: Run, folder: Path, args: argparse.Namespace, save_last: Any) -> None:
     """Begin a new run in a folder; an older one's last.pth stays for a while, as previous.pth."""
     run.best_db = -math.inf  # the best.pth of another folder is not this run's
     refuse_overwriting(folder, args)
     if args.overwrite:
-        saves.last(is_final=True)
+        save_last()
         if not run.world.rank:  # best.pth and curves of the older run must not pass for the new
             for path in [folder / "best.pth", *folder.glob("events.out.tfevents.*")]:
                 path.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
-    """Load the checkpoint to go on from, or, if it is damaged, the one that was saved before it."""
+    """Load the checkpoint to go on from; if it is missing or damaged, the one saved before it."""
     import model
 
     try:
@@ -257,10 +253,7 @@ def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
         previous = path.with_name("previous.pth")
         if path.name != "last.pth" or not previous.is_file():
             raise
-        try:
-            checkpoint = model.load_checkpoint(previous)
-        except InputError as worse:
-            raise InputError(f"{error}; {worse}") from worse
+        checkpoint = model.load_checkpoint(previous)
         if not world.rank:
             cli.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
         return checkpoint
@@ -288,7 +281,6 @@ def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bo
 
     False means that it starts anew, from the weights of the checkpoint.
     """
-    import dataset
     import model
 
     differing = run.differences(checkpoint)

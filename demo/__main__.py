@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     write_songs()
     run("build_dataset.py", TREE, DATASET)
-    settings = as_options([*TRAINING, *args.settings])
+    settings = [word for one in [*TRAINING, *args.settings] for word in ("--set", one)]
     run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
     separate(RUN / "best.pth", mixture, GENERATED)
@@ -85,32 +85,17 @@ def report(mixture: Path, truth: Path) -> float:
     print(f"  the mixture as it is              {before_db:5.1f} dB")
     gains_db, files = [], [mixture]
     for folder, network in ((GENERATED, "trained here"), (GENERATED_BY_PRETRAINED, "pretrained")):
-        vocals = folder / "mixture_vocals.wav"
-        after_db = si_sdr(read(vocals)[0].T, reference)
+        files += [folder / "mixture_vocals.wav", folder / "mixture_accompaniment.wav"]
+        after_db = si_sdr(read(files[-2])[0].T, reference)
         gains_db.append(after_db - before_db)
         print(f"  by the network {network:12}       {after_db:5.1f} dB   ({gains_db[-1]:+.1f} dB)")
-        files += [vocals, folder / "mixture_accompaniment.wav"]
-    print("The pretrained network has not learnt from songs of this kind.")
-    print("Listen to:")
-    for file in (*files, truth):
-        print(f"  {file}")
-    sys.stdout.flush()
+    print("The pretrained network has not learnt from songs of this kind.\nListen to:")
+    print(*(f"  {file}" for file in (*files, truth)), sep="\n", flush=True)
     return gains_db[0]
 
 
-def as_options(settings: list[str]) -> list[str]:
-    """Turn settings into options: ``--set width=8 --set epochs=4``."""
-    return [word for setting in settings for word in ("--set", setting)]
-
-
 def run(script: str, *words: str | Path) -> None:
-    """Print a command and run it.
-
-    Raises
-    ------
-    InputError
-        If it fails; it has told why itself.
-    """
+    """Print a command and run it; InputError if it fails, which it has explained itself."""
     python = min(sys.executable, os.path.relpath(sys.executable), key=len)
     command = [python, os.path.relpath(HERE / script), *map(str, words)]
     print(f"\n$ {cli.printable(shlex.join(command))}", flush=True)

@@ -197,21 +197,13 @@ def write_dsd100(
             parts = synthesize_song(rng, seconds, sample_rate)
             # Rounded first, so that the mixture on disk is the exact sum of the sources on disk.
             whole = {name: np.round(wav * 32767).astype(np.int16) for name, wav in parts.items()}
-            song = f"{split}/{number:03d} - {_title(number)}"
+            song = f"{split}/{number:03d} - Song {number}"
             files = {f"Sources/{song}/{name}.wav": wav for name, wav in whole.items()}
             files[f"Mixtures/{song}/mixture.wav"] = sum(whole.values())
             for name, wav in files.items():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(tree / name, wav.T, sample_rate, subtype="PCM_16")
         os.replace(tree, root)
-
-
-def _title(number: int) -> str:
-    """Return two words, different ones for every number from 1 to 100."""
-    what = ["Amber", "Early", "Far", "Gold", "Low", "Paper", "Red", "Still", "Warm", "Wild"]
-    which = ["Bay", "Dawn", "Door", "Hill", "Lamp", "Letter", "Moon", "River", "Road", "Song"]
-    tens, ones = divmod(number * 37 % 100, 10)
-    return f"{what[tens]} {which[ones]}"
 
 
 # --- The voice ------------------------------------------------------------------------------------
@@ -322,12 +314,11 @@ def _pulses(f0: np.ndarray, sample_rate: int) -> np.ndarray:
 
     The Dirichlet kernel is ``1/2 + sum(cos(k x) for k in 1..n) = sin((n + 1/2) x) / 2 sin(x/2)``.
     """
-    phase = np.cumsum(f0 * (2 * np.pi / sample_rate)) % (2 * np.pi)
+    phase = (np.cumsum(f0 * (2 * np.pi / sample_rate)) + np.pi) % (2 * np.pi) - np.pi
+    phase[np.abs(phase) < 1e-6] = 1e-6  # there the kernel is n + 1/2, to rounding
     n_harmonics = 0.48 * sample_rate / f0
     whole = np.floor(n_harmonics)
-    half_sine = np.sin(phase / 2)
-    half_sine[np.abs(half_sine) < 1e-6] = 1e-6  # there the kernel is n + 1/2, to rounding
-    kernel = np.sin((whole + 0.5) * np.maximum(phase, 2e-6)) / (2 * half_sine) - 0.5
+    kernel = np.sin((whole + 0.5) * phase) / (2 * np.sin(phase / 2)) - 0.5
     # The harmonic that is crossing the top fades in: a whole one would click in every glide.
     return kernel + (n_harmonics - whole) * np.cos((whole + 1) * phase)
 

@@ -72,28 +72,10 @@ class World:
 
 
 def world() -> World:
-    """Read from the environment what torchrun wrote there.
-
-    Raises
-    ------
-    InputError
-        If only some of its variables are set, or one is no number.
-    """
-    if "WORLD_SIZE" not in os.environ:
+    """Read from the environment what torchrun wrote there."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return World()
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    try:
-        here = World(*(int(os.environ[name]) for name in names))
-        if here.size > 1:
-            names += ("MASTER_ADDR", "MASTER_PORT")
-            _ = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{error}: WORLD_SIZE is set, so torchrun's {', '.join(names)} must be"
-        ) from error
-    if not (0 <= here.rank < here.size and 0 <= here.local_rank < here.size):
-        raise InputError(f"{here}: no such process (torchrun sets RANK, WORLD_SIZE and so on)")
-    return here
+    return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 @contextlib.contextmanager

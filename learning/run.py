@@ -11,10 +11,9 @@ import contextlib
 import copy
 import math
 import os
-import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,15 @@ from learning.validation import Validator
 OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
-MOST_FAILED_SAVES = 3  # in a row; a disk may be full for a while
 WARM_UP_STEPS = 4  # before a step is captured: cuDNN chooses its kernels, the optimizer its state
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
 INHERITED = ("licence", "sources", "learnt_before", "stereo")
+DIFFERS = {  # by the names of `Run.origin`
+    "data": "it was trained on other songs, or in another order",
+    "valid": "it was validated on other songs",
+    "shares": "its datasets had other shares",
+    "processes": "it ran on another number of processes",
+}
 FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run may change them
 
 
@@ -141,10 +145,18 @@ class Run:
         self.history.append({"step": self.step, "loss/train": loss, **scores})
         self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
 
-    def save(self, path: Path, whole: bool = True) -> None:
-        """Write a checkpoint on rank 0; `whole` includes what only resuming needs."""
-        if self.world.rank:
-            return
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a run that goes on must share with this one, beside its settings."""
+        return {
+            "data": dataset.identity(self.songs),
+            "valid": dataset.identity(self.valid),
+            "shares": list(self.shares),
+            "processes": self.world.size,
+        }
+
+    def write(self, path: Path, whole: bool = True) -> None:
+        """Write a checkpoint; `whole` includes what only resuming needs."""
         extra: dict[str, Any] = {
             "curve_db": self.curve_db.cpu(),
             "mask_settings": self.mask_settings,
@@ -163,9 +175,7 @@ class Run:
                 "best_db": float(self.best_db),
                 "history": self.history,
                 "losses": self.losses,
-                "valid": dataset.identity(self.valid),
-                "processes": self.world.size,
-                "shares": list(self.shares),
+                **self.origin,
             }
         networks.save_checkpoint(path, self.averaged, self.hp, **extra)
 
@@ -180,15 +190,9 @@ class Run:
             name: f"its {name} is {its}, not {our}"
             for name, (our, its) in differences(self.hp, theirs, bound).items()
         }
-        if checkpoint["data"] != dataset.identity(self.songs):
-            found["data"] = "it was trained on other songs, or in another order"
-        if resume["valid"] != dataset.identity(self.valid):
-            found["valid"] = "it was validated on other songs"
-        if resume.get("shares", []) != list(self.shares):
-            found["shares"] = "its datasets had other shares"
-        if resume["processes"] != self.world.size:
-            found["processes"] = f"it ran on {resume['processes']} processes, not {self.world.size}"
-        return found
+        saved = {"shares": [], "data": checkpoint["data"], **resume}
+        ours = self.origin
+        return found | {name: DIFFERS[name] for name in ours if ours[name] != saved[name]}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Continue where a checkpoint stopped."""
@@ -378,22 +382,10 @@ def train_epoch(
     Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
     so that a run stopped in between validates when it is resumed.
 
-    Parameters
-    ----------
-    run : Run
-    report : callable
-        Called with the number of slices after every step.
-    log : callable
-        Called with scalars and the step now and then.
-    stopped : callable
-        Asked after every step; true, on any rank, ends the epoch early, ready to be resumed.
-    save : callable
-        Called now and then within long epochs.
-
-    Returns
-    -------
-    float
-        Mean loss of the epoch's steps so far, over all ranks.
+    After every step `report` is told the number of slices and `stopped` is asked; true, on any
+    rank, ends the epoch early, ready to be resumed. Now and then `log` is given scalars and the
+    step, and within long epochs `save` is called. Returns the mean loss of the epoch's steps so
+    far, over all ranks.
 
     Raises
     ------
@@ -449,58 +441,30 @@ def _finite_values(run: Run, fresh: list[tuple[torch.Tensor, Chunks]]) -> list[l
     return values
 
 
-class Saves:
-    """The checkpoints in a run's folder; a disk that is full for a while does not end the run."""
+def save(run: Run, folder: Path, name: str, warn: Callable[[str], None] | None = None) -> bool:
+    """Write a run's last.pth, whose predecessor becomes previous.pth, or its best.pth.
 
-    def __init__(self, run: Run, folder: Path, warn: Callable[[str], None]) -> None:
-        self._run, self._folder, self._warn, self._n_failed = run, folder, warn, 0
+    Returns whether it is there now: with `warn`, a full disk does not end the run.
 
-    def last(self, is_final: bool = False) -> None:
-        """Write last.pth and keep the one before as previous.pth.
-
-        Raises
-        ------
-        InputError
-            If it could not be written three times in a row, or now that `is_final`.
-        """
-        self._attempt("last.pth", True, 1 if is_final else MOST_FAILED_SAVES)
-
-    def best(self, is_final: bool = False) -> bool:
-        """Write best.pth; returns whether it is there now. InputError as in `last`."""
-        return self._attempt("best.pth", False, 1 if is_final else MOST_FAILED_SAVES)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether the newest state is not on the disk."""
-        return self._n_failed > 0
-
-    def _attempt(self, name: str, whole: bool, n_allowed: int) -> bool:
-        path, before = self._folder / name, self._folder / ".before.tmp"
-        keeps = name == "last.pth" and not self._run.world.rank
-        try:
-            if keeps:
-                before.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # the first, or a disk that knows no links
-                    os.link(path, before)
-            self._run.save(path, whole)
-            # Only now: if last.pth is damaged, previous.pth is all there is until a save succeeds.
-            if keeps and before.exists():
-                os.replace(before, path.with_name("previous.pth"))
-            self._n_failed = 0
-            return True
-        except (InputError, OSError) as error:
-            self._n_failed += 1
-            if self._n_failed >= n_allowed:
-                what = f"step {self._run.step}" if whole else "the best network so far"
-                raise InputError(
-                    f"{error}; {what} is not saved; what was saved before is untouched"
-                ) from error
-            self._warn(f"{error}; training goes on with what was saved before")
-            return False
-        finally:
-            if keeps:
-                with contextlib.suppress(OSError):
-                    before.unlink(missing_ok=True)
+    Raises
+    ------
+    InputError
+        If it cannot be written and there is no `warn`.
+    """
+    if run.world.rank:
+        return True
+    path, new = folder / name, folder / "next.pth"
+    try:
+        run.write(new, whole=name == "last.pth")
+        if name == "last.pth" and path.exists():
+            os.replace(path, path.with_name("previous.pth"))
+        os.replace(new, path)
+    except (InputError, OSError) as error:
+        if warn is None:
+            raise InputError(f"{error}; what was saved before is untouched") from error
+        warn(f"{error}; training goes on with what was saved before")
+        return False
+    return True
 
 
 class Log:
@@ -511,65 +475,37 @@ class Log:
     """
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
-        self._warn, self._folder, self._writer = warn, folder, None
-        if folder is None:  # another rank writes it
-            return
-        self._folder = folder.absolute()  # wherever this process will be later
-        threading.excepthook = _but_for_tensorboard(threading.excepthook)
-        self._safely(self._open)
+        self._warn, self._writer = warn, None
+        if folder is not None:  # else another rank writes it
+            with self._guarded(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside tensorboard
+                from torch.utils.tensorboard import SummaryWriter  # 2 s that only training pays
 
-    def _open(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside tensorboard
-            from torch.utils.tensorboard import SummaryWriter  # 2 s that only training pays
-        self._writer = SummaryWriter(str(self._folder))
+                self._writer = SummaryWriter(str(folder.absolute()))  # wherever we are later
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Write what is left, and end the writer's thread."""
-        folder, self._folder = self._folder, None
-        if self._writer is not None:
-            try:
-                self._writer.close()
-            except OSError as error:
-                if folder is not None:
-                    self._warn(f"{folder}: TensorBoard log stopped: {error}")
+        self._close()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add one point to each named curve."""
-        for name, value in values.items():
-            self._safely(lambda n=name, v=value: self._writer.add_scalar(n, v, step))
+        with self._guarded():
+            for name, value in values.items() if self._writer else ():
+                self._writer.add_scalar(name, value, step)
 
-    def song(
-        self, picture: np.ndarray, sounds: dict[str, np.ndarray], hp: HParams, step: int
-    ) -> None:
-        """Add the picture and the sounds of `picture_and_sound`."""
-        self._safely(lambda: self._writer.add_image("masks", picture, step, dataformats="HW"))
-        for name, wav in sounds.items():
-            if not wav.size:  # a song of one frame; TensorBoard would fail on it
-                continue
-            wav = wav / max(1.0, float(np.abs(wav).max(initial=0)))
-            self._safely(
-                lambda n=name, w=wav: self._writer.add_audio(n, w[None], step, hp.sample_rate)
-            )
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer:
+            with self._guarded():
+                writer.close()
 
-    def _safely(self, action: Callable[[], Any]) -> None:
-        if self._folder is None:
-            return
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            action()
+            yield
         except (OSError, ImportError) as error:
-            self._warn(f"{self._folder}: TensorBoard log stopped: {error}; training goes on")
-            self._folder = None
-
-
-def _but_for_tensorboard(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Keep TensorBoard's thread from printing a traceback: the next `add` raises its error."""
-
-    def told(args: Any) -> None:
-        if type(args.thread).__name__ != "_AsyncWriterThread":
-            hook(args)
-
-    return told
+            self._warn(f"TensorBoard log stopped: {error}; training goes on")
+            self._close()

@@ -101,28 +101,6 @@ def bounds(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
     return {name: _mean_db(of_songs) for name, of_songs in zip(names, scores, strict=True)}
 
 
-def picture_and_sound(
-    validator: Validator, song: OpenSong
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Show one validation song.
-
-    Returns
-    -------
-    picture : np.ndarray, shape=(3 n_bins, n_frames), in [0, 1]
-        Mixture, target and mask, low frequencies at the bottom of each.
-    sounds : dict of np.ndarray, shape=(n_samples,)
-        Mixture, estimate and truth.
-    """
-    vocals, accompaniment = validator.excerpt(song)
-    mixture = vocals + accompaniment
-    features = validator.features(mixture)
-    mask = validator.logits(features).sigmoid()
-    rows = [features, validator.target(vocals, accompaniment), mask]
-    picture = torch.cat([row[0].flip(0) for row in rows]).cpu().numpy()
-    named = {"mixture": mixture, "estimate": mixture * mask, "truth": vocals}
-    return picture, {name: _waveform(spec, validator.hp) for name, spec in named.items()}
-
-
 @contextlib.contextmanager
 def _of_any_length() -> Iterator[None]:
     """Keep cuDNN from trying all its algorithms: every song has another length."""

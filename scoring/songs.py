@@ -20,9 +20,7 @@ import functools
 import hashlib
 import json
 import math
-import re
 import subprocess
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +42,7 @@ from sound.tracks import Track
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 
 
-class Task(NamedTuple):
+class Evaluation(NamedTuple):
     """What is done with every song; small enough to be sent to other processes."""
 
     checkpoint: Path | None  # None: no network, only the STFT of the ideal masks
@@ -62,13 +60,13 @@ class Job(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load_network(task: Task) -> Separator:
+def load_network(task: Evaluation) -> Separator:
     """Load the network, once in each process."""
     settings, explicit = override(hparams, task.settings), parse_settings(task.settings)
     return Separator.load(task.checkpoint, task.device, settings, explicit)
 
 
-def conditions(task: Task) -> dict[str, Any]:
+def conditions(task: Evaluation) -> dict[str, Any]:
     """Collect what decides all songs' scores, as JSON keeps it."""
     about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds}
     about["hparams"] = asdict(hparams_of(task))
@@ -87,7 +85,7 @@ def conditions(task: Task) -> dict[str, Any]:
     return json.loads(json.dumps(about))
 
 
-def hparams_of(task: Task) -> HParams:
+def hparams_of(task: Evaluation) -> HParams:
     """Return the network's settings; without one, those of the ideal masks."""
     return load_network(task).hp if task.checkpoint else override(hparams, task.settings)
 
@@ -107,17 +105,8 @@ def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
 def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
     """Give each song the files that systems made of it; `folders` are theirs.
 
-    Returns
-    -------
-    list of Job
-        The largest first: a long song at the end would keep all waiting.
-    list of str
-        A message for every song that lacks an estimate.
-
-    Raises
-    ------
-    InputError
-        As `tracks.find_estimates`.
+    Returns the jobs, the largest first, as a long song at the end would keep all waiting, and a
+    message for every song that lacks an estimate. InputError as in `tracks.find_estimates`.
     """
     files = {name: tracks.find_estimates(folder, songs) for name, folder in folders.items()}
     jobs, bad = [], []
@@ -133,31 +122,28 @@ def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], li
 
 
 def scores_of(
-    task: Task, about: dict[str, Any], folder: Path, overwrite: bool, job: Job
+    task: Evaluation, about: dict[str, Any], folder: Path, job: Job
 ) -> tuple[Record, bool]:
     """Return a song's scores, which are kept as a JSON file, and whether they are new.
 
     A file that does not parse, or is not about what `conditions` says and these very files, is
-    replaced; with `overwrite` any. InputError as in `score_files`, or if nothing can be written.
+    replaced. InputError as in `score_files`, or if nothing can be written.
     """
-    name, files = job.track.name, _hashes(job.track.paths)
-    theirs = {system: _hashes(paths.values()) for system, paths in job.estimates.items()}
+    files = [sha256(path) for path in job.track.paths]
+    theirs = {
+        system: {stem: sha256(path) for stem, path in paths.items()}
+        for system, paths in job.estimates.items()
+    }
     about = {**about, "files": files, "estimates": theirs}
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]  # which two songs may have in common
-    path = folder / f"{readable}_{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
+    path = folder / f"{hashlib.sha256(job.track.name.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         stored = json.loads(path.read_text())
-        if stored["about"] == about and not overwrite:
+        if stored["about"] == about:
             return stored["song"], False
     song = {**score_files(task, job), "files": files}
     text = json.dumps({"about": about, "song": song}, allow_nan=False)
     cli.replace_atomically(path, lambda file: file.write(text.encode()))
     return song, True
-
-
-def _hashes(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Say which files these are by what they hold, wherever they lie."""
-    return [{"name": path.name, "sha256": sha256(path)} for path in paths]
 
 
 def middle(wavs: np.ndarray, sample_rate: int, seconds: float | None) -> np.ndarray:
@@ -223,7 +209,7 @@ def read_estimates(
 # --- Systems --------------------------------------------------------------------------------------
 
 
-def score_files(task: Task, job: Job) -> Record:
+def score_files(task: Evaluation, job: Job) -> Record:
     """Separate one song in every way, and score it; InputError if a file does not fit.
 
     Returns the scores of `score_song`, and what the song is, with ``notes`` on what was odd.
@@ -291,21 +277,8 @@ def separate_by_mask(
 ) -> np.ndarray:
     """Apply a mask to a mixture; the accompaniment is mixture − vocals.
 
-    Parameters
-    ----------
-    mixture : np.ndarray, shape=(n_channels, n_samples), float32
-    mask : torch.Tensor, shape=(1 or n_channels, hp.n_bins, n_frames), in [0, 1]
-    sample_rate : int
-    hp : HParams
-        Of the mask.
-    settings : dict
-        All of ``MASK_SETTINGS``.
-    is_mid_side : bool
-        The two masks are of mid and side.
-
-    Returns
-    -------
-    np.ndarray, shape=(2, n_channels, n_samples), float32
+    Returns (2, n_channels, n_samples) of a mixture (n_channels, n_samples), a mask of it, or one of
+    mid and one of side, in `hp`'s bins, and all of ``MASK_SETTINGS``.
     """
     grid, wav = audio.grid_at(sample_rate, hp), torch.from_numpy(mixture)
     spec = audio.stft(audio.mid_side(wav) if is_mid_side else wav, grid)

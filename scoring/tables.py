@@ -19,7 +19,7 @@ import numpy as np
 import cli
 from hparams import InputError
 
-FORMAT = "vocal-mask scores 3"
+FORMAT = "vocal-mask scores 4"
 STEMS = ("vocals", "accompaniment")
 FLOOR, IDEALS = "floor", ("ideal_binary", "ideal_ratio")
 CEILING = "ideal_ratio"  # what the share of the way is counted to
@@ -165,12 +165,9 @@ class Difference(NamedTuple):
         return self.after - self.before
 
 
-def write_scores(
-    path: Path, about: dict[str, Any], selection: dict[str, Any], songs: list[Record]
-) -> None:
+def write_scores(path: Path, about: dict[str, Any], summary: Summary, songs: list[Record]) -> None:
     """Write the file that `read_scores` reads: every song's scores and what they are of."""
-    about = {"format": FORMAT, "about": about, "selection": selection}
-    contents = {**about, "summary": summarise(songs), "songs": songs}
+    contents = {"format": FORMAT, "about": about, "summary": summary, "songs": songs}
     data = json.dumps(contents, separators=(",", ":"), allow_nan=False).encode()
     cli.replace_atomically(path, lambda file: file.write(data))
 
@@ -198,22 +195,11 @@ def read_scores(path: Path, system: str) -> dict[str, Record]:
     return songs
 
 
-def pair_songs(
-    paths: tuple[Path, Path], systems: tuple[str, str]
-) -> tuple[list[tuple[Record, Record]], int]:
-    """Bring the songs of two files together; `systems` says whose scores are wanted of each.
+def pair_songs(paths: tuple[Path, Path], systems: tuple[str, str]) -> list[tuple[Record, Record]]:
+    """Bring the songs of two files together that both have, in the order of their names.
 
-    Returns
-    -------
-    list of tuple
-        The records of every song that both files have, by name.
-    int
-        How many songs are in one file only.
-
-    Raises
-    ------
-    InputError
-        As `read_scores`, or if no song is in both, or one of them is not the same music.
+    `systems` says whose scores are wanted of each. InputError as in `read_scores`, or if no song is
+    in both, or one of them is not the same music.
     """
     before, after = map(read_scores, paths, systems)
     common = sorted(before.keys() & after.keys())
@@ -221,13 +207,12 @@ def pair_songs(
         raise InputError(f"{paths[1]}: has no song in common with {paths[0]}")
     pairs = [(before[name], after[name]) for name in common]
     for pair in pairs:
-        hashes = [{file["sha256"] for file in song["files"]} for song in pair]
-        if hashes[0] != hashes[1] or pair[0]["seconds"] != pair[1]["seconds"]:
+        if len({(*sorted(song["files"]), song["seconds"]) for song in pair}) > 1:
             raise InputError(
                 f"{paths[1]}: {pair[0]['name']} is not the same music as in {paths[0]}; "
                 "score both on the same files and seconds"
             )
-    return pairs, len(before.keys() ^ after.keys())
+    return pairs
 
 
 def song_differences(
@@ -249,16 +234,12 @@ def verdict(found: list[Difference]) -> str:
     """Say in words how large a difference is on average, and whether it is more than chance."""
     if not found:
         return "no song has it in both"
-    gains = np.array([one.gain for one in found])
-    groups = [one.group for one in found]
-    n_groups = len(set(groups))
-    text = f"{gains.mean():+.2f} dB on average"
-    if n_groups < 2:
-        return f"{text}; one song tells nothing about others"
-    low, high = bootstrap(gains, groups)
+    gains, groups = np.array([one.gain for one in found]), [one.group for one in found]
+    text, n_groups = f"{gains.mean():+.2f} dB on average", len(set(groups))
     if n_groups < FEWEST:
-        judgement = f"{n_groups} songs are too few to tell"
-    elif low > 0 or high < 0:
+        return f"{text}; {n_groups} songs are too few to tell"
+    low, high = bootstrap(gains, groups)
+    if low > 0 or high < 0:
         judgement = f"the interval excludes 0: {'better' if low > 0 else 'worse'}"
     else:
         judgement = "the interval holds 0: it may be chance"

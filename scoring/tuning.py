@@ -33,7 +33,7 @@ def mask_grid() -> list[dict[str, Any]]:
     return hard + soft
 
 
-def tune_track(task: songs.Task, track: tracks.Track) -> tuple[str, list[float]]:
+def tune_track(task: songs.Evaluation, track: tracks.Track) -> tuple[str, list[float]]:
     """Return a song's name, and what `tune_song` says of the middle that the task wants."""
     rate = tracks.measure(track).sample_rate
     references = songs.middle(tracks.read_channels(track), rate, task.seconds)

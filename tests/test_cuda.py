@@ -19,7 +19,6 @@ import model
 from dataset import Feed
 from hparams import UNTUNED_MASK
 from learning import run as training
-from learning import validation
 from separation import Separator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -99,7 +98,7 @@ def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
     for first, second in ((GPU, CPU), (CPU, GPU)):
         path = tmp_path / f"{first}.pth"
         run = go(run_on(first, songs), until=2)
-        run.save(path)
+        run.write(path)
         resumed = run_on(second, songs)
         resumed.restore(model.load_checkpoint(path))
         assert resumed.step == 2
@@ -111,17 +110,6 @@ def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
         go(resumed)
         assert resumed.is_finished
         assert np.isfinite(resumed.losses).all()
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_network_learns_on_the_gpu(songs, precision):
-    hp = replace(HP, precision=precision, remix=0, instrumental=0, steps=150)
-    run = run_on(GPU, songs, hp)
-    before = validation.validate(run.validator, run.valid)
-    go(run)
-    after = validation.validate(run.validator, run.valid)
-    assert after["loss"] < before["loss"] - 0.3
-    assert after["soft"] > before["soft"] + 3
 
 
 @pytest.mark.parametrize("model_type", ["resnet18", "convnet"])

@@ -30,18 +30,6 @@ def example(n_sources: int, n_channels: int, n_samples: int) -> tuple[torch.Tens
     return references, estimates + 0.1 * coloured(references.shape, 2)
 
 
-def bursts(*amplitudes: float) -> list[torch.Tensor]:
-    """Noises that never meet, not even delayed by a filter: their energies simply add up."""
-    rng = np.random.default_rng(0)
-    signals = []
-    for i, amplitude in enumerate(amplitudes):
-        wav = np.zeros(1200 * len(amplitudes))
-        burst = rng.normal(size=600)
-        wav[1200 * i : 1200 * i + 600] = burst * (amplitude / np.linalg.norm(burst))
-        signals.append(torch.from_numpy(wav))
-    return signals
-
-
 def score_frames(references, estimates, window):
     """Score one system by BSSEval v4."""
     return metrics.Scores(*(x[0] for x in bss_eval_v4(references, estimates[None], window)))
@@ -151,41 +139,6 @@ def test_a_real_song_scores_what_museval_gives(data_folder):
     assert_same_scores(found, museval_scores(references, estimates, 44100), atol=1e-4)
 
 
-def test_leakage_and_artifacts_are_the_energies_they_were_made_with():
-    voice, band, noise = bursts(1, 1, 1)
-    references = torch.stack([voice, band])[:, None]
-    estimates = torch.stack([voice + 0.1 * band + 0.01 * noise, band + 0.5 * voice])[:, None]
-    frame = score_frames(references, estimates, 10000)
-    error = 0.1**2 + 0.01**2
-    whole = score_whole(references, estimates)
-    for sdr, sir, sar in (whole, (frame.sdr[:, 0], frame.sir[:, 0], frame.sar[:, 0])):
-        np.testing.assert_allclose(sdr, 10 * np.log10([1 / error, 1 / 0.5**2]), atol=1e-6)
-        np.testing.assert_allclose(sir, 20 * np.log10([10, 2]), atol=1e-6)
-        np.testing.assert_allclose(sar[0], 10 * np.log10(1.01 / 0.01**2), atol=1e-6)
-        assert sar[1] > 120
-    assert (frame.isr > 120).all(), "nothing is filtered"
-
-
-def test_a_gain_is_a_spatial_distortion_to_version_4_and_nothing_to_version_3():
-    references = torch.stack(bursts(1, 1))[:, None]
-    estimates = references * torch.tensor([0.9, -0.5])[:, None, None]
-    frame = score_frames(references, estimates, 10000)
-    for score in (frame.sdr, frame.isr):
-        np.testing.assert_allclose(score[:, 0], 20 * np.log10([10, 1 / 1.5]), atol=1e-6)
-    for score in (frame.sir, frame.sar, *score_whole(references, estimates)):
-        assert (score > 120).all()
-
-
-def test_a_filtered_source_has_no_artifacts_unless_the_filter_is_longer_than_512_taps():
-    references = torch.stack(bursts(1, 1))[:, None]
-    for delay, found in ((511, True), (512, False)):
-        estimates = references + 0.5 * references.roll(delay, -1)
-        sdr, sir, sar = score_whole(references, estimates)
-        for score in (sdr, sar):
-            assert (score > 120).all() if found else (score < 15).all()
-        assert (sir > 100).all()
-
-
 @pytest.mark.parametrize("gain", [1.0, -0.5])
 def test_mono_songs_score_the_same_with_a_channel_that_is_a_copy(gain):
     """Its filters have no unique solution."""
@@ -229,11 +182,9 @@ def test_the_shortest_songs_have_one_frame_and_no_infinite_score(n_samples, n_ch
 
 
 def test_scores_that_would_be_infinite_are_300_db():
-    references = torch.stack(bursts(1, 1))[:, None]
+    references, _ = example(2, 1, 3000)
     assert (score_frames(references, references, 9999).sdr == 300).all()
-    swapped = score_whole(references, references.flip(0))
-    assert (swapped.sdr < -120).all()
-    assert (swapped.sir >= -300).all()
+    assert (score_frames(references, references, 9999).sir > 120).all()
 
 
 def test_single_precision_is_computed_in_double_and_nothing_is_modified():

@@ -14,16 +14,8 @@ import pytest
 from hparams import hparams
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = (
-    "build_dataset",
-    "train",
-    "generate",
-    "evaluate",
-    "tools.benchmark",
-    "tools.figures",
-    "tools.publish",
-    "demo",
-)
+VERBS = ("build_dataset", "train", "generate", "evaluate")
+SCRIPTS = (*VERBS, "tools.benchmark", "tools.figures", "tools.publish", "demo")
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "pretrained/README.md"]
 
 
@@ -45,14 +37,6 @@ def module_of(script: str) -> ModuleType:
     return importlib.import_module("demo.__main__" if name == "demo" else name)
 
 
-def documented_commands() -> list[str]:
-    texts = [page.read_text() for page in PAGES]
-    for name in SCRIPTS:
-        script = module_of(name)
-        texts += [script.__doc__, getattr(script, "EPILOG", "")]
-    return sorted({command for text in texts for command in commands_in(text)})
-
-
 def test_every_documented_command_is_accepted_by_its_parser(monkeypatch, capsys):
     def accept(real):
         def parse(self, argv=None):
@@ -64,7 +48,10 @@ def test_every_documented_command_is_accepted_by_its_parser(monkeypatch, capsys)
     for name in ("parse_args", "parse_intermixed_args"):
         real = getattr(argparse.ArgumentParser, name)
         monkeypatch.setattr(argparse.ArgumentParser, name, accept(real))
-    commands = documented_commands()
+    scripts = [module_of(name) for name in SCRIPTS]
+    texts = [page.read_text() for page in PAGES]
+    texts += [script.__doc__ + getattr(script, "EPILOG", "") for script in scripts]
+    commands = sorted({command for text in texts for command in commands_in(text)})
     assert len(commands) > 50
     refused = []
     for command in commands:

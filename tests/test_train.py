@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,7 +26,6 @@ import train
 from hparams import InputError, from_dict, hparams
 from learning import run as training
 from learning import targets, validation
-from separation import Separator
 from tools import publish
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -85,27 +83,21 @@ def listing(folder: Path = Path()) -> list[str]:
 # --- A run --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [[], ["--all-songs"]])
-def test_songs_of_the_test_split_are_learnt_from_on_demand_only(toy_dataset, tmp_path, flags):
+def test_other_songs_are_validated_on_if_named_and_test_splits_learnt_from_on_demand(
+    toy_dataset, capsys
+):
     about = json.loads((toy_dataset / dataset.MANIFEST).read_text())["songs"]
     apart = next(one["id"] for one in about if one["split"] == "train")
-    data = with_songs(toy_dataset, tmp_path / "data", lambda one: one["id"] != apart)
-    held = with_songs(toy_dataset, tmp_path / "held", lambda one: one["id"] == apart)
-    run = ["--validate-on", str(held), "--set", "steps=1"]
-    assert train.main([str(data), *settings(), *run, *flags]) == 0
-    learnt = model.load_checkpoint(Path("runs/convnet/last.pth"))["data"]
-    expected = {one["id"] for one in about if one["split"] == "train" or flags} - {apart}
-    assert {entry.rsplit(" ", 1)[0] for entry in learnt} == expected
-
-
-def test_a_run_writes_networks_that_separate_songs(whole, toy_tree):
-    for name in ("best.pth", "last.pth"):
-        separator = Separator.load(whole / name)
-        wav = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 5000)).astype(np.float32)
-        vocals, rest = separator.separate(wav, 44100)
-        np.testing.assert_allclose(vocals + rest, wav, atol=1e-6)
-    names = sorted(p.name.split(".")[0] for p in whole.iterdir())
-    assert names == ["", "best", "events", "last", "previous"], "the first is the lock"
+    held = with_songs(toy_dataset, Path("held"), lambda one: one["id"] == apart)
+    data = with_songs(toy_dataset, Path("data"), lambda one: one["id"] != apart)
+    for flags in ([], ["--all-songs"]):
+        run = ["--validate-on", str(held), "--overwrite", *flags]
+        assert train.main([str(data), *settings(steps=1), *run]) == 0
+        learnt = model.load_checkpoint(Path("runs/convnet/last.pth"))["data"]
+        expected = {one["id"] for one in about if one["split"] == "train" or flags} - {apart}
+        assert {entry.rsplit(" ", 1)[0] for entry in learnt} == expected
+        assert "validate on 1 songs" in capsys.readouterr().out
+    assert "none of 1 songs to validate on" in refused(capsys, held, "--validate-on", held)
 
 
 def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
@@ -121,6 +113,8 @@ def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
     ]
     assert last["resume"]["history"][-1]["step"] == last["step"]
     assert last["resume"]["processes"] == 1
+    names = sorted(p.name.split(".")[0] for p in whole.iterdir())
+    assert names == ["", "best", "events", "last", "previous"], "the first is the lock"
     best = model.load_checkpoint(whole / "best.pth")
     assert "resume" not in best
     found = max(best["scores"]["soft"], best["scores"]["binary"])
@@ -128,24 +122,6 @@ def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
     assert best["mask_settings"]["mask_at_eval"] == (
         best["scores"]["binary"] > best["scores"]["soft"]
     )
-
-
-def test_a_run_tells_its_songs_bounds_and_epochs(toy_dataset, capsys):
-    assert train.main([str(toy_dataset), *settings(epochs=1), "--name", "x", "--device=cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("device: CPU, ")
-    assert lines[1] == "learn from 2 songs of 2 singers or bands, 0.1 min, 690 slices"
-    assert lines[2] == "validate on 1 songs of 1 singers or bands, 0.1 min, 345 slices"
-    assert re.fullmatch(r"dataset: 0\.\d\d GB, read from disk ahead of the steps", lines[3])
-    assert re.fullmatch(r"convnet, width 2: 0\.\d\d million weights; \d+ steps, 1 epochs", lines[4])
-    number = r"-?\d+\.\d\d dB"
-    assert re.fullmatch(
-        rf"held-out vocals, SI-SDR: floor {number}, ideal_binary {number}, ideal_ratio {number}",
-        lines[5],
-    )
-    assert re.match(r"epoch   1  train -?0\.\d{4}  valid -?\d\.\d{4}  SI-SDR soft", lines[6])
-    assert lines[7] == "the run is in runs/x"
-    assert len(lines) == 8
 
 
 def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, monkeypatch):
@@ -163,30 +139,6 @@ def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, mo
     assert not last["mask_settings"]["mask_at_eval"]
     assert last["resume"]["best_db"] == 3
     assert best["step"] < last["step"]
-
-
-def test_other_songs_are_validated_on_if_named(toy_dataset, capsys):
-    hidden = with_songs(toy_dataset, Path("hidden"), lambda one: one["split"] == "test")
-    argv = [str(toy_dataset), *settings(epochs=1)]
-    assert train.main([*argv, "--validate-on", str(hidden)]) == 0
-    out = capsys.readouterr().out
-    assert "learn from 3 songs" in out
-    assert "validate on 1 songs" in out
-    assert len(model.load_checkpoint(Path("runs/convnet/last.pth"))["data"]) == 3
-    voices = with_songs(toy_dataset, Path("same"), lambda one: one["split"] == "train")
-    assert train.main([*argv, "--name=same", "--validate-on", str(voices)]) == 1
-    assert "none of 3 songs to validate on" in capsys.readouterr().err
-
-
-def test_a_run_ends_at_the_step_it_is_told_and_is_validated_there(toy_dataset, capsys):
-    argv = [str(toy_dataset), *settings(steps=4)]
-    assert train.main(argv) == 0
-    out = capsys.readouterr().out
-    assert "; 4 steps, 1.33 epochs\n" in out
-    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
-    assert last["step"] == last["hparams"]["steps"] == 4
-    assert [epoch["step"] for epoch in last["resume"]["history"]] == [3, 4]
-    assert last["scores"]["loss"] == last["resume"]["history"][1]["loss"]
 
 
 def test_a_datasets_share_is_kept_by_a_run_that_goes_on(toy_dataset, monkeypatch, capsys):
@@ -219,11 +171,13 @@ def test_songs_of_a_teacher_are_told_and_marked_in_the_checkpoint(toy_dataset, c
     ids = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
     taught = with_songs(toy_dataset, Path("taught"), lambda one: one["id"] == ids[0], taught=True)
     true = with_songs(toy_dataset, Path("true"), lambda one: one["id"] != ids[0])
-    argv = [str(true), str(taught), *settings(steps=1, trim=0.5)]
-    assert train.main(argv) == 0
-    assert "slices, 1 songs labelled by a teacher" in capsys.readouterr().out
-    found = model.load_checkpoint(Path("runs/convnet/best.pth"))["taught"]
-    assert [entry.rpartition(" ")[0] for entry in found] == [ids[0]]
+    assert train.main([str(true), str(taught), *settings(steps=4, trim=0.5)]) == 0
+    out = capsys.readouterr().out
+    assert "slices, 1 songs labelled by a teacher" in out
+    assert "; 4 steps, " in out
+    best, last = (model.load_checkpoint(Path(f"runs/convnet/{n}.pth")) for n in ("best", "last"))
+    assert [entry.rpartition(" ")[0] for entry in best["taught"]] == [ids[0]]
+    assert last["step"] == last["resume"]["history"][-1]["step"] == 4
 
 
 # --- Refusals -----------------------------------------------------------------------------------
@@ -258,48 +212,6 @@ def test_a_run_is_not_overwritten_unasked(toy_dataset, capsys):
     assert Path("runs/convnet/previous.pth").read_bytes() not in (b"of the old run", first)
 
 
-def test_an_overwritten_run_is_kept_until_the_new_one_is_saved(toy_dataset, monkeypatch):
-    argv = [str(toy_dataset), *settings(epochs=1)]
-    assert train.main(argv) == 0
-    first = Path("runs/convnet/last.pth").read_bytes()
-
-    def fail(*_args) -> None:
-        raise InputError("the first step fails")
-
-    monkeypatch.setattr(training, "train_step", fail)
-    again = ["--checkpoint", "runs/convnet/last.pth", "--adapt", "--set=seed=1"]
-    assert train.main([str(toy_dataset), *again]) == 1
-    assert Path("runs/convnet/last.pth").read_bytes() == first, "not overwritten unasked"
-    assert train.main([str(toy_dataset), *again, "--overwrite"]) == 1
-    assert Path("runs/convnet/previous.pth").read_bytes() == first
-    assert model.load_checkpoint(Path("runs/convnet/last.pth"))["step"] == 0
-
-
-def test_two_runs_cannot_write_into_one_folder(toy_dataset, capsys):
-    Path("runs/convnet").mkdir(parents=True)
-    with cli.locked(Path("runs/convnet")):
-        assert "another process works here" in refused(capsys, toy_dataset, *settings(epochs=1))
-
-
-@pytest.mark.parametrize("name", ["", "../out"])
-def test_the_name_of_a_run_is_no_path(toy_dataset, capsys, name):
-    assert "a name, not a path" in refused(capsys, toy_dataset, "--name", name, code=2)
-
-
-def test_a_setting_that_contradicts_the_checkpoint_is_refused_with_both_values(
-    toy_dataset, whole, capsys
-):
-    argv = [toy_dataset, "--name=new", "--checkpoint", whole / "last.pth"]
-    for name, (ours, theirs) in {
-        "epochs": (2, 30),
-        "width": (2, 8),
-        "learning_rate": (hparams.learning_rate, 0.5),
-        "n_fft": (1024, 2048),
-    }.items():
-        line = refused(capsys, *argv, "--set", f"{name}={theirs}")
-        assert f"last.pth: its {name} is {ours}, not {theirs}" in line
-
-
 def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
     assert "nowhere: no such folder" in refused(capsys, "nowhere", toy_dataset)
     assert "nowhere: no such folder" in refused(capsys, toy_dataset, "--validate-on", "nowhere")
@@ -311,6 +223,25 @@ def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
     assert "training songs" in refused(capsys, one)
     other = with_songs(toy_dataset, Path("voices"), lambda one: True, parts=["vocals"])
     assert "not the array the manifest promises" in refused(capsys, other)
+
+
+def test_wrong_usage_is_told(toy_dataset, whole, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for argv in ([], [str(toy_dataset), "--epochs", "3"], [str(toy_dataset), "--device", "cuda"]):
+        with pytest.raises(SystemExit) as error:
+            train.main(argv)
+        assert error.value.code == 2
+    for option, said in (
+        ("--name=../out", "a name, not a path"),
+        ("--name=", "a name, not a path"),
+        ("--set=epochs=0", "epochs"),
+        ("--set=epoch=3", "did you mean epochs"),
+        ("--adapt", "--adapt goes with --checkpoint"),
+    ):
+        assert said in refused(capsys, toy_dataset, option, code=2)
+    Path("runs/convnet").mkdir(parents=True)
+    with cli.locked(Path("runs/convnet")):
+        assert "another process works here" in refused(capsys, toy_dataset, *settings(epochs=1))
 
 
 def test_wrong_paths_are_told_before_torch_is_loaded(toy_dataset):
@@ -330,19 +261,6 @@ def test_wrong_paths_are_told_before_torch_is_loaded(toy_dataset):
     assert done.stderr.count("error:") == 2
 
 
-def test_wrong_usage_exits_with_2(toy_dataset, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for argv in ([], [str(toy_dataset), "--epochs", "3"], [str(toy_dataset), "--device", "cuda"]):
-        with pytest.raises(SystemExit) as error:
-            train.main(argv)
-        assert error.value.code == 2
-
-
-@pytest.mark.parametrize("wrong", ["epochs=0", "epoch=3"])
-def test_wrong_settings_are_refused(toy_dataset, capsys, wrong):
-    assert wrong.split("=")[0] in refused(capsys, toy_dataset, "--set", wrong, code=2)
-
-
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(toy_dataset, capsys, monkeypatch):
     mix = targets.mix
     monkeypatch.setattr(targets, "mix", lambda x, gains: mix(x * float("nan"), gains))
@@ -351,25 +269,22 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line(toy_dataset, capsys
     assert list(Path().rglob("*.pth")) == []
 
 
-def fill_disk(monkeypatch: pytest.MonkeyPatch, fails: list[bool]) -> None:
-    """Let the disk be full for some of the next saves, and then no more."""
-    save = model.save_checkpoint
+def test_a_disk_that_stays_full_ends_the_run_when_it_ends(toy_dataset, capsys, monkeypatch):
+    save, n_saves = model.save_checkpoint, []
 
-    def save_perhaps(path: Path, *args, **extra) -> None:
-        if fails and fails.pop(0):
+    def save_twice(path: Path, *args, **extra) -> None:
+        n_saves.append(path)
+        if len(n_saves) > 2:
             raise InputError(f"{path}: no space left on the disk")
         save(path, *args, **extra)
 
-    monkeypatch.setattr(model, "save_checkpoint", save_perhaps)
-
-
-def test_a_disk_that_stays_full_ends_the_run_at_the_third_save(toy_dataset, capsys, monkeypatch):
-    fill_disk(monkeypatch, [False, False, *100 * [True]])
-    assert train.main([str(toy_dataset), *settings(epochs=9, learning_rate=1e-9)]) == 1
+    monkeypatch.setattr(model, "save_checkpoint", save_twice)
+    assert train.main([str(toy_dataset), *settings(epochs=3, learning_rate=1e-9)]) == 1
     *warnings, error = capsys.readouterr().err.splitlines()
-    assert [": warning: " in line for line in warnings] == [True, True]
-    assert all(line.endswith("training goes on with what was saved before") for line in warnings)
-    assert error.endswith("is not saved; what was saved before is untouched")
+    assert len(warnings) >= 2
+    for line in warnings:
+        assert line.endswith("training goes on with what was saved before")
+    assert error.endswith("what was saved before is untouched")
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
     assert last["resume"]["epoch"] == 1, "what was saved before"
 
@@ -396,62 +311,54 @@ def steps_of_each_epoch(data: Path, whole: Path) -> list[int]:
     return [dataset.count_batches(learn, hp, epoch) for epoch in range(hp.epochs)]
 
 
-@pytest.mark.parametrize(
-    ("signum", "where"),
-    [
-        (signal.SIGINT, "first step"),
-        (signal.SIGTERM, "second epoch"),
-        (signal.SIGINT, "last step of an epoch"),
-        (signal.SIGTERM, "last step of all"),
-    ],
-)
 def test_a_signal_ends_the_run_after_the_step_and_it_goes_on_as_if_nothing_was(
-    toy_dataset, whole, monkeypatch, capsys, signum, where
+    toy_dataset, whole, monkeypatch, capsys
 ):
     first, second = steps_of_each_epoch(toy_dataset, whole)
-    step = {
-        "first step": 1,
-        "second epoch": first + 1,
-        "last step of an epoch": first,
-        "last step of all": first + second,
-    }[where]
-    last = Path("runs/convnet/last.pth")
-    with monkeypatch.context() as patch:
-        send_at(step, signum, patch)
-        assert train.main([str(toy_dataset), *settings()]) == 128 + signum
-    assert f"stopped at step {step}; resume with --checkpoint {last}" in capsys.readouterr().out
-    assert model.load_checkpoint(last)["step"] == step
-    assert signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL)
-    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
+    for signum, step in (
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, first),
+        (signal.SIGINT, first + 1),
+        (signal.SIGTERM, first + second),
+    ):
+        last = Path(f"runs/{step}/last.pth")
+        with monkeypatch.context() as patch:
+            send_at(step, signum, patch)
+            assert train.main([str(toy_dataset), *settings(), f"--name={step}"]) == 128 + signum
+        said = f"stopped at step {step}; resume with --checkpoint {last}"
+        assert said in capsys.readouterr().out
+        assert model.load_checkpoint(last)["step"] == step
+        assert signal.getsignal(signum) in (signal.default_int_handler, signal.SIG_DFL)
+        assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
+        assert_same_run(last.parent, whole)
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
     for name in ("last.pth", "best.pth"):
-        assert weights_equal(last.parent / name, whole / name)
-    ours, theirs = (model.load_checkpoint(folder / "last.pth") for folder in (last.parent, whole))
+        assert weights_equal(ours / name, theirs / name)
+    ours, theirs = (model.load_checkpoint(folder / "last.pth") for folder in (ours, theirs))
     assert ours["scores"] == theirs["scores"]
     assert ours["resume"]["best_db"] == theirs["resume"]["best_db"]
 
 
-def test_a_damaged_last_save_gives_way_to_the_one_before(toy_dataset, whole, capsys):
-    folder = Path("runs/convnet")
-    shutil.copytree(whole, folder)
-    last, previous = folder / "last.pth", folder / "previous.pth"
-    assert model.load_checkpoint(previous)["resume"]["epoch"] == 1
-    last.write_bytes(last.read_bytes()[:-1000])
-    capsys.readouterr()
-    assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert "warning: runs/convnet/last.pth: not a checkpoint, or damaged" in warning
-    assert warning.endswith("; going on from runs/convnet/previous.pth, step 3")
-    for name in ("last.pth", "best.pth"):
-        assert weights_equal(folder / name, whole / name)
-    ours, theirs = (model.load_checkpoint(where / "last.pth") for where in (folder, whole))
-    assert ours["scores"] == theirs["scores"]
-
-
-def test_a_finished_run_resumes_to_itself(toy_dataset, whole, capsys):
-    argv = [str(toy_dataset), "--checkpoint", str(whole / "last.pth"), "--name", "again"]
-    before = (whole / "last.pth").read_bytes()
-    assert train.main(argv) == 0
-    assert (whole / "last.pth").read_bytes() == before
+def test_a_damaged_or_missing_last_save_gives_way_to_the_one_before(toy_dataset, whole, capsys):
+    for damage in (lambda last: last.write_bytes(last.read_bytes()[:-1000]), Path.unlink):
+        folder = Path("runs/convnet")
+        shutil.copytree(whole, folder)
+        last, previous = folder / "last.pth", folder / "previous.pth"
+        assert model.load_checkpoint(previous)["resume"]["epoch"] == 1
+        damage(last)
+        capsys.readouterr()
+        assert train.main([str(toy_dataset), "--checkpoint", str(last)]) == 0
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert "warning: runs/convnet/last.pth: " in warning
+        assert warning.endswith("; going on from runs/convnet/previous.pth, step 3")
+        assert_same_run(folder, whole)
+        before = last.read_bytes()
+        assert train.main([str(toy_dataset), "--checkpoint", str(last), "--name=again"]) == 0
+        assert Path("runs/again/last.pth").exists(), "a finished run resumes to itself"
+        assert last.read_bytes() == before
+        shutil.rmtree("runs")
 
 
 def test_a_second_signal_ends_the_run_at_once(toy_dataset, monkeypatch):
@@ -505,20 +412,6 @@ def test_whenever_a_run_is_killed_its_checkpoints_are_whole_and_it_goes_on(toy_d
     assert [name for name in listing(last.parent) if "tmp" in name] == []
 
 
-@pytest.mark.torture
-def test_signals_at_any_time_end_the_run_within_seconds(toy_dataset):
-    rng = random.Random(0)
-    for attempt in range(6):
-        signum = rng.choice([signal.SIGINT, signal.SIGTERM])
-        process = start(toy_dataset, *settings(epochs=1000), "--overwrite")
-        wait_for(process, rng.choice(["device", "held-out", "epoch"]))
-        time.sleep(rng.uniform(0, 2))
-        process.send_signal(signum)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 128 + signum, attempt
-        assert "Traceback" not in err
-
-
 # --- Adapting -----------------------------------------------------------------------------------
 
 
@@ -542,9 +435,6 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
         "last.pth: it was trained on other songs, or in another order; "
         f"it was validated on other songs {hint}"
     )
-    four = changed(whole / "last.pth", Path("four/last.pth"), processes=4)
-    line = refused(capsys, toy_dataset, "--checkpoint", four)
-    assert line.endswith(f"four/last.pth: it ran on 4 processes, not 1 {hint}")
     line = refused(capsys, toy_dataset, *resume, "--set=epochs=9")
     assert line.endswith("its epochs is 2, not 9; --adapt starts a new schedule with it")
     for adapt in ([], ["--adapt"]):  # another network cannot have its weights
@@ -552,37 +442,20 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
         assert line.endswith("last.pth: its width is 2, not 4")
 
 
-def test_a_trained_network_is_adapted_to_other_songs_and_settings(
-    toy_dataset, whole, capsys, monkeypatch
-):
+def test_a_trained_network_is_adapted_to_other_songs_and_settings(toy_dataset, whole, capsys):
     train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
     few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
-    old, began = model.load_checkpoint(whole / "last.pth"), []
-    step = training.train_step
-
-    def remember(run, *args):
-        if not began:
-            weights = {name: value.clone() for name, value in run.model.state_dict().items()}
-            began.append((run.step, weights))
-        return step(run, *args)
-
-    monkeypatch.setattr(training, "train_step", remember)
-    options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.01"]
+    options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.02"]
     assert train.main([str(few), *options, "--set=steps=2", "--name=new"]) == 0
-    ((first, weights),) = began
-    assert first == 0
-    for name, value in old["weights"].items():
-        assert torch.equal(weights[name], value), name
-    new = model.load_checkpoint(Path("runs/new/last.pth"))
-    assert new["step"] == new["hparams"]["steps"] == 2
-    assert new["hparams"] == old["hparams"] | {"learning_rate": 0.01, "steps": 2}
-    assert len(new["data"]) == 1
-    assert len(new["resume"]["history"]) == 1
-    assert Path("runs/new/best.pth").exists()
-    said = capsys.readouterr().out
-    assert re.search(
-        r"adapting .*/last.pth: its learning_rate is 0.01, not|it was trained on", said
+    assert (
+        "last.pth: its steps is None, not 2; its learning_rate is 0.01, not 0.02; it was"
+        in capsys.readouterr().out
     )
+    old, new = (model.load_checkpoint(f / "last.pth") for f in (whole, Path("runs/new")))
+    assert new["step"] == new["hparams"]["steps"] == 2
+    assert new["hparams"] == old["hparams"] | {"learning_rate": 0.02, "steps": 2}
+    assert len(new["data"]) == len(new["resume"]["history"]) == 1
+    assert Path("runs/new/best.pth").exists()
 
 
 def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, whole, capsys):
@@ -639,7 +512,9 @@ def test_with_only_another_number_of_processes_a_run_goes_on_where_it_was(
         send_at(4, signal.SIGINT, patch)
         assert train.main([str(toy_dataset), *settings()]) == 130
     four = changed(last, Path("four/last.pth"), processes=4)
-    assert "it ran on 4 processes" in refused(capsys, toy_dataset, "--checkpoint", four)
+    assert "it ran on another number of processes" in refused(
+        capsys, toy_dataset, "--checkpoint", four
+    )
     options = ["--checkpoint", str(four), "--adapt", "--name=on"]
     assert train.main([str(toy_dataset), *options]) == 0
     assert "adapting" not in capsys.readouterr().out

@@ -1,9 +1,9 @@
 """Measure what the project costs on this machine, beside the least that the machine allows.
 
 The four figures are the network alone, a song from file to files, a step of training, and live
-sound. Whatever is compared runs in alternation and the best of several rounds counts, as machines
-are noisy; only ratios mean something elsewhere. The roofline [1] is the least time that a task can
-take at the rates of a large matrix product and of a large copy, measured in the same run.
+sound. Pieces run in alternation and the best of several rounds counts, as machines are noisy. The
+roofline [1] is the least time that a task can take at the rates of a large matrix product and of a
+large copy, measured in the same run.
 
 References
 ----------
@@ -12,7 +12,6 @@ References
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -23,34 +22,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cli
-from hparams import UNTUNED_MASK, HParams, override
+from hparams import UNTUNED_MASK, HParams
 
 if TYPE_CHECKING:
-    import argparse
-
     import torch
 
+    from dataset import OpenSong
     from separation import Separator
 
 EPILOG = """examples:
   python -m tools.benchmark network                      # one pass of the network
-  python -m tools.benchmark train --against width=16     # a training step, beside another setting
+  python -m tools.benchmark train --set width=16         # a step of training
   python -m tools.benchmark generate --device cuda       # a whole song
-  python -m tools.benchmark live --json                  # 48 kHz in packets of 20 ms"""
+  python -m tools.benchmark live                         # 48 kHz in packets of 20 ms"""
 HERE = Path(__file__).parent.parent
 SONG_RATE = 44100  # Hz
 MATRIX, VALUES = {"cpu": 2048, "cuda": 8192}, {"cpu": 2**26, "cuda": 2**28}  # of the two rates
 EPOCH_SLICES = 2_000_000  # 100 songs of 4 minutes: the size of DSD100
 
-Work = dict[str, Callable[[], Any]]
-Figures = dict[str, Any]
-
-
-class Benchmark(NamedTuple):
-    """Pieces of work to be timed, and what their seconds mean."""
-
-    work: Work
-    figures: Callable[[dict[str, float]], Figures]
+Figures = dict[str, float | str]
 
 
 class Bench(NamedTuple):
@@ -58,7 +48,7 @@ class Bench(NamedTuple):
 
     folder: Path  # temporary
     device: torch.device
-    rates: Rates
+    dtype: torch.dtype  # of the numbers the network computes in
     seconds: int  # of music
     rounds: int
 
@@ -73,97 +63,42 @@ class Rates(NamedTuple):
 
 @cli.script
 def main(argv: list[str] | None = None) -> int:
-    """Run one benchmark, for one or several settings, and print its figures."""
+    """Run one benchmark and print its figures."""
     benchmarks = {"network": network, "generate": generate, "train": train, "live": live}
-    parser = make_parser(list(benchmarks))
+    parser = cli.make_parser(__doc__, EPILOG)
+    add, count = parser.add_argument, cli.positive_count
+    add("what", choices=list(benchmarks), help="which part to measure")
+    add("--rounds", type=count, default=5, help="in alternation (%(default)s)")
+    text = "of music that is separated or learnt from (%(default)s)"
+    add("--seconds", type=count, default=240, metavar="N", help=text)
+    cli.add_device_option(parser)
     args = parser.parse_args(argv)
     hp = cli.settings_of(args)
-    settings = {"these settings": hp}
-    settings |= {" ".join(against): override(hp, against) for against in args.against}
 
     import torch
 
     import model as networks
 
     device = cli.device_of(args, parser)
+    is_narrow = networks.is_narrow(hp, device, for_inference=args.what != "train")
+    dtype = torch.bfloat16 if is_narrow else torch.float32
     with tempfile.TemporaryDirectory() as folder:
-        is_narrow = networks.is_narrow(hp, device, for_inference=args.what != "train")
-        bench = Bench(
-            Path(folder), device, measure_rates(device, is_narrow), args.seconds, args.rounds
-        )
-        prepared = {name: benchmarks[args.what](one, bench) for name, one in settings.items()}
-        pieces = {
-            (name, piece): work
-            for name, one in prepared.items()
-            for piece, work in one.work.items()
-        }
-        took = best_seconds(pieces, args.rounds, device)
-    results = {
-        name: one.figures({piece: took[name, piece] for piece in one.work})
-        for name, one in prepared.items()
-    }
+        bench = Bench(Path(folder), device, dtype, args.seconds, args.rounds)
+        rates = measure_rates(bench)
+        figures = benchmarks[args.what](hp, bench, rates)
     about = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "matrix product [GFLOP/s]": bench.rates.operations / 1e9,
-        "copy [GB/s]": bench.rates.copied / 1e9,
+        "matrix product [GFLOP/s]": rates.operations / 1e9,
+        "copy [GB/s]": rates.copied / 1e9,
+        "network": f"{hp.model_type}, width {hp.width}",
+        "precision": str(dtype).removeprefix("torch."),
     }
-    if args.json:
-        print(json.dumps({**about, "results": results}, indent=1))
-    else:
-        show(about, results)
+    for name, value in {**about, **figures}.items():
+        print(f"{name:46} {value:.4g}" if isinstance(value, float) else f"{name:46} {value}")
     return 0
 
 
-def make_parser(names: list[str]) -> argparse.ArgumentParser:
-    """Describe the command line."""
-    parser = cli.make_parser(__doc__, EPILOG)
-    add = parser.add_argument
-    add("what", choices=names, help="which part to measure")
-    add("--rounds", type=cli.positive_count, default=5, help="in alternation (%(default)s)")
-    add(
-        "--against",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="also measure with these settings changed, in alternation; may be given several times",
-    )
-    add(
-        "--seconds",
-        type=cli.positive_count,
-        default=240,
-        metavar="N",
-        help="of music that is separated or learnt from (%(default)s)",
-    )
-    add("--json", action="store_true", help="print the figures as JSON")
-    cli.add_device_option(parser)
-    return parser
-
-
-def show(about: Figures, results: dict[str, Figures]) -> None:
-    """Print the figures of all settings side by side, with the ratio of the last to the first."""
-
-    def text(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    for name, value in about.items():
-        print(f"{name:46} {text(value)}")
-    columns = list(results.values())
-    if len(columns) > 1:
-        print(f"\n{'':46} " + " ".join(f"{name[-18:]:>18}" for name in [*results, "last / first"]))
-    for name in columns[0]:
-        values = [column[name] for column in columns]
-        if len(values) > 1 and isinstance(values[0], float) and values[0]:
-            values.append(values[-1] / values[0])
-        print(f"{name:46} " + " ".join(f"{text(v):>18}" for v in values))
-
-
-# --- The four figures -----------------------------------------------------------------------------
-
-
-def network(hp: HParams, bench: Bench) -> Benchmark:
+def network(hp: HParams, bench: Bench, rates: Rates) -> Figures:
     """Time one dense pass over a block of frames, and the same columns as separate slices."""
     import torch
 
@@ -176,82 +111,67 @@ def network(hp: HParams, bench: Bench) -> Benchmark:
         x = torch.rand(size, 1, hp.n_bins, n_frames, device=bench.device, dtype=separator.dtype)
         return torch.inference_mode()(lambda: separator.model(x))
 
-    work = {
-        "dense": pass_over(1, n + hp.stft_frames - 1),
-        "slices": pass_over(batch, hp.stft_frames),
+    dense = pass_over(1, n + hp.stft_frames - 1)
+    took = best_seconds(bench, dense=dense, slices=pass_over(batch, hp.stft_frames))
+    column, operations = took["dense"] / n, networks.operations_per_column(hp)
+    return {
+        "operations per column [MFLOP]": operations / 1e6,
+        "dense pass [ms per column]": column * 1e3,
+        "dense pass [GFLOP/s]": operations / column / 1e9,
+        "dense pass, share of the roofline": least_seconds(hp, rates, n) / took["dense"],
+        "real-time factor": column * hp.sample_rate / hp.hop_length,
+        "separate slices / dense pass": took["slices"] / batch / column,
     }
-    operations = networks.operations_per_column(hp)
-
-    def figures(took: dict[str, float]) -> Figures:
-        column = took["dense"] / n
-        return {
-            **description(hp, separator.dtype),
-            "operations per column [MFLOP]": operations / 1e6,
-            "dense pass [ms per column]": column * 1e3,
-            "dense pass [GFLOP/s]": operations / column / 1e9,
-            "dense pass, share of the roofline": least_seconds(hp, bench.rates, n) / took["dense"],
-            "real-time factor": column * hp.sample_rate / hp.hop_length,
-            "separate slices / dense pass": took["slices"] / batch / column,
-        }
-
-    return Benchmark(work, figures)
 
 
-def generate(hp: HParams, bench: Bench) -> Benchmark:
+def generate(hp: HParams, bench: Bench, rates: Rates) -> Figures:
     """Time generate.py from Enter to two files, beside its start-up and the network alone."""
     import torch
 
     separator = untrained_separator(hp, bench)
-    checkpoint = write_checkpoint(hp, bench.folder)
     block = separator.block_frames
     n_blocks = -(-bench.seconds * hp.sample_rate // (hp.hop_length * block))
     x = torch.rand(1, hp.n_bins, block + hp.stft_frames - 1, device=bench.device)
 
     def script(seconds: int) -> Callable[[], None]:
         song = write_song(bench.folder / f"{seconds}.wav", seconds)
-        words = ["generate.py", checkpoint, song, "--background", "--overwrite"]
-        words += ["--device", bench.device.type, "--output-dir", bench.folder / "out"]
+        words = [HERE / "generate.py", bench.folder / "network.pth", song, "--background"]
+        words += ["--overwrite", "--device", bench.device.type, "--output-dir", bench.folder]
         for name in ("precision", "block_frames"):
             words += ["--set", f"{name}={getattr(hp, name)}"]
-        command = [sys.executable, HERE / words[0], *words[1:]]
-        return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return lambda: subprocess.run(
+            [sys.executable, *words], check=True, stdout=subprocess.DEVNULL
+        )
 
     def network_alone() -> None:
         for _ in range(n_blocks):
             separator.mask(x)
 
-    work = {"whole": script(bench.seconds), "start": script(1), "network": network_alone}
-
-    def figures(took: dict[str, float]) -> Figures:
-        working = max(took["whole"] - took["start"], 1e-9)
-        least = n_blocks * least_seconds(hp, bench.rates, block)
-        return {
-            **description(hp, separator.dtype),
-            "song": f"{bench.seconds} s, {SONG_RATE} Hz stereo",
-            "from Enter to vocals and accompaniment [s]": took["whole"],
-            "of this the start, up to a song of 1 s [s]": took["start"],
-            "real-time factor without the start": working / max(bench.seconds - 1, 1),
-            "the same / network alone": working / took["network"],
-            "network alone, share of the roofline": least / took["network"],
-        }
-
-    return Benchmark(work, figures)
+    whole, start = script(bench.seconds), script(1)
+    took = best_seconds(bench, whole=whole, start=start, network=network_alone)
+    working = max(took["whole"] - took["start"], 1e-9)
+    least = n_blocks * least_seconds(hp, rates, block)
+    return {
+        "song": f"{bench.seconds} s, {SONG_RATE} Hz stereo",
+        "from Enter to vocals and accompaniment [s]": took["whole"],
+        "of this the start, up to a song of 1 s [s]": took["start"],
+        "real-time factor without the start": working / max(bench.seconds - 1, 1),
+        "the same / network alone": working / took["network"],
+        "network alone, share of the roofline": least / took["network"],
+    }
 
 
-def train(hp: HParams, bench: Bench) -> Benchmark:
+def train(hp: HParams, bench: Bench, rates: Rates) -> Figures:
     """Time a step of training, stage by stage."""
     import torch
 
-    import model as networks
     from dataset import Feed, batches_of, plan_epoch
     from learning.run import Run, loss_of
     from learning.targets import make_example
 
-    device = bench.device
     songs = [song_in_memory(hp, bench.seconds)]
-    feed = Feed(songs, hp, device, resident=True)
-    endless = replace(hp, steps=10**9, schedule="constant")
-    run = Run(endless, feed, [])
+    feed = Feed(songs, hp, bench.device, resident=True)
+    run = Run(replace(hp, steps=10**9, schedule="constant"), feed, [])
     batch = batches_of(plan_epoch(songs, hp, 0), hp)[0]
     (fed,) = feed.batches([batch])
 
@@ -259,92 +179,65 @@ def train(hp: HParams, bench: Bench) -> Benchmark:
         return make_example(feed.spectrograms(fed), fed.gains, fed.eq_db, run.curve_db, hp)
 
     example = mix()
-
-    def step() -> None:
-        run.take_step(next(feed.batches([batch])))
-
-    work = {
-        "step": step,
-        "gather": lambda: feed.spectrograms(next(feed.batches([batch]))),
-        "gather and mix": mix,
-        "forward and backward": lambda: loss_of(run, *example).backward(),
+    took = best_seconds(
+        bench,
+        step=lambda: run.take_step(next(feed.batches([batch]))),
+        gather=lambda: feed.spectrograms(next(feed.batches([batch]))),
+        mix=mix,
+        passes=lambda: loss_of(run, *example).backward(),
+    )
+    rate = len(batch) * hp.chunk_slices / took["step"]
+    least = least_seconds(hp, rates, hp.chunk_slices, len(batch), training=True)
+    figures: Figures = {
+        "step": f"{len(batch)} chunks of {hp.chunk_slices}",
+        "step [ms]": took["step"] * 1e3,
+        "slices per second": rate,
+        f"{EPOCH_SLICES} slices [s]": EPOCH_SLICES / rate,
+        "step, share of the roofline": least / took["step"],
+        "forward and backward / step": took["passes"] / took["step"],
+        "gather / step": took["gather"] / took["step"],
+        "gather, mix, features, target / step": took["mix"] / took["step"],
     }
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-    def figures(took: dict[str, float]) -> Figures:
-        rate = len(batch) * hp.chunk_slices / took["step"]
-        least = least_seconds(hp, bench.rates, hp.chunk_slices, len(batch), training=True)
-        is_narrow = networks.is_narrow(hp, device)
-        figures = {
-            **description(hp, torch.bfloat16 if is_narrow else torch.float32),
-            "step": f"{len(batch)} chunks of {hp.chunk_slices}",
-            "step [ms]": took["step"] * 1e3,
-            "slices per second": rate,
-            f"{EPOCH_SLICES} slices [s]": EPOCH_SLICES / rate,
-            "step, share of the roofline": least / took["step"],
-            "forward and backward / step": took["forward and backward"] / took["step"],
-            "gather / step": took["gather"] / took["step"],
-            "gather, mix, features, target / step": took["gather and mix"] / took["step"],
-        }
-        if device.type == "cuda":
-            figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
-        return figures
-
-    return Benchmark(work, figures)
+    if bench.device.type == "cuda":
+        figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
+    return figures
 
 
-def live(hp: HParams, bench: Bench) -> Benchmark:
+def live(hp: HParams, bench: Bench, _rates: Rates) -> Figures:
     """Time 48 kHz mono in packets of 20 ms, packet by packet, on one thread."""
     import numpy as np
     import torch
 
     torch.set_num_threads(1)  # as generate.py does
-    separator = untrained_separator(hp, bench)
     rate, n_packet = 48000, 960
-    n_packets = bench.seconds * rate // n_packet
     packets = np.random.default_rng(0).normal(0, 0.1, (50, 1, n_packet)).astype(np.float32)
-    stream = separator.stream(rate, 1, live=True)
+    stream = untrained_separator(hp, bench).stream(rate, 1, live=True)
     times: list[float] = []
-
-    def call() -> None:
-        for i in range(n_packets):
-            started = time.perf_counter()
-            stream.push(packets[i % len(packets)])
-            times.append(time.perf_counter() - started)
-
-    def figures(_took: dict[str, float]) -> Figures:
-        milliseconds = np.sort(times[-n_packets * bench.rounds :]) * 1e3  # without the first calls
-        return {
-            **description(hp, separator.dtype),
-            "delay [ms]": 1e3 * stream.delay / rate,
-            "packets of 20 ms": len(milliseconds),
-            "mean work per packet [ms]": float(milliseconds.mean()),
-            "median [ms]": float(np.median(milliseconds)),
-            "99.9th percentile [ms]": float(np.percentile(milliseconds, 99.9)),
-            "slowest packet [ms]": float(milliseconds[-1]),
-        }
-
-    return Benchmark({"call": call}, figures)
+    for i in range(bench.rounds * bench.seconds * rate // n_packet):
+        started = time.perf_counter()
+        stream.push(packets[i % len(packets)])
+        times.append(1e3 * (time.perf_counter() - started))
+    times = times[50:]  # the first calls pay for what the later ones find ready
+    return {
+        "delay [ms]": 1e3 * stream.delay / rate,
+        "mean work per packet of 20 ms [ms]": float(np.mean(times)),
+        "median [ms]": float(np.median(times)),
+        "99.9th percentile [ms]": float(np.percentile(times, 99.9)),
+        "slowest packet [ms]": max(times),
+    }
 
 
-# --- What the machine allows ----------------------------------------------------------------------
-
-
-def measure_rates(device: torch.device, is_narrow: bool) -> Rates:
-    """Measure the rates of a large matrix product and of a large copy, in float32 or bfloat16."""
+def measure_rates(bench: Bench) -> Rates:
+    """Measure the rates of a large matrix product and of a large copy, in the network's numbers."""
     import torch
 
-    size = MATRIX[device.type]
-    matrix = torch.rand(size, size, device=device)
-    matrix = matrix.bfloat16() if is_narrow else matrix
+    device, size = bench.device, MATRIX[bench.device.type]
+    matrix = torch.rand(size, size, device=device, dtype=bench.dtype)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as training and cuDNN have it
     values = torch.zeros(VALUES[device.type], device=device)
     target = torch.empty_like(values)
-    took = best_seconds(
-        {"matrix": lambda: matrix @ matrix, "copy": lambda: target.copy_(values)}, 5, device
-    )
+    took = best_seconds(bench, matrix=lambda: matrix @ matrix, copy=lambda: target.copy_(values))
     n_bytes = 2 * values.numel() * values.element_size()
     return Rates(2 * size**3 / took["matrix"], n_bytes / took["copy"], matrix.element_size())
 
@@ -385,17 +278,15 @@ def least_seconds(
     return seconds
 
 
-def best_seconds(
-    work: dict[Any, Callable[[], Any]], rounds: int, device: torch.device
-) -> dict[Any, float]:
+def best_seconds(bench: Bench, **work: Callable[[], Any]) -> dict[str, float]:
     """Run pieces of work in alternation; return the shortest time of each [s]."""
     import torch
 
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = torch.cuda.synchronize if bench.device.type == "cuda" else lambda: None
     best = dict.fromkeys(work, float("inf"))
-    for piece in work.values() if rounds > 1 else ():
+    for piece in work.values() if bench.rounds > 1 else ():
         piece()  # first calls pay for what the later ones find ready
-    for _ in range(rounds):
+    for _ in range(bench.rounds):
         for name, piece in work.items():
             wait()
             started = time.perf_counter()
@@ -405,69 +296,43 @@ def best_seconds(
     return best
 
 
-# --- Material -------------------------------------------------------------------------------------
-
-
-def description(hp: HParams, dtype: torch.dtype) -> Figures:
-    """Say which network it is."""
-    precision = str(dtype).removeprefix("torch.")
-    return {"network": f"{hp.model_type}, width {hp.width}", "precision": precision}
-
-
-def write_checkpoint(hp: HParams, folder: Path) -> Path:
-    """Write a checkpoint with random weights: the time it takes does not depend on them."""
+def untrained_separator(hp: HParams, bench: Bench) -> Separator:
+    """Load ``network.pth``, written with random weights: the time does not depend on them."""
     import torch
 
     import audio
     import model as networks
-
-    torch.manual_seed(0)
-    path, net = folder / f"{hash(hp)}.pth", networks.build_model(hp)
-    curve_db = audio.weighting_curve_db(hp)
-    networks.save_checkpoint(path, net, hp, curve_db=curve_db, mask_settings=UNTUNED_MASK)
-    return path
-
-
-def untrained_separator(hp: HParams, bench: Bench) -> Separator:
-    """Load a network with random weights as generate.py would."""
     from separation import Separator
 
-    return Separator.load(write_checkpoint(hp, bench.folder), bench.device, settings=hp)
+    torch.manual_seed(0)
+    path = bench.folder / "network.pth"
+    about = {"curve_db": audio.weighting_curve_db(hp), "mask_settings": UNTUNED_MASK}
+    networks.save_checkpoint(path, networks.build_model(hp), hp, **about)
+    return Separator.load(path, bench.device, settings=hp)
 
 
-def song_in_memory(hp: HParams, seconds: int) -> Any:
+def song_in_memory(hp: HParams, seconds: int) -> OpenSong:
     """Make a song of noise, as an opened dataset has it."""
     import numpy as np
 
-    import dataset
+    from dataset import PARTS, OpenSong, Song
 
     n_frames = 1 + seconds * hp.sample_rate // hp.hop_length
     some = 0.05 * np.random.default_rng(0).standard_normal((1024, 2, hp.n_bins, 2), np.float32)
     array = np.resize(some.astype(np.float16), (n_frames, 2, hp.n_bins, 2))
     names = dict.fromkeys(("id", "file", "singer", "group", "sha256"), "song")
-    song = dataset.Song(
-        **names,
-        split="train",
-        parts=dataset.PARTS,
-        n_frames=n_frames,
-        sample_rate=hp.sample_rate,
-        seconds=float(seconds),
-        inputs=(),
-    )
-    return dataset.OpenSong(song, array, dict.fromkeys(dataset.PARTS, -20.0))
+    size = {"n_frames": n_frames, "sample_rate": hp.sample_rate, "seconds": float(seconds)}
+    song = Song(**names, **size, split="train", parts=PARTS, inputs=())
+    return OpenSong(song, array, dict.fromkeys(PARTS, -20.0))
 
 
 def write_song(path: Path, seconds: int) -> Path:
-    """Write a stereo 16-bit song: a second of tones and noise, repeated."""
+    """Write a stereo 16-bit song: a second of noise, repeated."""
     import numpy as np
     import soundfile
 
-    times = np.arange(SONG_RATE)[:, None] / SONG_RATE
-    noise = 0.05 * np.random.default_rng(0).standard_normal((SONG_RATE, 2))
-    wav = 0.3 * np.sin(2 * np.pi * times * [220, 330]) + noise
-    with soundfile.SoundFile(path, "w", SONG_RATE, 2, "PCM_16") as file:
-        for _ in range(seconds):
-            file.write(wav)
+    noise = np.random.default_rng(0).normal(0, 0.1, (SONG_RATE, 2))
+    soundfile.write(path, np.tile(noise, (seconds, 1)), SONG_RATE)
     return path
 
 

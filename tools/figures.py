@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import cli
 from hparams import InputError, parse_settings
@@ -46,22 +46,20 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--start must be 0 or more and --seconds more than 0")
     cli.refuse_missing(args.checkpoint)
     wav, sample_rate = read_mono(args.audio, args.start, args.seconds)
-    truth = None
+    waves = {"mixture": wav}
     if args.vocals:
         truth, rate = read_mono(args.vocals, args.start, args.seconds)
         if (rate, len(truth)) != (sample_rate, len(wav)):
-            raise InputError(
-                f"{args.vocals}: {len(truth)} samples at {rate} Hz, of the song {len(wav)} "
-                f"at {sample_rate} Hz (name the vocals of this very song)"
-            )
+            raise InputError(f"{args.vocals}: differs in rate or length (name this song's vocals)")
+        waves |= {"true vocals": truth, "true accompaniment": wav - truth}
 
     from separation import Separator
 
     explicit = parse_settings(args.settings)
     separator = Separator.load(args.checkpoint, settings=settings, explicit=explicit)
-    waves, seen = look(separator, wav, sample_rate, truth)
+    seen = look(separator, waves, sample_rate)
     pictures = {"masks.png": draw_masks(seen, len(wav) / sample_rate)}
-    if truth is not None:
+    if args.vocals:
         range_db = -2 * separator.hp.min_level_db / separator.hp.mixture_power
         pictures["why.png"] = draw_why(waves, seen, range_db)
         pictures["approach.png"] = draw_approach(seen, separator.hp)
@@ -82,39 +80,30 @@ def read_mono(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int
         return np.concatenate([block.mean(0) for block in reader.float_blocks(rate)]), rate
 
 
-def look(
-    separator: Separator, wav: np.ndarray, sample_rate: int, truth: np.ndarray | None = None
-) -> tuple[dict[str, np.ndarray], Seen]:
-    """Separate an excerpt; return the waveforms, and all of them as the network sees them.
+def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -> Seen:
+    """Return waveforms, and the vocals of the one named mixture, as the network sees them.
 
-    The names are mixture, vocals, accompaniment and, only seen, mask; where the true vocals are
-    known, also "true vocals", "true accompaniment" and, only seen, target.
+    With them the mask and, where "true vocals" and "true accompaniment" are given, the target.
     """
     import torch
 
     import audio
     from learning import targets
 
-    hp = separator.hp
-    vocals, accompaniment = separator.separate(wav, sample_rate)
-    waves = {"mixture": wav, "vocals": vocals, "accompaniment": accompaniment}
-    if truth is not None:
-        waves |= {"true vocals": truth, "true accompaniment": wav - truth}
-    grid = audio.grid_at(sample_rate, hp)
-    specs = {
-        name: audio.to_network_bins(audio.stft(torch.from_numpy(wave), grid), hp)
-        for name, wave in waves.items()
-    }
+    hp, curve_db = separator.hp, separator.curve_db
+    grid, specs = audio.grid_at(sample_rate, hp), {}
+    vocals, _ = separator.separate(waves["mixture"], sample_rate)
+    for name, wave in {**waves, "vocals": vocals}.items():
+        specs[name] = audio.to_network_bins(audio.stft(torch.from_numpy(wave), grid), hp)
     seen = {
-        name: audio.features(spec, separator.curve_db, hp.mixture_power, hp)
-        for name, spec in specs.items()
+        name: audio.features(spec, curve_db, hp.mixture_power, hp) for name, spec in specs.items()
     }
     padded = torch.nn.functional.pad(seen["mixture"], (hp.lookback, hp.lookahead))
     seen["mask"] = separator.mask(padded)
-    if truth is not None:
+    if "true vocals" in specs:
         parts = specs["true vocals"], specs["true accompaniment"]
-        seen["target"] = targets.mask_target(*parts, separator.curve_db, hp)
-    return waves, seen
+        seen["target"] = targets.mask_target(*parts, curve_db, hp)
+    return seen
 
 
 def draw_masks(seen: Seen, seconds: float) -> Figure:
@@ -138,28 +127,24 @@ def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figur
     }
     picture = new_figure(6.4)
     panels = picture.subplots(4, 2)
-    peak = max(np.abs(waves[name]).max() for name in titles) or 1
+    peak = abs(waves["mixture"]).max() or 1
     for (left, right), (name, title) in zip(panels, titles.items(), strict=False):
         left.plot(waves[name], linewidth=0.3)
         left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
         left.set_title(title, loc="left", fontsize=9)
         show(right, seen[name])
-    voice_db, band_db = (range_db * seen[name].numpy() for name in list(titles)[:2])
-    orange = np.clip((voice_db - band_db) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
+    voice, band = seen["true vocals"].numpy(), seen["true accompaniment"].numpy()
+    orange = np.clip(range_db * (voice - band) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
     hues = orange * np.array([1.0, 0.67, 0.24]) + (1 - orange) * np.array([0.27, 0.51, 1.0])
-    words, colours = panels[3]
-    show(colours, seen["mixture"].numpy()[..., None] * hues)
-    words.axis("off")
-    words.text(
-        0,
-        0.5,
+    show(panels[3][1], seen["mixture"].numpy()[..., None] * hues)
+    panels[3][0].axis("off")
+    words = (
         "But at one time and frequency often only one is heard.\n"
         "Orange: the voice is louder; blue: the band.\n"
         f"{percent_clear(seen, range_db):.0f} % of the energy, weighted like the ear, is in bins\n"
-        f"where one is {CLEAR_DB:g} dB or more above the other.",
-        fontsize=9,
-        verticalalignment="center",
+        f"where one is {CLEAR_DB:g} dB or more above the other."
     )
+    panels[3][0].text(0, 0.5, words, fontsize=9, verticalalignment="center")
     return picture
 
 
@@ -173,51 +158,40 @@ def percent_clear(seen: Seen, range_db: float) -> float:
 
 def draw_approach(seen: Seen, hp: HParams) -> Figure:
     """Show a slice of the mixture, the network's answer for its column, and the true answer."""
-    n_frames, n_shown = seen["mixture"].shape[1], 4 * hp.stft_frames
-    level = seen["true vocals"].mean(0)
-    inside = level[hp.lookback : n_frames - hp.lookahead]
-    column = hp.lookback + int(inside.argmax()) if len(inside) else n_frames // 2
-    first = max(0, min(column - n_shown // 2, n_frames - n_shown))
-    around = slice(first, first + n_shown)
+    column = int(seen["true vocals"].mean(0).argmax())
+    first = max(0, column - 2 * hp.stft_frames)
+    around = slice(first, first + 4 * hp.stft_frames)
     at = slice(max(0, column - hp.lookback), column + hp.lookahead + 1)
     picture = new_figure(4.0)
-    panels = picture.subplots(2, 3, width_ratios=[5, 2, 0.4])
-    extent = (first, min(first + n_shown, n_frames), 0, 1)
+    top, bottom = picture.subplots(2, 3, width_ratios=[5, 2, 0.4])
     for row, name, title, edges in (
-        (panels[0], "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
-        (panels[1], "target", "what it should answer (known in training)", (column, column + 1)),
+        (top, "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
+        (bottom, "target", "what it should answer (known in training)", (column, column + 1)),
     ):
-        show(row[0], seen[name][:, around], title, extent=extent)
+        shown = seen[name][:, around]
+        show(row[0], shown, title, extent=(first, first + shown.shape[1], 0, 1))
         row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
-    show(panels[0][1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
-    show(panels[0][2], seen["mask"][:, column : column + 1], "answer")
-    show(panels[1][2], seen["target"][:, column : column + 1], "truth")
-    panels[1][1].axis("off")
-    words = "What differs, where it is\nloud, is what moves the\nweights in training."
-    panels[1][1].text(0.5, 0.5, words, fontsize=9, ha="center", va="center")
+    show(top[1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
+    show(top[2], seen["mask"][:, column : column + 1], "answer")
+    show(bottom[2], seen["target"][:, column : column + 1], "truth")
+    bottom[1].axis("off")
     return picture
 
 
 def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
     """Draw the scores of many songs: a panel for every metric, a column of points for a system.
 
-    Parameters
-    ----------
-    path : Path
-        Its ending says the format: .svg, .png or .pdf.
-    panels : dict of dict of list of float
-        By title, then by system: a score for every song; what is not finite is left out.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be written, or matplotlib is missing.
+    The path ends in .svg, .png or .pdf; `panels` holds, by title and system, a score for every
+    song, of which only finite ones are drawn. InputError if the file cannot be written, or
+    matplotlib is missing.
     """
     import numpy as np
 
     n_rows = -(-len(panels) // 2) or 1
     picture = new_figure(2.8 * n_rows)
     grid = picture.subplots(n_rows, 2, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.axis("off")
     for axes, (title, systems) in zip(grid, panels.items(), strict=False):
         for i, scores in enumerate(systems.values()):
             values = np.sort([score for score in scores if np.isfinite(score)])
@@ -228,8 +202,6 @@ def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
         axes.set_xticks(range(len(systems)), [name.replace("_", "\n") for name in systems])
         axes.set_title(title, loc="left", fontsize=9)
         axes.grid(axis="y", alpha=0.3)
-    for axes in grid[len(panels) :]:
-        axes.axis("off")
     save(picture, path)
 
 
@@ -254,19 +226,11 @@ def show(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
 
 
 def save(picture: Figure, path: Path) -> None:
-    """Write a picture whole or not at all, the same bytes for the same picture."""
+    """Write a picture whole or not at all."""
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
         raise InputError(f"{path}: a picture's name ends in .png, .svg or .pdf")
-    about = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-
-    def write(file: BinaryIO) -> None:
-        from matplotlib import rc_context
-
-        with rc_context({"svg.hashsalt": "vocal mask"}):
-            picture.savefig(file, format=kind, metadata=about)
-
-    cli.replace_atomically(path, write)
+    cli.replace_atomically(path, lambda file: picture.savefig(file, format=kind))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("output", type=Path, nargs="?", help="the .pth to write; without it nothing is written")
     add("--licence", help="terms on which the network may be used (those that it came with)")
-    add(
-        "--source",
-        action="append",
-        help="music it has learnt from, beside what it names already; may be given several times",
-    )
-    add("--overwrite", action="store_true", help="replace the output")
+    text = "music it has learnt from, beside what it names already; may be given several times"
+    add("--source", action="append", default=[], help=text)
     args = parser.parse_args(argv)
     if args.output is None and (args.licence is not None or args.source):
         raise UsageError("--licence and --source go into an output: name the .pth to write")
@@ -40,11 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.output and args.output.suffix.lower() != ".pth":
         raise UsageError(f"{args.output}: a network's name ends in .pth")
     cli.refuse_missing(args.checkpoint)
-    if args.output and args.output.exists() and not args.overwrite:
-        raise InputError(f"{args.output}: is already there (--overwrite replaces it)")
-
-    if args.output and args.output.exists() and args.output.samefile(args.checkpoint):
-        raise InputError(f"{args.output}: would overwrite the input (choose another output)")
+    if args.output and args.output.exists():
+        raise InputError(f"{args.output}: is already there (choose another name)")
 
     import model  # here: wrong arguments are told before torch is loaded
 
@@ -57,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError("--licence is missing: nobody may use a network without terms")
         if before not in ("", licence):
             cli.warn(f"{args.checkpoint}: came as {before!r}; its sources' terms still hold")
-        sources = [*checkpoint.get("sources", ()), *(args.source or ())]
+        sources = [*checkpoint.get("sources", ()), *args.source]
         checkpoint |= {"licence": licence, "sources": list(dict.fromkeys(sources))}
         for weight in network.parameters():
             if weight.ndim > 1:
@@ -76,11 +69,11 @@ def describe(checkpoint: dict[str, Any], operations: int) -> list[str]:
     """Put what a checkpoint says of itself into lines."""
     hp = checkpoint["hparams"]
     n_weights = sum(weight.numel() for weight in checkpoint["weights"].values())
-    frames = hp["sample_rate"] / hp["hop_length"]
-    before = checkpoint.get("learnt_before")
+    gflop = operations * hp["sample_rate"] / hp["hop_length"] / 1e9
+    before = checkpoint.get("learnt_before", ())
     lines = [
         f"network: {hp['model_type']}, width {hp['width']}, {n_weights / 1e6:.2f} million weights, "
-        f"{operations * frames / 1e9:.2f} GFLOP a second of music",
+        f"{gflop:.2f} GFLOP a second of music",
         f"sees: {hp['stft_frames']} frames of {hp['n_fft']} samples at {hp['sample_rate']} Hz",
         f"learnt: {checkpoint.get('step', '?')} steps on {len(checkpoint.get('data', []))} songs"
         + (f"; from {len(before)} before that" if before else ""),

@@ -1,0 +1,165 @@
+"""tools/: the figures of the benchmark, the pictures, and networks that are given away."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import audio
+import cli
+import model
+from demo import synthesis
+from hparams import HParams, InputError
+from separation import Separator
+from tools import benchmark, figures, publish
+
+HP = HParams(width=2, stft_frames=3, model_type="convnet")
+TERMS = "research use, non-commercial"
+
+
+@pytest.mark.parametrize("what", ["network", "generate", "train", "live"])
+def test_every_figure_is_measured(what, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(benchmark, "VALUES", {"cpu": 4096})
+    threads = torch.get_num_threads()
+    words = ["--rounds", "1", "--seconds", "2", "--set", "width=2", "--set", "batch_size=1"]
+    assert benchmark.main([what, *words, "--device", "cpu"]) == 0
+    torch.set_num_threads(threads)
+    numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(numbers) >= 7
+    assert all(0 < float(number) < math.inf for number in numbers)
+
+
+def test_the_roofline_is_the_arithmetic_of_the_network():
+    """On a machine with endless memory bandwidth, it is the operations over their rate."""
+    hp = HParams(width=4)
+    rates = benchmark.Rates(operations=1e9, copied=math.inf, value_bytes=4)
+    least = benchmark.least_seconds(hp, rates, n_columns=1000)
+    # The first columns need 24 frames more, of which each layer computes fewer.
+    assert 1 <= least / (1000 * model.operations_per_column(hp) / 1e9) < 1.03
+    step = benchmark.least_seconds(hp, rates, 1000, n_chunks=2, training=True)
+    assert 2.8 < step / (2 * least) <= 3
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory) -> tuple[Path, Path]:
+    """A mixture and its vocals."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("song")
+    parts = synthesis.synthesize_song(np.random.default_rng(0), 3, 22050)
+    soundfile.write(folder / "mixture.wav", sum(parts.values()).T, 22050)
+    soundfile.write(folder / "vocals.wav", parts["vocals"].T, 22050)
+    return folder / "mixture.wav", folder / "vocals.wav"
+
+
+def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(song, tmp_path, capsys):
+    words = [str(cli.PRETRAINED), str(song[0]), str(tmp_path / "new"), "--vocals"]
+    for more, said in (
+        ([str(song[1]), "--start", "1000"], "begins at 1000"),
+        ([str(Path(__file__).parents[1] / "assets/truth.wav")], "name this song's vocals"),
+        (["missing.wav"], "missing.wav"),
+    ):
+        assert figures.main([*words, *more]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+    assert figures.main([*words, str(song[1])]) == 0
+    names = {path.name for path in (tmp_path / "new").iterdir() if path.stat().st_size > 10_000}
+    assert names == {"masks.png", "why.png", "approach.png"}
+
+
+def test_what_is_shown_is_what_the_network_saw_and_answered():
+    low, high = (np.sin(2 * np.pi * f / 22050 * np.arange(44100)) / 4 for f in (300, 3000))
+    noise = np.random.default_rng(0).standard_normal(44100) / 10
+    separator = Separator.load(cli.PRETRAINED)
+    for voice, band, percent in ((low, high, 100), (noise, noise, 0)):
+        waves = {"mixture": voice + band, "true vocals": voice, "true accompaniment": band}
+        waves = {name: wave.astype(np.float32) for name, wave in waves.items()}
+        seen = figures.look(separator, waves, 22050)
+        assert {picture.shape for picture in seen.values()} == {(513, 1 + 44100 // 256)}
+        assert figures.percent_clear(seen, 100) == pytest.approx(percent, abs=1)
+        # What the mask lets through is not removed.
+        removed, mask = seen["mixture"] - seen["vocals"], seen["mask"]
+        if voice is low:
+            assert removed[mask < 0.05].mean() > 3 * removed[mask > 0.95].mean()
+
+
+def test_scores_become_points_and_a_median(tmp_path):
+    pytest.importorskip("matplotlib")
+    panels = {"SDR of the vocals": {"mine": [1.0, 2.0, math.nan], "theirs": []}, "SIR": {}}
+    figures.plot_scores(tmp_path / "scores.svg", panels)
+    assert (tmp_path / "scores.svg").read_text().startswith("<?xml")
+    with pytest.raises(InputError, match=r"ends in \.png"):
+        figures.plot_scores(tmp_path / "scores.txt", panels)
+
+
+# --- Networks that are given away -----------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch) -> Path:
+    torch.manual_seed(0)
+    extra = {
+        "curve_db": audio.weighting_curve_db(HP),
+        "mask_settings": {"mask_at_eval": True, "eval_mask_threshold": 0.45},
+        "data": ["a 00", "b 11"],
+        "step": 77,
+        "scores": {"soft": 3.25, "loss": -0.3},
+        "resume": {"weights": {"x": torch.zeros(50_000)}},
+    }
+    monkeypatch.chdir(tmp_path)
+    model.save_checkpoint(tmp_path / "best.pth", model.build_model(HP), HP, **extra)
+    return Path("best.pth")
+
+
+def test_what_is_given_away_separates_alike_and_carries_terms_and_sources(checkpoint, capsys):
+    assert publish.main(["best.pth"]) == 0
+    said = capsys.readouterr().out
+    for text in ("convnet, width 2", "77 steps on 2 songs", "soft 3.25", "0.45", "not said"):
+        assert text in said
+    words = ["best.pth", "mine.pth", "--licence", TERMS, "--source", "A", "--source", "B"]
+    assert publish.main(words) == 0
+    assert f"licence: {TERMS}" in capsys.readouterr().out
+    given, trained = (model.load_checkpoint(Path(name)) for name in ("mine.pth", "best.pth"))
+    assert (given["licence"], given["sources"]) == (TERMS, ["A", "B"])
+    assert given.keys() == (trained.keys() | {"licence", "sources"}) - {"resume"}
+    wav = np.random.default_rng(0).uniform(-0.5, 0.5, 9000).astype(np.float32)
+    separators = [Separator.load(name) for name in ("mine.pth", "best.pth")]
+    found, expected = (separator.separate(wav, 22050)[0] for separator in separators)
+    np.testing.assert_array_equal(found, expected)
+    assert [separator.licence for separator in separators] == [TERMS, ""]
+    # Published again, it keeps what it came with.
+    assert publish.main(["mine.pth", "2.pth", "--licence", "free", "--source", "C"]) == 0
+    again = model.load_checkpoint(Path("2.pth"))
+    assert (again["licence"], again["sources"]) == ("free", ["A", "B", "C"])
+    assert f"came as {TERMS!r}; its sources' terms still hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["best.pth", "--licence", "x"], 2, "name the .pth"),
+        (["best.pth", "mine.pth", "--licence", " "], 2, "--licence is missing"),
+        (["best.pth", "mine.pth", "--set", "width=3"], 2, "a network is published as it is"),
+        (["best.pth", "best.pth", "--licence", "x"], 1, "is already there"),
+        (["best.pth", "best.pth/deeper.pth", "--licence", "x"], 1, "best.pth"),
+        (["missing.pth"], 1, "no such checkpoint"),
+        ([__file__], 1, "not a checkpoint"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(
+    checkpoint, capsys, words, code, text
+):
+    before = checkpoint.read_bytes()
+    assert publish.main(words) == code
+    assert text in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+    assert list(Path().iterdir()) == [checkpoint]
