@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if not built:
             raise InputError(f"{args.root}: no song can be used")
-        save(task, found.layout, built, n_bad)
+        finish(task, found.layout, built, n_bad)
     return 0
 
 
@@ -225,7 +225,7 @@ def build_songs(task: Task, extents: dict[Track, Extent], n_workers: int | None)
     return sorted(songs.values(), key=lambda song: song.id)
 
 
-def save(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
+def finish(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
     """Write the manifest, remove what is not in it, and print the sum."""
     dataset.save_manifest(task.output, dataset.Manifest(layout, grid_of(task.hp), tuple(songs)))
     keep = {Path(song.file).stem for song in songs}

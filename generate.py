@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from separation import Separator
     from sound.pipes import PipeReader, SoundCard
     from sound.reading import AudioInfo, Reader
-    from sound.writing import Part
+    from sound.writing import Separated
 
 EPILOG = """what you hear:
   --set mask_at_eval=true        binary mask: cleaner pauses, harsher consonants
@@ -205,7 +205,7 @@ def attempt(
     options = args.allow_truncated, args.start, args.duration
     try:
         with Reader(path, *options) as reader:
-            separate(separator, reader, outputs, args)
+            separate_song(separator, reader, outputs, args)
     except InputError as error:
         cli.complain(error)
         return False
@@ -221,7 +221,7 @@ def attempt(
     return True
 
 
-def separate(
+def separate_song(
     separator: Separator, reader: Reader, outputs: dict[str, Path], args: argparse.Namespace
 ) -> None:
     """Read, split and write one song; nothing appears before all of it is written."""
@@ -248,7 +248,7 @@ def separate(
     warn_of(reader, n_limited)
 
 
-def with_progress(parts: Iterable[Part], info: AudioInfo) -> Iterator[Part]:
+def with_progress(parts: Iterable[Separated], info: AudioInfo) -> Iterator[Separated]:
     """Yield the parts of a song; a bar shows how far it is."""
     with cli.progress(info.seconds and round(info.seconds, 1), " s") as bar:
         for part in parts:

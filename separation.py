@@ -24,7 +24,7 @@ import audio
 import model as networks
 from hparams import MASK_SETTINGS, RANGES, TRAINED, UNTUNED_MASK, HParams, InputError, hparams
 from sound import reading
-from sound.writing import Part
+from sound.writing import Separated
 
 READ_SAMPLES = 1 << 16  # samples read at a time; has no influence on the result
 BLOCK_FRAMES = {"cpu": 256, "cuda": 2048}  # a CPU's cache wants few, a GPU many
@@ -357,7 +357,7 @@ class Stream:
 
 def split(
     stream: Stream, blocks: Iterable[np.ndarray], sample_format: reading.SampleFormat
-) -> Iterator[Part]:
+) -> Iterator[Separated]:
     """Separate the codes of a sound file into vocals and accompaniment that add up to them.
 
     Yields what each block of (n_channels, n) codes finishes; parts may be empty. In integer formats
@@ -365,12 +365,12 @@ def split(
     """
     waiting: np.ndarray | None = None
 
-    def part(vocals: torch.Tensor) -> Part:
+    def part(vocals: torch.Tensor) -> Separated:
         nonlocal waiting
         mixture, waiting = waiting[:, : vocals.shape[-1]], waiting[:, vocals.shape[-1] :]
         codes = reading.to_codes(vocals.numpy(), sample_format)
         codes, n_limited = reading.limit_to_remainder(codes, mixture, sample_format)
-        return Part(mixture, codes, mixture - codes, n_limited)
+        return Separated(mixture, codes, mixture - codes, n_limited)
 
     for codes in blocks:
         is_first = waiting is None or not waiting.size

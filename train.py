@@ -118,7 +118,7 @@ def set_up(
     """
     from learning.run import Run
 
-    checkpoint = load_checkpoint(args.checkpoint, world) if args.checkpoint else None
+    checkpoint = load_newest(args.checkpoint, world) if args.checkpoint else None
     shares = args.share or []
     if checkpoint:
         hp = resumed_settings(args, checkpoint)
@@ -134,7 +134,7 @@ def set_up(
     others = dataset.open_songs(args.validate_on, hp) if args.validate_on else None
     learn, valid = dataset.hold_out(songs, hp, others)
     check_shares(shares, args.data, learn)
-    describe(hp, learn, valid)
+    print_songs(hp, learn, valid)
     if shares:
         each = (f"{x / sum(shares):.0%} {f}" for x, f in zip(shares, args.data, strict=True))
         print(f"of every epoch: {', '.join(each)}")
@@ -243,7 +243,7 @@ def begin_folder(run: Run, folder: Path, args: argparse.Namespace, save_last: An
                 path.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, world: World) -> dict[str, Any]:
+def load_newest(path: Path, world: World) -> dict[str, Any]:
     """Load the checkpoint to go on from; if it is missing or damaged, the one saved before it."""
     import model
 
@@ -325,7 +325,7 @@ def fits(songs: list[OpenSong], device: torch.device) -> bool:
     return resident
 
 
-def describe(hp: HParams, learn: list[OpenSong], valid: list[OpenSong]) -> None:
+def print_songs(hp: HParams, learn: list[OpenSong], valid: list[OpenSong]) -> None:
     """Print what is trained on what."""
     for what, songs in (("learn from", learn), ("validate on", valid)):
         n_frames = sum(song.song.n_frames for song in songs)

@@ -46,12 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     settings = [word for one in [*TRAINING, *args.settings] for word in ("--set", one)]
     run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
-    separate(RUN / "best.pth", mixture, GENERATED)
-    separate(cli.PRETRAINED, mixture, GENERATED_BY_PRETRAINED)
+    run_generate(RUN / "best.pth", mixture, GENERATED)
+    run_generate(cli.PRETRAINED, mixture, GENERATED_BY_PRETRAINED)
     gain_db = report(mixture, TREE / "Sources/Test" / mixture.parent.name / "vocals.wav")
     if args.song is not None:
         # Absolute: it may begin with a dash. A folder for it: it may be called mixture.wav, too.
-        separate(cli.PRETRAINED, args.song.absolute(), GENERATED / "yours")
+        run_generate(cli.PRETRAINED, args.song.absolute(), GENERATED / "yours")
     if gain_db < NEEDED_DB:
         raise InputError(f"the voice gained {gain_db:.1f} dB; at least {NEEDED_DB:g} were expected")
     return 0
@@ -68,7 +68,7 @@ def write_songs() -> None:
     synthesis.write_dsd100(TREE, **SONGS)
 
 
-def separate(checkpoint: Path, song: Path, folder: Path) -> None:
+def run_generate(checkpoint: Path, song: Path, folder: Path) -> None:
     """Write the vocals and the accompaniment of a song."""
     run("generate.py", checkpoint, song, "--background", "--output-dir", folder)
 

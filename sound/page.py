@@ -19,7 +19,7 @@ from PIL import Image  # pillow comes with tensorboard
 
 import cli
 from sound.reading import AudioInfo, SampleFormat, to_float
-from sound.writing import MPEG_RATES, Part
+from sound.writing import MPEG_RATES, Separated
 
 MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
 COLUMNS = 1200  # of every picture, at most [pixels]
@@ -80,7 +80,7 @@ class PageWriter:
             for track in self._tracks:
                 track.close()
 
-    def write(self, part: Part) -> None:
+    def write(self, part: Separated) -> None:
         """Take the next samples; what lies beyond the part that is shown is ignored."""
         n = min(part.vocals.shape[1], self._n_samples - self._n_added)
         if n:

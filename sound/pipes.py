@@ -19,7 +19,7 @@ import numpy as np
 
 from hparams import InputError
 from sound.reading import AudioInfo, SampleFormat, check_floats, is_unknown_length, reason
-from sound.writing import Part
+from sound.writing import Separated
 
 ENCODINGS = {"s16le": SampleFormat("PCM_16", 16), "f32le": SampleFormat("FLOAT", None)}
 STDIN, STDOUT = Path("standard input"), Path("standard output")
@@ -186,7 +186,7 @@ class PipeWriter:
             unknown = struct.pack("<I", _UNKNOWN_BYTES)
             self._put(b"RIFF" + unknown + head + b"data" + unknown)
 
-    def write(self, part: Part) -> None:
+    def write(self, part: Separated) -> None:
         """Send the stem's codes."""
         codes = getattr(part, self._stem)
         assert np.isfinite(codes).all(), "non-finite output"
@@ -241,7 +241,7 @@ class SoundCard:
         except self._module.PortAudioError as error:
             raise InputError(f"--live: {error} (see python -m sounddevice)") from error
 
-    def write(self, part: Part) -> None:
+    def write(self, part: Separated) -> None:
         """Play as much as was heard since the last part."""
         self._line = np.concatenate([self._line, getattr(part, self._stem)], axis=1)
         self._card.write(np.ascontiguousarray(self._line[:, : self._n_block].T))

@@ -36,7 +36,7 @@ _EXACT = (*_BITS, "PCM_S8")  # what libsndfile gives as it stands in the file, a
 _UNKNOWN_LENGTH = 2**62  # libsndfile's n_samples for a stream of unknown length is 2**63 - 1
 
 
-Sound = soundfile.SoundFile | decoding.Sound  # what both of them can
+OpenSound = soundfile.SoundFile | decoding.Sound  # what both of them can
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def sample_format(subtype: str) -> SampleFormat:
     return SampleFormat(subtype, _BITS[subtype])
 
 
-def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, Sound, AudioInfo]:
+def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, OpenSound, AudioInfo]:
     """Open and check a sound file; the caller closes file and sound."""
     check_path(path)
     with contextlib.ExitStack() as stack:
@@ -130,7 +130,7 @@ def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, Sou
     return file, sound, info
 
 
-def _open_sound(path: Path, file: BinaryIO, stream: int) -> Sound:
+def _open_sound(path: Path, file: BinaryIO, stream: int) -> OpenSound:
     """Let libsndfile look at the content, not at the name: it guesses from odd ones."""
     try:
         # Windows has descriptors of a library's own.
@@ -152,7 +152,7 @@ def _open_sound(path: Path, file: BinaryIO, stream: int) -> Sound:
         ) from error
 
 
-def _inspect(path: Path, file: BinaryIO, sound: Sound, allow_truncated: bool) -> AudioInfo:
+def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool) -> AudioInfo:
     """Compare what the header says with what the file can hold."""
     low, high = RANGES["sample_rate"]
     position = file.tell()

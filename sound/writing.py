@@ -158,7 +158,7 @@ def check_writable(path: Path) -> None:
 # --- Writing --------------------------------------------------------------------------------------
 
 
-class Part(NamedTuple):
+class Separated(NamedTuple):
     """A stretch of a separated song, in codes of (n_channels, n) that add up: what writers take."""
 
     mixture: np.ndarray
@@ -208,7 +208,7 @@ class SoundWriter:
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)
 
-    def write(self, part: Part) -> None:
+    def write(self, part: Separated) -> None:
         """Append the stem's codes, of the format's ``sample_format``; lossy encoders clip at ±1."""
         codes = getattr(part, self._stem)
         bits = self._format.sample_format.bits

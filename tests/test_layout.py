@@ -98,6 +98,18 @@ def test_scripts_have_a_main_and_all_else_prints_nothing():
             assert not calls & {"print", "argparse.ArgumentParser"}, file
 
 
+def test_no_public_function_or_class_is_called_like_one_in_another_file():
+    found = [
+        (node.name, file)
+        for file, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
+    ]
+    files_of = {name: sorted(file for other, file in found if other == name) for name, _ in found}
+    of_scripts = {"main", "make_parser"}
+    assert not {n: files for n, files in files_of.items() if files[1:] and n not in of_scripts}
+
+
 def test_every_setting_is_read_somewhere():
     nodes = [node for file, t in TREES.items() if file != "hparams.py" for node in ast.walk(t)]
     properties = [n for n in ast.walk(TREES["hparams.py"]) if getattr(n, "decorator_list", None)]

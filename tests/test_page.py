@@ -15,7 +15,7 @@ from PIL import Image
 from sound import page as pages
 from sound.page import LOW_HZ, OCTAVES, ROWS, PageWriter
 from sound.reading import AudioInfo, SampleFormat
-from sound.writing import Part
+from sound.writing import Separated
 
 FLOAT = SampleFormat("FLOAT", None)
 
@@ -35,7 +35,7 @@ def page_of(
     with PageWriter(folder / "x.html", info, FLOAT, options.get("settings", {})) as page:
         for start in range(0, mixture.shape[1], block):
             x, v = (wav[:, start : start + block] for wav in (mixture, vocals))
-            page.write(Part(x, v, x - v))
+            page.write(Separated(x, v, x - v))
     return (folder / "x.html").read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from sounds import RATE, noise, read_codes, wav_bytes
 from hparams import InputError
 from sound.pipes import ENCODINGS, PipeReader, PipeWriter, RawFormat
 from sound.reading import probe
-from sound.writing import Part
+from sound.writing import Separated
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,8 +29,8 @@ def read_all(content: bytes, raw: RawFormat | None = None, n: int = 700, **optio
     return np.concatenate(list(PipeReader(io.BytesIO(content), raw, **options).blocks(n)), axis=1)
 
 
-def part(codes: np.ndarray) -> Part:
-    return Part(codes, codes, codes)
+def part(codes: np.ndarray) -> Separated:
+    return Separated(codes, codes, codes)
 
 
 def some_codes(encoding: str, n_channels: int) -> np.ndarray:

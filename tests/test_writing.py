@@ -14,14 +14,14 @@ from sounds import FORMATS, INT_FORMATS, RATE, like, names, read_codes
 from hparams import InputError
 from sound import reading, writing
 from sound.reading import AudioInfo, SampleFormat, probe
-from sound.writing import Part, SoundWriter, check_outputs, choose_format
+from sound.writing import Separated, SoundWriter, check_outputs, choose_format
 
 
 def save(path: Path, codes: np.ndarray, info: AudioInfo, **options) -> None:
     with SoundWriter(path, info, choose_format(info, **options)) as sound:
         for start in range(0, codes.shape[1], 40_000):
             block = codes[:, start : start + 40_000]
-            sound.write(Part(block, block, block * 0))
+            sound.write(Separated(block, block, block * 0))
 
 
 def some_codes(subtype: str, shape: tuple[int, int] = (2, 50_000)) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path, container, error):
 
     def break_off() -> None:
         with SoundWriter(path, info, choose_format(info, container)) as sound:
-            sound.write(Part(codes, codes, codes))
+            sound.write(Separated(codes, codes, codes))
             raise error
 
     with pytest.raises(error):

@@ -64,7 +64,7 @@ class Rates(NamedTuple):
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark and print its figures."""
-    benchmarks = {"network": network, "generate": generate, "train": train, "live": live}
+    benchmarks = {"network": network, "generate": generate, "train": training, "live": live}
     parser = cli.make_parser(__doc__, EPILOG)
     add, count = parser.add_argument, cli.positive_count
     add("what", choices=list(benchmarks), help="which part to measure")
@@ -161,7 +161,7 @@ def generate(hp: HParams, bench: Bench, rates: Rates) -> Figures:
     }
 
 
-def train(hp: HParams, bench: Bench, rates: Rates) -> Figures:
+def training(hp: HParams, bench: Bench, rates: Rates) -> Figures:
     """Time a step of training, stage by stage."""
     import torch
 

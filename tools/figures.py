@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures["why.png"] = draw_why(waves, seen, range_db)
         pictures["approach.png"] = draw_approach(seen, separator.hp)
     for name, picture in pictures.items():
-        save(picture, args.folder / name)
+        save_picture(picture, args.folder / name)
         print(cli.printable(args.folder / name))
     return 0
 
@@ -111,7 +111,7 @@ def draw_masks(seen: Seen, seconds: float) -> Figure:
     titles = {"mixture": "mixture", "mask": "mask: is this the voice?", "vocals": "vocals"}
     picture = new_figure(6.4)
     for axes, (name, title) in zip(picture.subplots(3, sharex=True), titles.items(), strict=True):
-        show(axes, seen[name], title, extent=(0, seconds, 0, 1))
+        draw_image(axes, seen[name], title, extent=(0, seconds, 0, 1))
     axes.set_xlabel("seconds")
     return picture
 
@@ -132,11 +132,11 @@ def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figur
         left.plot(waves[name], linewidth=0.3)
         left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
         left.set_title(title, loc="left", fontsize=9)
-        show(right, seen[name])
+        draw_image(right, seen[name])
     voice, band = seen["true vocals"].numpy(), seen["true accompaniment"].numpy()
     orange = np.clip(range_db * (voice - band) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
     hues = orange * np.array([1.0, 0.67, 0.24]) + (1 - orange) * np.array([0.27, 0.51, 1.0])
-    show(panels[3][1], seen["mixture"].numpy()[..., None] * hues)
+    draw_image(panels[3][1], seen["mixture"].numpy()[..., None] * hues)
     panels[3][0].axis("off")
     words = (
         "But at one time and frequency often only one is heard.\n"
@@ -169,11 +169,11 @@ def draw_approach(seen: Seen, hp: HParams) -> Figure:
         (bottom, "target", "what it should answer (known in training)", (column, column + 1)),
     ):
         shown = seen[name][:, around]
-        show(row[0], shown, title, extent=(first, first + shown.shape[1], 0, 1))
+        draw_image(row[0], shown, title, extent=(first, first + shown.shape[1], 0, 1))
         row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
-    show(top[1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
-    show(top[2], seen["mask"][:, column : column + 1], "answer")
-    show(bottom[2], seen["target"][:, column : column + 1], "truth")
+    draw_image(top[1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
+    draw_image(top[2], seen["mask"][:, column : column + 1], "answer")
+    draw_image(bottom[2], seen["target"][:, column : column + 1], "truth")
     bottom[1].axis("off")
     return picture
 
@@ -202,7 +202,7 @@ def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
         axes.set_xticks(range(len(systems)), [name.replace("_", "\n") for name in systems])
         axes.set_title(title, loc="left", fontsize=9)
         axes.grid(axis="y", alpha=0.3)
-    save(picture, path)
+    save_picture(picture, path)
 
 
 def new_figure(height: float) -> Figure:
@@ -214,7 +214,7 @@ def new_figure(height: float) -> Figure:
     return Figure((WIDTH, height), dpi=100, layout="constrained")
 
 
-def show(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
+def draw_image(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
     """Show a spectrogram in [0, 1] or a picture of colours, the lowest bin at the bottom."""
     import numpy as np
 
@@ -225,7 +225,7 @@ def show(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
     axes.set_title(title, loc="left", fontsize=9)
 
 
-def save(picture: Figure, path: Path) -> None:
+def save_picture(picture: Figure, path: Path) -> None:
     """Write a picture whole or not at all."""
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
