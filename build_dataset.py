@@ -275,7 +275,7 @@ def build_song(task: Task, track: Track) -> Song:
         np.lib.format.write_array_header_1_0(out, about)
         for data in dataset.spectrogram_blocks(blocks(), grid, hp):
             out.write(data)
-        problem = pair.problem(has_mixture=bool(track.mixture))
+        problem = pair.problem()
         if problem:
             raise InputError(f"{track.vocals[0].path}: {problem} (--no-check-pairs: use as it is)")
 
@@ -317,10 +317,8 @@ class PairCheck:
     how much of it may be chance.
     """
 
-    # Of 1000 clips of MIR-1K and 7 songs at 44.1 kHz the gains are 0.90 to 1.12, but 1.41 for one
-    # whose mixture is a sum by definition; there only an accompaniment that is the mixture is to
-    # be found: 2.
-    GAINS, GAINS_OF_SUM = (0.6, 1.5), (0.3, 1.7)
+    # Of 1000 clips of MIR-1K and 7 songs at 44.1 kHz the gains are 0.90 to 1.12, but 1.41 for one.
+    GAINS = (0.6, 1.5)
     SEGMENT = 4096  # samples
     LEAST_SEGMENTS = 20  # with voice; what is shorter passes
     CERTAIN = 5  # standard deviations
@@ -337,30 +335,20 @@ class PairCheck:
         sums = np.stack([np.einsum("ij,ij->i", voice, x) for x in (voice, mixture)])
         self._segments.append(sums[:, sums[0] > 1e-7 * self.SEGMENT])
 
-    def problem(self, has_mixture: bool) -> str | None:
-        """Say in numbers what is wrong with the pair and what to do; None if nothing is.
-
-        Parameters
-        ----------
-        has_mixture : bool
-            False if the mixture is not a file but the sum of vocals and accompaniment.
-        """
+    def problem(self) -> str | None:
+        """Say in numbers what is wrong with the pair; None if nothing is."""
         energy, product = np.concatenate([np.zeros((2, 0)), *self._segments], 1)
         if len(energy) < self.LEAST_SEGMENTS:
             return None
         gain = product.sum() / energy.sum()
         deviation = np.sqrt(np.square(product - gain * energy).sum()) / energy.sum()
-        low, high = self.GAINS if has_mixture else self.GAINS_OF_SUM
+        low, high = self.GAINS
         if low <= gain <= high or abs(gain - 1) < self.CERTAIN * deviation:
             return None
-        if not has_mixture:
-            return (
-                f"the accompaniment holds the vocals, too (gain {gain - 1:.2f}); "
-                "if it is the mixture, name it mixture"
-            )
         reason = "inverted" if gain < -0.5 else "shifted, or of another song"
         if gain > 0.4:
-            reason = f"at another level ({20 * np.log10(gain):+.1f} dB)"
+            level_db = 20 * np.log10(gain)
+            reason = f"at another level ({level_db:+.1f} dB), or also in the accompaniment"
         return f"the mixture holds these vocals at gain {gain:.2f} instead of 1: {reason}?"
 
 

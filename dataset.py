@@ -658,15 +658,3 @@ def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
 def recorded_bins(song: OpenSong, hp: HParams) -> int:
     """Return how many of the network's bins a song's recording has: those up to half its rate."""
     return min(hp.n_bins, 1 + song.song.sample_rate * hp.n_fft // (2 * hp.sample_rate))
-
-
-def excerpt(song: OpenSong, hp: HParams) -> np.ndarray:
-    """Read the middle ``valid_seconds`` of a song, as a batch of one.
-
-    Returns
-    -------
-    np.ndarray, shape=(1, n_frames, 2, n_bins, 2), float16
-    """
-    n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
-    start = (song.song.n_frames - n_frames) // 2
-    return song.spectrogram[start : start + n_frames].copy()[None]

@@ -100,9 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how a song is taken").add_argument
     add("--start", type=float, default=0.0, help="seconds into the song (0)")
     add("--duration", type=cli.positive_number, help="seconds of it (all)")
-    add("--per-channel", action="store_true", help="a mask for every channel, not one for all")
     add("--allow-truncated", action="store_true", help="take files shorter than they promise")
-    add("--fix-nonfinite", action="store_true", help="take NaN and infinite samples as silence")
     add = parser.add_argument_group("pipes and live sound").add_argument
     add(
         "--live",
@@ -173,9 +171,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Pa
         try:
             reading.check_path(path)
             place = args.output_dir / folder
-            outputs = {k: writing.output_path(place, path, end) for k, end in suffixes.items()}
-            other = taken.setdefault(outputs["vocals"], path)
-            if other is not path:
+            outputs = {kind: place / f"{path.stem}{end}" for kind, end in suffixes.items()}
+            if (other := taken.setdefault(outputs["vocals"], path)) is not path:
                 raise InputError(
                     f"{path}: {other} already becomes {outputs['vocals']} "
                     "(separate them in two runs with different --output-dir)"
@@ -205,7 +202,7 @@ def attempt(
     from sound.reading import Reader
 
     started = time.perf_counter()
-    options = args.allow_truncated, args.fix_nonfinite, args.start, args.duration
+    options = args.allow_truncated, args.start, args.duration
     try:
         with Reader(path, *options) as reader:
             separate_song(separator, reader, outputs, args)
@@ -233,7 +230,7 @@ def separate_song(
 
     info, n_limited = reader.info, 0
     fmt = writing.choose_format(info, args.format or "wav", args.subtype)
-    stream = separator.stream(info.sample_rate, info.n_channels, per_channel=args.per_channel)
+    stream = separator.stream(info.sample_rate, info.n_channels)
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
     with contextlib.ExitStack() as stack:
         writers = []
@@ -282,13 +279,13 @@ def pass_through(separator: Separator, args: argparse.Namespace) -> int:
         torch.set_num_threads(1)
     if args.audio:
         raw = args.sample_format and pipes.RawFormat(args.rate, args.channels, args.sample_format)
-        reader = pipes.PipeReader(sys.stdin, raw, args.allow_truncated, args.fix_nonfinite)
+        reader = pipes.PipeReader(sys.stdin, raw, args.allow_truncated)
         writer = pipes.PipeWriter(sys.stdout, reader.raw, args.stem, has_header=not raw)
     else:
         reader = writer = pipes.SoundCard(args.rate or 48000, args.channels or 1, args.stem)
-    info, n_limited, watch = reader.info, 0, pipes.Stopwatch()
+    info, n_limited = reader.info, 0
     form = info.sample_rate, info.n_channels
-    stream = separator.stream(*form, live=args.live, per_channel=args.per_channel)
+    stream = separator.stream(*form, live=args.live)
     n_block = separation.READ_SAMPLES
     if args.live:
         n_block = round(0.02 * info.sample_rate)
@@ -296,14 +293,10 @@ def pass_through(separator: Separator, args: argparse.Namespace) -> int:
         reader.n_behind = stream.delay  # samples
         delay_ms = 1000 * (stream.delay + n_block) / info.sample_rate
         print(f"live: {delay_ms:.0f} ms behind its input", file=sys.stderr)
-    blocks = watch.between(reader.blocks(n_block))
-    try:
-        for part in with_progress(separation.split(stream, blocks, info.sample_format), info):
-            writer.write(part)
-            n_limited += part.n_limited
-    finally:
-        if args.live:
-            print(f"live: {watch.summary()}", file=sys.stderr)
+    parts = separation.split(stream, reader.blocks(n_block), info.sample_format)
+    for part in with_progress(parts, info):
+        writer.write(part)
+        n_limited += part.n_limited
     warn_of(reader, n_limited)
     return 0
 

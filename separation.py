@@ -12,14 +12,13 @@ The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import audio
 import model as networks
@@ -129,12 +128,12 @@ class Separator:
         for _ in range(50):
             stream.push(np.zeros((n_channels, n_samples), np.float32))
 
-    def stream(self, sample_rate: int, n_channels: int, **options: Any) -> Stream:
-        """Start on a song of which the samples arrive bit by bit; options as for `Stream`."""
-        return Stream(self, sample_rate, n_channels, **options)
+    def stream(self, sample_rate: int, n_channels: int, live: bool = False) -> Stream:
+        """Start on a song of which the samples arrive bit by bit."""
+        return Stream(self, sample_rate, n_channels, live)
 
     def separate(
-        self, wav: np.ndarray | torch.Tensor, sample_rate: int, per_channel: bool = False
+        self, wav: np.ndarray | torch.Tensor, sample_rate: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Separate a waveform that is in memory.
 
@@ -144,8 +143,6 @@ class Separator:
             Full scale 1; not modified.
         sample_rate : int
             [Hz], 4000 to 384000.
-        per_channel : bool
-            As for `Stream`.
 
         Returns
         -------
@@ -162,15 +159,12 @@ class Separator:
         if wav.ndim not in (1, 2):
             raise InputError(f"a waveform of shape {tuple(wav.shape)}: (n_channels, n_samples)?")
         n_channels = len(wav) if wav.ndim == 2 else 1
-        stream = self.stream(sample_rate, n_channels, per_channel=per_channel)
+        stream = self.stream(sample_rate, n_channels)
         parts = [stream.push(wav.reshape(n_channels, wav.shape[-1])), stream.finish()]
         vocals = torch.cat(parts, -1).reshape(wav.shape)
         return vocals.numpy(), (wav - vocals).numpy()
 
-    @torch.inference_mode()
-    def song_mask(
-        self, wav: np.ndarray | torch.Tensor, sample_rate: int, per_channel: bool = False
-    ) -> torch.Tensor:
+    def song_mask(self, wav: np.ndarray | torch.Tensor, sample_rate: int) -> torch.Tensor:
         """Return the network's mask of a whole waveform, the one that a stream applies.
 
         Parameters and errors as for `separate`.
@@ -181,25 +175,19 @@ class Separator:
             For `audio.vocals_mask` and `audio.apply_mask`; two are of mid and side where
             `is_mid_side`.
         """
-        wav, hp, n = _copy(wav), self.hp, self.block_frames
-        wav = wav.reshape(-1, wav.shape[-1]).to(self.device)
-        is_mid_side = self.is_mid_side(len(wav)) and not per_channel
-        wav = audio.mid_side(wav) if is_mid_side else wav
-        per_channel = per_channel or is_mid_side or self.stereo == "channels"
-        spec = audio.stft(wav, audio.grid_at(sample_rate, hp))
-        features = self.features(spec, per_channel)
-        n_frames = features.shape[-1]
-        n_units = -(-(hp.lookahead + n_frames) // n)  # as a stream counts them: the same bits
-        features = F.pad(features, (hp.stft_frames - 1, n_units * n - n_frames))
-        units = [features[..., i * n : (i + 1) * n + hp.stft_frames - 1] for i in range(n_units)]
-        return torch.cat([self.mask(unit).cpu() for unit in units], -1)[
-            ..., hp.lookahead : hp.lookahead + n_frames
-        ]
+        wav = _copy(wav)
+        wav = wav.reshape(-1, wav.shape[-1])
+        stream, masks = self.stream(sample_rate, len(wav)), []
+        stream.on_mask = lambda mask: masks.append(mask.cpu())
+        stream.push(wav)
+        stream.finish()
+        first = self.hp.lookahead
+        return torch.cat(masks, -1)[..., first : first + stream.grid.n_frames(wav.shape[-1])]
 
-    def features(self, spec: torch.Tensor, per_channel: bool) -> torch.Tensor:
-        """Map a spectrogram of all channels to what the network sees, (n_masks, n_bins, n)."""
+    def features(self, spec: torch.Tensor, is_split: bool) -> torch.Tensor:
+        """Map each channel, or their mean, to what the network sees: (n_masks, n_bins, n)."""
         spec = audio.to_network_bins(spec, self.hp)
-        spec = spec if per_channel else audio.mono(spec)[None]
+        spec = spec if is_split else audio.mono(spec)[None]
         return audio.features(spec, self.curve_db, self.hp.mixture_power, self.hp)
 
     @torch.inference_mode()
@@ -224,27 +212,13 @@ class Separator:
 class Stream:
     """The state of one song that is being separated: what later units need of earlier ones.
 
-    Parameters
-    ----------
-    separator : Separator
-    sample_rate : int
-        [Hz]
-    n_channels : int
-    live : bool
-        Work off every frame as soon as it is there, for the least delay: what comes out lies at
-        most `delay` samples behind what went in. The network remembers its layers' last frames, so
-        that a frame costs one column of work; masks are those of a file to rounding.
-    per_channel : bool
-        Give every channel a mask of its own, whatever the separator's ``stereo``.
+    A `live` stream works off every frame as soon as it is there, for the least delay: what comes
+    out lies at most `delay` samples behind what went in. The network remembers its layers' last
+    frames, so that a frame costs one column of work; masks are those of a file to rounding.
     """
 
     def __init__(
-        self,
-        separator: Separator,
-        sample_rate: int,
-        n_channels: int,
-        live: bool = False,
-        per_channel: bool = False,
+        self, separator: Separator, sample_rate: int, n_channels: int, live: bool = False
     ) -> None:
         low, high = RANGES["sample_rate"]
         if not low <= sample_rate <= high:
@@ -252,8 +226,8 @@ class Stream:
         if not 1 <= n_channels <= reading.MAX_CHANNELS:
             raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
-        self.is_mid_side = separator.is_mid_side(n_channels) and not per_channel
-        self.per_channel = per_channel or self.is_mid_side or separator.stereo == "channels"
+        self.is_mid_side = separator.is_mid_side(n_channels)
+        self.is_split = self.is_mid_side or separator.stereo == "channels"
         self.grid = grid = audio.grid_at(sample_rate, hp)
         # Many channels go through in shorter blocks, so that memory stays what it is.
         self.block_frames = max(16, separator.block_frames // -(-n_channels // 4))
@@ -264,7 +238,7 @@ class Stream:
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         self.n_waiting = grid.n_fft // 2
         # What the first unit remembers is silence.
-        n_masks = n_channels if self.per_channel else 1
+        n_masks = n_channels if self.is_split else 1
         self.features = torch.zeros(n_masks, hp.n_bins, hp.stft_frames - 1, device=device)
         self.past: networks.Past | None = None
         if live:
@@ -275,6 +249,7 @@ class Stream:
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Finished samples that lie before the song: the mask's delay and half a window.
         self.n_early = hp.lookahead * grid.hop_length + grid.n_fft // 2
+        self.on_mask: Callable[[torch.Tensor], None] | None = None
         self.full_envelope = audio.full_envelope(grid).to(device)
 
     @property
@@ -350,7 +325,13 @@ class Stream:
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
         spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
 
-        mask = self._mask(spec)
+        features = separator.features(spec, self.is_split)
+        if self.past is None:
+            features = torch.cat([self.features, features], -1)  # … stft_frames - 1 + n
+            self.features = features[..., n:]
+        mask = separator.mask(features, self.past)  # (n_masks, n_bins, n)
+        if self.on_mask is not None:
+            self.on_mask(mask)
         spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, lookahead + n)
         applied = audio.vocals_mask(mask, **separator.mask_settings)
         wav = audio.spec_to_frames(audio.apply_mask(spec[..., :n], applied), grid)
@@ -360,14 +341,6 @@ class Stream:
         self.spec, self.carry = spec[..., n:], wav[:, n_finished:]
         self.n_seen += n
         return (wav[:, :n_finished] / self._envelope(first - hp.lookahead, n, n_song)).cpu()
-
-    def _mask(self, spec: torch.Tensor) -> torch.Tensor:
-        """Ask the network about n frames; returns (n_masks, n_bins, n)."""
-        features = self.separator.features(spec, self.per_channel)
-        if self.past is None:
-            features = torch.cat([self.features, features], -1)  # … stft_frames - 1 + n
-            self.features = features[..., features.shape[-1] - self.features.shape[-1] :]
-        return self.separator.mask(features, self.past)
 
     def _envelope(self, first: int, n: int, n_song: int) -> torch.Tensor:
         """Sum the squared windows over the hops that frames `first` … `first` + n - 1 finish."""
@@ -387,18 +360,8 @@ def split(
 ) -> Iterator[Separated]:
     """Separate the codes of a sound file into vocals and accompaniment that add up to them.
 
-    Parameters
-    ----------
-    stream : Stream
-    blocks : iterable of np.ndarray, shape=(n_channels, n)
-        Codes of `sample_format`, block by block.
-    sample_format : reading.SampleFormat
-
-    Yields
-    ------
-    Separated
-        What each block finishes; parts may be empty. In integer formats vocals + accompaniment
-        is the mixture, sample by sample.
+    Yields what each block of (n_channels, n) codes finishes; parts may be empty. In integer formats
+    vocals + accompaniment is the mixture, sample by sample.
     """
     waiting: np.ndarray | None = None
 

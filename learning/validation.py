@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 import audio
-import dataset
 from dataset import OpenSong
 from hparams import HParams
 from learning import targets
@@ -49,10 +48,15 @@ class Validator:
         return targets.mask_target(vocals, accompaniment, self.curve_db, self.hp)
 
     def excerpt(self, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return vocals and accompaniment of a song's excerpt: two of (1, n_bins, n_frames)."""
-        device = self.curve_db.device
-        raw = torch.from_numpy(dataset.excerpt(song, self.hp)).to(device)
-        return targets.mix(raw, torch.ones(1, 2, device=device))
+        """Return the middle ``valid_seconds`` of a song: vocals and accompaniment.
+
+        Two of shape (1, n_bins, n_frames), complex64, on the device.
+        """
+        device, hp = self.curve_db.device, self.hp
+        n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
+        start = (song.song.n_frames - n_frames) // 2
+        stored = torch.from_numpy(song.spectrogram[start : start + n_frames].copy()).to(device)
+        return targets.mix(stored[None], torch.ones(1, 2, device=device))
 
 
 def validate(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:

@@ -24,10 +24,7 @@ _MAGIC = {
     b"ID3": "mp3",
     b"OggS": "ogg",  # with a codec that libsndfile does not know: Speex, FLAC
 }
-_TAGS = {
-    **{name: name for name in ("title", "artist", "album", "date", "comment", "genre")},
-    **{"copyright": "copyright", "track": "tracknumber"},
-}
+_TAGS = ("title", "artist", "album", "date", "comment", "genre", "copyright")
 _SCALES = {"s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}  # FFmpeg's sample formats
 
 
@@ -120,8 +117,7 @@ class Sound:
 
     def copy_metadata(self) -> dict[str, str]:
         """Return title, artist and so on."""
-        tags = {name.lower(): text for name, text in self._tags.items()}
-        return {ours: tags[name] for name, ours in _TAGS.items() if name in tags}
+        return {name: text for name, text in self._tags.items() if name in _TAGS}
 
     def read(self, out: np.ndarray) -> np.ndarray:
         """Fill (n_samples, n_channels), float32, and return it; it is shorter only at the end."""

@@ -8,9 +8,7 @@ nothing is normalised, so that two pages can be compared. page.html is the templ
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
@@ -27,15 +25,16 @@ MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
 COLUMNS = 1200  # of every picture, at most [pixels]
 ROWS, LOW_HZ, OCTAVES = 160, 62.5, 8  # of the spectrograms: 62.5 Hz to 16 kHz [pixels]
 SPECTROGRAM_DB = (-85.0, -10.0)  # black and white of the spectrograms, re a full-scale sine
-VOICE_DB = (-60.0, -10.0)  # bottom and top of the voice's strip, re full scale
 WINDOW = 0.093  # of a spectrum [s]: the lowest octave needs them
 N_WINDOWS = 3  # spread over each column of a spectrogram
 # From dark to bright, in steps that look alike.
 HEAT = ((4, 5, 20), (70, 22, 95), (165, 45, 95), (240, 110, 50), (252, 235, 160))
 
 # Of what LAME offers, V4: at most 150 kbit/s for noise, so that 4 minutes stay below 15 MB.
-MPEG = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
-COMPRESSION = 0.4
+MPEG = {
+    **{"format": "MP3", "subtype": "MPEG_LAYER_III"},
+    **{"bitrate_mode": "VARIABLE", "compression_level": 0.4},
+}
 
 
 class PageWriter:
@@ -44,16 +43,8 @@ class PageWriter:
     Memory does not grow with the song, but for its compressed audio: 36 kB a second at most, and
     no more than `MAX_SECONDS` of it.
 
-    Parameters
-    ----------
-    path : Path
-        Of the page.
-    info : AudioInfo
-        Of the song.
-    sample_format : SampleFormat
-        Of the codes that `write` gets.
-    settings : dict of str
-        Shown as they are, in this order.
+    `info` is of the song, `sample_format` of the codes that `write` gets; `settings` are shown as
+    they are.
     """
 
     def __init__(
@@ -73,25 +64,21 @@ class PageWriter:
         self._own = slice(before, before + width)
         self._waiting = np.zeros((2, info.n_channels, before), np.float32)  # to be drawn
         self._edges = _row_edges(rate / self._window)
-        # Of each column: energies (3, ROWS); lowest and highest sample of mixture and of vocals;
-        # mean square of the vocals.
+        # Of each column: energies (3, ROWS); lowest and highest sample of mixture and of vocals.
         self._rows: list[np.ndarray] = []
         self._extremes: list[list[float]] = []
-        self._voice: list[float] = []
+        self._tracks = [_Mp3(rate, info.n_channels) for _ in range(2)]
 
     def __enter__(self) -> PageWriter:
-        with contextlib.ExitStack() as stack:
-            self._temporary = stack.enter_context(cli.new_file(self._path))
-            self._pool = stack.enter_context(ThreadPoolExecutor(2))
-            self._tracks = [_Mp3(self._info.sample_rate, self._info.n_channels) for _ in range(2)]
-            for track in self._tracks:
-                stack.callback(track.close)
-            stack.push(self._finish)
-            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for track in self._tracks:
+                track.close()
 
     def write(self, part: Separated) -> None:
         """Take the next samples; what lies beyond the part that is shown is ignored."""
@@ -99,8 +86,8 @@ class PageWriter:
         if n:
             self._n_added += n
             mixture, vocals = (to_float(x[:, :n], self._sample_format) for x in part[:2])
-            # LAME holds no Python lock: both at once.
-            list(self._pool.map(_Mp3.write, self._tracks, (vocals, mixture - vocals)))
+            for track, wav in zip(self._tracks, (vocals, mixture - vocals), strict=True):
+                track.write(wav)
             self._draw(np.stack([mixture, vocals]))
 
     def _draw(self, samples: np.ndarray) -> None:
@@ -126,16 +113,14 @@ class PageWriter:
         self._rows.append(rows.astype("f4"))
         mixture, vocals = samples[..., self._own]
         self._extremes.append([f(x) for x in (mixture, vocals) for f in (np.min, np.max)])
-        self._voice.append(float(np.square(vocals, dtype=float).mean()))
 
-    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write the page, unless the song has failed."""
-        if kind is None:
-            self._n_samples = max(1, self._n_added)  # the header may have promised more
-            self._n_columns = -(-self._n_samples // self._width)
-            silence = np.zeros((2, self._info.n_channels, self._span + self._width), np.float32)
-            self._draw(silence)
-            self._temporary.write_text(self._page(), encoding="utf-8")
+    def _finish(self) -> None:
+        """Draw the last columns and write the page."""
+        self._n_samples = max(1, self._n_added)  # the header may have promised more
+        self._n_columns = -(-self._n_samples // self._width)
+        self._draw(np.zeros((2, self._info.n_channels, self._span + self._width), np.float32))
+        page = self._page().encode()
+        cli.replace_atomically(self._path, lambda file: file.write(page))
 
     def _page(self) -> str:
         """Fill the template."""
@@ -150,7 +135,6 @@ class PageWriter:
         mask = np.sqrt(np.minimum(1, rows[1] / np.maximum(rows[0], 1e-12)))
         mixture, vocals, accompaniment = map(_png, _scale_db(rows, *SPECTROGRAM_DB))
         low, high, voice_low, voice_high = np.array(self._extremes).T
-        voice = _scale_db(np.array(self._voice), *VOICE_DB)
         shown = self._n_columns * self._width / rate
         sounds = [base64.b64encode(track.finish()).decode() for track in self._tracks]
         template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
@@ -163,7 +147,6 @@ class PageWriter:
             columns=self._n_columns,
             mixture_wave=_area(-high, -low),
             vocals_wave=_area(-voice_high, -voice_low),
-            voice=_area(1 - voice, np.ones_like(voice)),
             mixture=mixture,
             vocals=vocals,
             accompaniment=accompaniment,
@@ -181,24 +164,16 @@ class _Mp3:
     """One track that is being encoded: at an MPEG rate, in one channel or two."""
 
     def __init__(self, sample_rate: int, n_channels: int) -> None:
-        self.sample_rate = next(
-            (rate for rate in MPEG_RATES if rate >= sample_rate), MPEG_RATES[-1]
-        )
+        rates = [rate for rate in MPEG_RATES if rate >= sample_rate]
+        self.sample_rate = rates[0] if rates else MPEG_RATES[-1]
         self._n_channels = n_channels if n_channels <= 2 else 1
-        self._bytes = io.BytesIO()
-        self._sound = soundfile.SoundFile(
-            self._bytes,
-            "w",
-            self.sample_rate,
-            self._n_channels,
-            compression_level=COMPRESSION,
-            **MPEG,
-        )
+        self._bytes, form = io.BytesIO(), (self.sample_rate, self._n_channels)
+        self._sound = soundfile.SoundFile(self._bytes, "w", *form, **MPEG)
         self._resampler = None
         if self.sample_rate != sample_rate:
             import soxr  # comes with librosa; its streams do not depend on the blocks
 
-            self._resampler = soxr.ResampleStream(sample_rate, self.sample_rate, self._n_channels)
+            self._resampler = soxr.ResampleStream(sample_rate, *form)
 
     def write(self, wav: np.ndarray, is_last: bool = False) -> None:
         """Encode the next samples, (n_channels, n)."""

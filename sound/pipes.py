@@ -10,23 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from hparams import RANGES, InputError
-from sound.reading import (
-    MAX_CHANNELS,
-    AudioInfo,
-    SampleFormat,
-    check_floats,
-    is_unknown_length,
-    reason,
-)
+from hparams import InputError
+from sound.reading import AudioInfo, SampleFormat, check_floats, is_unknown_length, reason
 from sound.writing import Separated
 
 ENCODINGS = {"s16le": SampleFormat("PCM_16", 16), "f32le": SampleFormat("FLOAT", None)}
@@ -41,28 +33,11 @@ _MAX_SKIPPED = 2**28  # bytes of chunks before the sound: no cover art is larger
 
 @dataclass(frozen=True)
 class RawFormat:
-    """What raw PCM does not tell about itself; `encoding` is one of `ENCODINGS`, as in ffmpeg.
-
-    Raises
-    ------
-    InputError
-        If one of them is out of range.
-    """
+    """What raw PCM does not tell about itself; `encoding` is one of `ENCODINGS`, as in ffmpeg."""
 
     sample_rate: int
     n_channels: int
     encoding: str
-
-    def __post_init__(self) -> None:
-        low, high = RANGES["sample_rate"]
-        if not low <= self.sample_rate <= high:
-            raise InputError(
-                f"{STDIN}: sample rate {self.sample_rate} Hz is not between {low:g} and {high:g} Hz"
-            )
-        if not 1 <= self.n_channels <= MAX_CHANNELS:
-            raise InputError(
-                f"{STDIN}: {self.n_channels} channels are not between 1 and {MAX_CHANNELS}"
-            )
 
     @property
     def width(self) -> int:
@@ -76,21 +51,11 @@ class PipeReader:
     Parameters
     ----------
     file : file or None
-        ``sys.stdin`` or a file open for binary reading; None, as `sys.stdin` is where standard
-        input is closed, is an error of one line.
+        ``sys.stdin``, which is None where it is closed, or a file open for binary reading.
     raw : RawFormat, optional
         The file holds raw PCM; by default it is a WAV.
     allow_truncated : bool
-        Take a sound that ends before its header says so.
-    fix_nonfinite : bool
-        Replace NaN and infinity by 0.
-
-    Attributes
-    ----------
-    info : AudioInfo
-        `n_samples` is None unless the header tells it.
-    warnings : list of str
-        What is odd about the end, known when all is read.
+        As for `reading.Reader`.
 
     Raises
     ------
@@ -104,18 +69,15 @@ class PipeReader:
         file: IO | None,
         raw: RawFormat | None = None,
         allow_truncated: bool = False,
-        fix_nonfinite: bool = False,
     ) -> None:
-        if file is None or file.closed:
-            raise InputError(f"{STDIN}: closed (pipe a sound into it)")
-        if file.isatty():
-            raise InputError(f"{STDIN}: is a terminal (pipe a sound into it)")
+        if file is None or file.closed or file.isatty():
+            raise InputError(f"{STDIN}: closed, or a terminal (pipe a sound into it)")
         # Unbuffered: a buffer would wait until it is full. Blocking: or "nothing yet" is the end.
         self._file = getattr(getattr(file, "buffer", file), "raw", file)
         if os.name == "posix":
             with contextlib.suppress(OSError):  # no pipe, but a test's bytes
                 os.set_blocking(self._file.fileno(), True)
-        self._allow_truncated, self._fix_nonfinite = allow_truncated, fix_nonfinite
+        self._allow_truncated = allow_truncated
         self.raw, n_bytes = (raw, None) if raw else self._read_header()
         self.info = AudioInfo(
             path=STDIN,
@@ -131,29 +93,26 @@ class PipeReader:
     def blocks(self, n_samples: int) -> Iterator[np.ndarray]:
         """Yield codes as `reading.Reader.blocks`, each block as soon as it is complete."""
         dtype, width, promised = _DTYPES[self.raw.encoding], self.raw.width, self.info.n_samples
-        n_fixed = 0
+        n_left = 0
         while n := n_samples if promised is None else min(n_samples, promised - self.n_read):
             data = self._take(n * width)
             n_whole = len(data) // width
             codes = np.frombuffer(data[: n_whole * width], dtype).reshape(-1, self.raw.n_channels)
             codes = codes.astype(np.int32 if dtype.kind == "i" else np.float32)
             if dtype.kind == "f":
-                n_fixed += check_floats(codes, self.info, self.n_read, self._fix_nonfinite)
+                check_floats(codes, self.info, self.n_read)
             self.n_read += n_whole
             if n_whole:
                 yield codes.T
             if n_whole < n:
-                if len(data) % width:
-                    self.warnings.append(
-                        f"{len(data) % width} bytes at the end are no whole sample"
-                    )
+                n_left = len(data) % width
                 break
         while promised is not None and self._file.read(2**16):  # what follows the sound in a WAV
             pass
         if not self.n_read:
-            raise _empty()
-        if n_fixed:
-            self.warnings.append(f"{n_fixed} non-finite samples taken as silence")
+            raise InputError(f"{STDIN}: empty (did the program before it fail?)")
+        if n_left:
+            self.warnings.append(f"{n_left} bytes at the end are no whole sample")
         if promised is not None and self.n_read < promised:
             problem = f"header promises {promised} frames, {self.n_read} came"
             if not self._allow_truncated:
@@ -174,14 +133,12 @@ class PipeReader:
 
     def _read_header(self) -> tuple[RawFormat, int | None]:
         """Read up to the first sample of a WAV; returns its format and its length [bytes]."""
-        start = self._take(12)
-        if not start:
-            raise _empty()
+        start, raw = self._take(12), None
         if start[:4] != b"RIFF" or start[8:] != b"WAVE":
             raise InputError(
-                f"{STDIN}: not a wav stream (raw PCM needs --sample-format, --rate and --channels)"
+                f"{STDIN}: {'not a wav stream' if start else 'empty'} (raw PCM needs "
+                "--sample-format, --rate and --channels)"
             )
-        raw = None
         while len(entry := self._take(8)) == 8:
             name, size = struct.unpack("<4sI", entry)
             if name == b"data" and raw is not None:
@@ -199,36 +156,21 @@ def _raw_of(content: bytes) -> RawFormat:
     tag, n_channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
     if tag == _EXTENSIBLE:
         tag = int.from_bytes(content[24:26], "little")
-    encoding = _WAV_TAGS.get((tag, bits))
-    if encoding is None:
+    if (tag, bits) not in _WAV_TAGS or not n_channels:
         raise InputError(
-            f"{STDIN}: a wav with format {tag} and {bits} bits (send 16 bits, pcm_s16le, or "
-            "float, pcm_f32le)"
+            f"{STDIN}: a wav with format {tag}, {bits} bits and {n_channels} channels (send 16 "
+            "bits, pcm_s16le, or float, pcm_f32le)"
         )
-    return RawFormat(rate, n_channels, encoding)
-
-
-def _empty() -> InputError:
-    return InputError(f"{STDIN}: empty (did the program before it fail?)")
+    return RawFormat(rate, n_channels, _WAV_TAGS[tag, bits])
 
 
 class PipeWriter:
     """Write sound into a pipe as it is made; every block is flushed.
 
-    Parameters
-    ----------
-    file : file or None
-        ``sys.stdout`` or a file open for binary writing.
-    raw : RawFormat
-    stem : {"vocals", "accompaniment"}
-    has_header : bool
-        Whether a WAV header of unknown length goes before the samples, as ffmpeg writes it.
-
-    Raises
-    ------
-    InputError
-        If the file is closed or cannot be written to. BrokenPipeError passes: nobody listens any
-        more, which is no mistake of the user.
+    `file` is ``sys.stdout`` or a file open for binary writing, `stem` "vocals" or "accompaniment".
+    With `has_header` a WAV header of unknown length goes before the samples, as ffmpeg writes it.
+    InputError if the file is closed or cannot be written to; BrokenPipeError passes: nobody listens
+    any more, which is no mistake of the user.
     """
 
     def __init__(self, file: IO | None, raw: RawFormat, stem: str, has_header: bool) -> None:
@@ -304,25 +246,3 @@ class SoundCard:
         self._line = np.concatenate([self._line, getattr(part, self._stem)], axis=1)
         self._card.write(np.ascontiguousarray(self._line[:, : self._n_block].T))
         self._line = self._line[:, self._n_block :]
-
-
-class Stopwatch:
-    """How long the work on each packet takes, without the time of waiting for it."""
-
-    def __init__(self) -> None:
-        self._n, self._total, self._slowest = 0, 0.0, 0.0
-
-    def between(self, packets: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield packets; what happens until the next one is asked for is work."""
-        for packet in packets:
-            began = time.perf_counter()
-            yield packet
-            took = time.perf_counter() - began
-            self._n, self._total = self._n + 1, self._total + took
-            self._slowest = max(self._slowest, took)
-
-    def summary(self) -> str:
-        """Say it in one line."""
-        mean = 1000 * self._total / max(1, self._n)
-        slowest = 1000 * self._slowest
-        return f"{self._n} packets, {mean:.1f} ms of work each, {slowest:.1f} ms the slowest"

@@ -77,14 +77,8 @@ class AudioInfo:
 def probe(path: str | os.PathLike, allow_truncated: bool = False, stream: int = 0) -> AudioInfo:
     """Read a sound file's header and say at once what is wrong with the file.
 
-    Parameters
-    ----------
-    path : path-like
-        The content decides the format, not the extension.
-    allow_truncated : bool
-        Accept a file that is cut off; `n_samples` is then what the file holds.
-    stream : int
-        Which sound of a file that has several, as .stem.mp4 has five.
+    The content decides the format, not the extension. With `allow_truncated` a file may be cut off,
+    and `n_samples` is what it holds; `stream` is which sound of a .stem.mp4, which has five.
 
     Raises
     ------
@@ -215,10 +209,9 @@ def _data_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def is_unknown_length(size: int) -> bool:
-    """Say whether a WAV's data chunk was begun by somebody who did not know its size.
+    """Say whether a WAV's data size is the largest number, which writers into a pipe leave there.
 
-    Whoever writes into a pipe cannot return to the header and leaves the largest number there. Any
-    other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
+    Any other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
     """
     return 0xFFFF0000 <= size < 2**32 or 0x7FFF0000 <= size <= 0x80000000
 
@@ -255,8 +248,6 @@ class Reader:
         As for `probe`.
     allow_truncated : bool
         Take what there is of a file that is cut off.
-    fix_nonfinite : bool
-        Replace NaN and infinity in float files by 0.
     start : float >= 0
         Where to begin [s], to the nearest sample, in every format the same samples as a read from
         the beginning gives.
@@ -269,14 +260,13 @@ class Reader:
     ------
     InputError
         As `probe`; if the excerpt begins at or after the end; while reading, if samples are
-        missing, non-finite or far beyond full scale, if the decoder fails, or if the file changes.
+        missing, non-finite or far beyond full scale, or if the decoder fails.
     """
 
     def __init__(
         self,
         path: str | os.PathLike,
         allow_truncated: bool = False,
-        fix_nonfinite: bool = False,
         start: float = 0.0,
         duration: float | None = None,
         stream: int = 0,
@@ -288,14 +278,14 @@ class Reader:
             self.__exit__()
             raise
         self._n_promised = info.n_samples
-        self._is_mp3 = info.container == "MP3"
+        is_libsndfile = isinstance(self._sound, soundfile.SoundFile)
+        self._is_mp3 = is_libsndfile and info.container == "MP3"
         self._is_guess = self._is_mp3 and _is_guess(self._file)
         self.info = replace(info, n_samples=min(self._last, info.n_samples) - self._first)
         self._allow_truncated = allow_truncated
-        self._fix_nonfinite = fix_nonfinite
         self._position = 0  # in the file
         self._problem = ""  # of the end
-        self._n_fixed = self._n_clipped = 0  # samples
+        self._n_clipped = 0  # samples
 
     @property
     def n_read(self) -> int:
@@ -305,12 +295,9 @@ class Reader:
     @property
     def warnings(self) -> list[str]:
         """What is odd about the file and was done about it, known when all is read."""
-        counts = {
-            "samples beyond full scale clipped (--subtype FLOAT)": self._n_clipped,
-            "non-finite samples taken as silence": self._n_fixed,
-        }
-        done = [f"{n} {what}" for what, n in counts.items() if n]
-        return [*self.info.warnings, *done, *([self._problem] if self._problem else [])]
+        clipped = f"{self._n_clipped} samples beyond full scale clipped (--subtype FLOAT)"
+        told = [clipped if self._n_clipped else "", self._problem]
+        return [*self.info.warnings, *filter(None, told)]
 
     def __enter__(self) -> Reader:
         return self
@@ -324,24 +311,15 @@ class Reader:
     ) -> Iterator[np.ndarray]:
         """Yield the file's codes.
 
-        Parameters
-        ----------
-        n_samples : int > 0
-            Samples per channel of every block but the last.
-        sample_format : SampleFormat, optional
-            Convert the codes to this; by default they are those of ``info.sample_format``.
+        Every block but the last has `n_samples`; by default the codes are those of
+        ``info.sample_format``. What is no PCM (MP3, Vorbis, ADPCM …) is decoded as floats, then
+        rounded and clipped as `to_codes` does.
 
         Yields
         ------
         np.ndarray, shape=(n_channels, <= n_samples)
             int32 at the bit depth asked for (8 bits: -128..127); float32 for FLOAT, float64 for
-            DOUBLE. What is no PCM (MP3, Vorbis, ADPCM …) is decoded as floats, then rounded and
-            clipped as `to_codes` does.
-
-        Raises
-        ------
-        InputError
-            As for `Reader`.
+            DOUBLE.
         """
         subtype, native = self._sound.subtype, self.info.sample_format
         wanted = sample_format or native
@@ -380,8 +358,7 @@ class Reader:
         while n := min(n_samples, self._last - self._position):
             block = self._decode(n, dtype)
             if not self._sound.subtype.startswith("PCM"):
-                at = self._position
-                self._n_fixed += check_floats(block, self.info, at, self._fix_nonfinite)
+                check_floats(block, self.info, self._position)
             self._position += len(block)
             if len(block):
                 yield block.T  # (n_channels, n_samples)
@@ -446,30 +423,19 @@ def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int
     return first, first + max(1, round(min(duration * info.sample_rate, 2.0**50)))
 
 
-def check_floats(block: np.ndarray, info: AudioInfo, position: int, fix: bool) -> int:
-    """Refuse or zero NaN and infinity, refuse what would overflow the STFT.
+def check_floats(block: np.ndarray, info: AudioInfo, position: int) -> None:
+    """Refuse NaN, infinity, and what would overflow the STFT.
 
-    The block, (n_samples, n_channels), begins at the sample `position`. Where it is to be fixed, it
-    is changed, and the number of zeroed samples returned.
+    The block, (n_samples, n_channels), begins at the sample `position`.
     """
     if not block.size or max(block.max(), -block.min()) <= MAX_LEVEL:  # false for NaN
-        return 0
-    bad = ~np.isfinite(block)
-    if bad.any() and not fix:
-        at = (position + int(bad.any(axis=1).argmax())) / info.sample_rate
-        raise InputError(
-            f"{info.path}: non-finite samples, first at {at:.3f} s "
-            "(generate.py --fix-nonfinite zeroes them)"
-        )
-    block[bad] = 0
-    loud = np.abs(block).max(axis=1) > MAX_LEVEL
-    if loud.any():
-        at = (position + int(loud.argmax())) / info.sample_rate
-        raise InputError(
-            f"{info.path}: sample of {np.abs(block).max():g} at {at:.3f} s, where full "
-            f"scale is 1 and {MAX_LEVEL:g} the limit (scale it down)"
-        )
-    return int(bad.sum())
+        return
+    first = int((~(np.abs(block) <= MAX_LEVEL)).any(axis=1).argmax())
+    raise InputError(
+        f"{info.path}: sample of {np.abs(block[first]).max():g} at "
+        f"{(position + first) / info.sample_rate:.3f} s, where full scale is 1 and {MAX_LEVEL:g} "
+        "the limit (scale it down, or repair it)"
+    )
 
 
 # --- Codes --------------------------------------------------------------------------------------

@@ -340,24 +340,11 @@ def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
 
 
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
-    """Find what a system has written for some songs.
+    """Find what a system has written for some songs: the files of each, by the signal they hold.
 
-    Parameters
-    ----------
-    folder : Path
-        Holds, anywhere inside, ``<song>/vocals.*``, ``<song>_vocals.*`` or, made from a file
-        called mixture, ``<song>/mixture_vocals.*``; the same with accompaniment.
-    found : list of Track
-
-    Returns
-    -------
-    dict
-        For each track's name the file of "vocals", of "accompaniment", of both or of neither.
-
-    Raises
-    ------
-    InputError
-        If the folder is missing, or holds two files for the same signal of a song.
+    They are, anywhere in the folder, ``<song>/vocals.*``, ``<song>_vocals.*`` or, made from a file
+    called mixture, ``<song>/mixture_vocals.*``; the same with accompaniment. InputError if the
+    folder is missing, or holds two files for the same signal of a song.
     """
     _refuse_missing(folder)
     place = folder.resolve().name
@@ -474,11 +461,6 @@ def measure(track: Track) -> Extent:
 def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
     """Decode a track as mono vocals and accompaniment.
 
-    Parameters
-    ----------
-    n_samples : int > 0
-        Length of a block; the last one may be shorter.
-
     Yields
     ------
     np.ndarray, shape=(len(track.signals), <=n_samples), float32
@@ -527,15 +509,16 @@ def _signals(track: Track, n_samples: int, is_mono: bool) -> Iterator[np.ndarray
 
 def _sum(parts: tuple[Part, ...], n_samples: int, total: int, mono: bool) -> Iterator[np.ndarray]:
     """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
-    sources = [_blocks(part, n_samples, mono) for part in parts]
+    sources, n_channels = [_blocks(part, n_samples, mono) for part in parts], 1
     for start in range(0, total, n_samples):
         n = min(n_samples, total - start)
-        summed = np.zeros((1, n), np.float32)
+        summed = np.zeros((n_channels, n), np.float32)  # as many also where a part has ended
         for part, source in zip(parts, sources, strict=True):
             block = next(source, np.zeros((1, 0), np.float32))[:, :n]
             if block.shape[1]:
                 _check_channels(part, len(block), len(summed))
                 summed = summed + np.pad(block, ((0, 0), (0, n - block.shape[1])))
+        n_channels = len(summed)
         yield summed
     for source in sources:  # to its end, where what is missing is noticed
         for _ in source:

@@ -7,7 +7,6 @@ end of the ``with`` block and is removed if that ends in an error.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -23,13 +22,12 @@ from hparams import InputError
 from sound.reading import DISK_BLOCK, AudioInfo, SampleFormat, code_range
 
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
-MAX_NAME_BYTES = 255  # of a file name, on every common file system
 CONTAINERS = ("wav", "flac", "ogg", "mp3")
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 _SUBTYPES = {  # what a lossless container keeps, and the bits of its samples
     "wav": {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None},
-    "flac": {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24},
+    "flac": {"PCM_16": 16, "PCM_24": 24},
 }
 _LOSSY = {"ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 # Measured on a minute of a song, 44.1 kHz stereo (SNR is no measure of how it sounds, but it ranks
@@ -55,10 +53,7 @@ class OutputFormat:
     @property
     def subtype(self) -> str:
         """What is in the file, in libsndfile's words."""
-        if self.container in _LOSSY:
-            return _LOSSY[self.container]
-        subtype = self.sample_format.subtype
-        return "PCM_S8" if (self.container, subtype) == ("flac", "PCM_U8") else subtype
+        return _LOSSY.get(self.container, self.sample_format.subtype)
 
 
 def choose_format(
@@ -72,18 +67,14 @@ def choose_format(
         The input: its rate, channels and sample format.
     container : {"wav", "flac", "ogg", "mp3"}
     subtype : str, optional
-        libsndfile's name: PCM_16, PCM_24, FLOAT … By default the input's sample format; FLAC,
-        which has neither floats nor 32 bits, gets 24 bits for them.
+        libsndfile's name: PCM_16, PCM_24, FLOAT … By default the input's sample format; FLAC has
+        16 bits or 24.
 
     Raises
     ------
     InputError
         If the container has no such subtype, sample rate or number of channels.
     """
-    if container not in CONTAINERS:
-        raise InputError(
-            f"there is no format {container!r} (choose one of {', '.join(CONTAINERS)})"
-        )
     _check_limits(info, container)
     if container in _LOSSY:
         if subtype not in (None, _LOSSY[container]):
@@ -94,16 +85,11 @@ def choose_format(
     known = _SUBTYPES[container]
     if subtype is None:
         subtype = info.sample_format.subtype
-        if container == "flac":
-            subtype = {"PCM_U8": "PCM_S8", "PCM_16": "PCM_16"}.get(subtype, "PCM_24")
-    elif subtype == "PCM_S8" and container == "wav":  # the same codes are called unsigned there
-        subtype = "PCM_U8"
-    elif subtype == "PCM_U8" and container == "flac":
-        subtype = "PCM_S8"
+        if subtype not in known:  # in FLAC: 8 bits fit into 16, of all others 24 are kept
+            subtype = "PCM_16" if subtype == "PCM_U8" else "PCM_24"
     if subtype not in known:
         raise InputError(f"{container} has no subtype {subtype} (choose one of {', '.join(known)})")
-    codes = "PCM_U8" if subtype == "PCM_S8" else subtype
-    return OutputFormat(container, SampleFormat(codes, known[subtype]))
+    return OutputFormat(container, SampleFormat(subtype, known[subtype]))
 
 
 def _check_limits(info: AudioInfo, container: str) -> None:
@@ -125,36 +111,24 @@ def _check_limits(info: AudioInfo, container: str) -> None:
 # --- Names ----------------------------------------------------------------------------------------
 
 
-def output_path(directory: str | os.PathLike, source: str | os.PathLike, suffix: str) -> Path:
-    """Name an output after its source: with "_vocals.wav" a.b.wav becomes a.b_vocals.wav.
-
-    A name of more than 255 bytes is cut and gets a hash, so that two songs do not meet.
-    """
-    stem = Path(source).stem
-    room = MAX_NAME_BYTES - len(os.fsencode(suffix))
-    if len(os.fsencode(stem)) > room:
-        mark = "~" + hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
-        while len(os.fsencode(stem + mark)) > room:
-            stem = stem[:-1]  # whole characters
-        stem += mark
-    return Path(directory) / f"{stem}{suffix}"
-
-
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Refuse outputs that cannot be written, or would overwrite an input by whatever name."""
     sources = {}
     for path in inputs:
         with contextlib.suppress(OSError, ValueError):  # what is wrong with it is told elsewhere
-            status = os.stat(path)
-            sources[status.st_dev, status.st_ino] = path
+            sources[_identity(path)] = path
     for path in outputs:
         check_writable(path)
-        if path.exists():
-            status = os.stat(path)
-            if source := sources.get((status.st_dev, status.st_ino)):
-                raise InputError(
-                    f"{path}: would overwrite the input {source} (write to another folder)"
-                )
+        if path.exists() and (source := sources.get(_identity(path))):
+            raise InputError(
+                f"{path}: would overwrite the input {source} (write to another folder)"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what is the same for all names of a file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def is_newer(outputs: Iterable[Path], sources: Iterable[Path]) -> bool:
@@ -168,15 +142,16 @@ def is_newer(outputs: Iterable[Path], sources: Iterable[Path]) -> bool:
 
 def check_writable(path: Path) -> None:
     """Make sure that a file can be created or replaced at `path`; creates its directory."""
+    place = path.parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
+        place = path
+        is_other = path.exists() and not path.is_file()  # raises where the name is too long
     except OSError as error:
-        raise InputError(
-            f"{path.parent}: {error.strerror or error} (choose another folder)"
-        ) from error
+        raise InputError(f"{place}: {error.strerror or error} (choose another folder)") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):  # false on a read-only disk even for root
         raise InputError(f"{path.parent}: not writable (choose another folder)")
-    if path.exists() and not path.is_file():
+    if is_other:
         raise InputError(f"{path}: is not a regular file (choose another name)")
 
 
@@ -195,18 +170,8 @@ class Separated(NamedTuple):
 class SoundWriter:
     """Write one stem; it appears at the end of the ``with`` block, whole or not at all.
 
-    Parameters
-    ----------
-    path : Path
-    info : AudioInfo
-        Rate, channels, tags and expected length.
-    fmt : OutputFormat
-    stem : {"vocals", "accompaniment", "mixture"}
-
-    Raises
-    ------
-    InputError
-        If the disk is full, or the file cannot be written.
+    `info` tells rate, channels, tags and expected length. InputError if the disk is full, or the
+    file cannot be written.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def test_an_m4a_has_the_length_of_its_original_and_is_in_step(folder):
     info = probe(folder / name)
     assert (info.sample_rate, info.n_channels, info.n_samples) == (RATE, 2, N_SAMPLES)
     assert (info.sample_format, info.container) == (SampleFormat("PCM_16", 16), "M4A")
-    assert info.tags == {"artist": "A", "title": "Träume", "tracknumber": "3"}
+    assert info.tags == {"artist": "A", "title": "Träume"}
     wav, true = read_floats(folder / name), original()
     assert wav.shape == true.shape
     middle = slice(2000, -2000)

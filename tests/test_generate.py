@@ -89,11 +89,8 @@ def assert_one_error(stderr: str, *parts: str) -> None:
     ("rate", "n_channels", "subtype"),
     [
         (8000, 1, "PCM_U8"),
-        (22050, 2, "PCM_16"),
-        (44100, 2, "PCM_24"),
-        (48000, 6, "PCM_32"),
+        (48000, 6, "PCM_24"),
         (44100, 2, "FLOAT"),
-        (96000, 1, "DOUBLE"),
     ],
 )
 def test_vocals_and_accompaniment_are_as_the_song_and_add_up(
@@ -140,36 +137,17 @@ def test_a_real_command_separates_a_toy_song(checkpoint, toy_tree, folder):
     assert "4.0 s in " in done.stdout.splitlines()[-1]
 
 
-def test_samples_that_were_limited_are_counted_once(checkpoint, capsys):
-    soundfile.write("loud.wav", np.random.default_rng(0).choice([-1.0, 1.0], (50_000, 2)), 44100)
-    words = [str(checkpoint), "loud.wav", "--background", "--set", "mask_at_eval=true"]
-    assert generate.main(words) == 0
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert "warning: loud.wav: " in lines[0]
-    assert "samples of the vocals limited" in lines[0]
-    vocals, accompaniment = (codes(f"generated/loud_{n}.wav") for n in ("vocals", "accompaniment"))
-    np.testing.assert_array_equal(vocals + accompaniment, codes("loud.wav"))
-
-
 # --- Names --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "stem", ["a,b.c", "-x", "a b", "line\nbreak", 'it\'s "x"', "😀", "x" * 251, "\udcff\udcfe"]
-)
-def test_a_name_keeps_all_but_its_extension(checkpoint, capsys, stem):
-    path = song(f"{stem}.wav", 3000)
-    assert generate.main([str(checkpoint), "--background", "--", str(path)]) == 0
-    kept = stem if len(stem) < 200 else stem[:200]
-    assert len(made()) == 2
-    for suffix in ("_accompaniment.wav", "_vocals.wav"):
-        (name,) = (name for name in made() if name.endswith(suffix))
-        assert name.startswith(kept)
-        assert len(stem) > 200 or name == stem + suffix
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2, "the device, and one line per song"
-    assert err == ""
+def test_a_name_keeps_all_but_its_extension(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
+    for stem in ("a,b.c", "-x", "line\nbreak", "😀", "\udcff\udcfe"):
+        assert generate.main(["--", str(song(f"{stem}.wav", 3000))]) == 0
+        assert f"{stem}_vocals.wav" in made()
+        out, err = capsys.readouterr()
+        assert len(out.splitlines()) == 2, "the device, and one line per song"
+        assert err == ""
 
 
 def test_two_songs_of_one_name_are_not_written_over_each_other(checkpoint, capsys):
@@ -198,66 +176,12 @@ def test_a_song_is_never_overwritten(checkpoint, capsys):
 # --- What goes wrong ----------------------------------------------------------------------------
 
 
-def test_one_bad_song_does_not_stop_the_others(checkpoint, capsys):
-    song("a.wav", 3000)
-    song("c.wav", 5000)
-    Path("b.wav").write_text("la la la, an evening song\n" * 100)
-    assert generate.main([str(checkpoint), "a.wav", "b.wav", "c.wav", "--background"]) == 1
-    assert len(made()) == 4
-    assert len(codes("generated/c_vocals.wav")) == 5000
-    err = capsys.readouterr().err
-    assert_one_error(err, "b.wav: not audio")
-    assert err.splitlines()[-1].endswith("1 of 3 files failed: b.wav")
-    assert len(err.splitlines()) == 2
-
-
-def test_a_song_that_turns_out_damaged_leaves_nothing(checkpoint, capsys):
-    song("good.wav", 3000)
-    rng, content = (
-        np.random.default_rng(0),
-        bytearray(song("bad.flac", 300_000, format="FLAC").read_bytes()),
-    )
-    content[600_000:600_500] = rng.bytes(500)
-    Path("bad.flac").write_bytes(content)
-    os.mkdir("generated")
-    Path("generated/bad_vocals.wav").write_bytes(b"old")
-    assert generate.main([str(checkpoint), "bad.flac", "good.wav", "--background"]) == 1
-    assert_one_error(capsys.readouterr().err, "bad.flac: damaged after ")
-    assert made() == ["bad_vocals.wav", "good_accompaniment.wav", "good_vocals.wav"]
-    assert Path("generated/bad_vocals.wav").read_bytes() == b"old"
-
-
-def test_samples_that_are_no_numbers_are_refused_or_silenced(checkpoint, capsys):
-    wav = np.random.default_rng(0).uniform(-0.5, 0.5, (30_000, 2))
-    wav[100, 0], wav[20_000] = np.nan, (np.inf, -np.inf)
-    soundfile.write("nan.wav", wav, 44100, "FLOAT")
-    assert generate.main([str(checkpoint), "nan.wav"]) == 1
-    assert_one_error(capsys.readouterr().err, "nan.wav: non-finite samples, first at 0.002 s")
-    assert made() == []
-    assert generate.main([str(checkpoint), "nan.wav", "--background", "--fix-nonfinite"]) == 0
-    assert "nan.wav: 3 non-finite samples taken as silence" in capsys.readouterr().err
-    total = sum(soundfile.read(f"generated/nan_{n}.wav")[0] for n in ("vocals", "accompaniment"))
-    np.testing.assert_allclose(total, np.where(np.isfinite(wav), wav, 0), atol=1e-6)
-
-
-def test_a_truncated_song_is_refused_or_taken_as_far_as_it_goes(checkpoint, capsys):
-    path = song("cut.wav", 10_000)
-    path.write_bytes(path.read_bytes()[: 44 + 4 * 6000])
-    assert generate.main([str(checkpoint), "cut.wav"]) == 1
-    assert_one_error(
-        capsys.readouterr().err, "promises 10000 frames, file holds 6000", "--allow-tr"
-    )
-    assert generate.main([str(checkpoint), "cut.wav", "--allow-truncated"]) == 0
-    assert "warning: cut.wav: " in capsys.readouterr().err
-    assert len(codes("generated/cut_vocals.wav")) == 6000
-
-
 def test_a_damaged_checkpoint_is_told_and_nothing_is_written(checkpoint, capsys):
     song("song.wav", 3000)
     content = checkpoint.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
-    for damaged in (b"", content[:1000], content[:-100], bytes(flipped), b"la la la" * 100):
+    for damaged in (b"", content[:-100], bytes(flipped)):
         Path("bad.pth").write_bytes(damaged)
         assert generate.main(["bad.pth", "song.wav"]) == 1
         assert_one_error(capsys.readouterr().err, "bad.pth: ")
@@ -270,43 +194,10 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(checkpoint, capsys)
     assert made() == []
 
 
-def test_without_a_checkpoint_the_network_of_the_project_listens(checkpoint, capsys, monkeypatch):
-    song("song.wav", 3000)
-    song("other.wav", 3000)
-    assert generate.main([str(checkpoint), "song.wav", "--output-dir", "named"]) == 0
-    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
-    assert generate.main(["song.wav", "other.wav"]) == 0
-    found = Path("generated/song_vocals.wav").read_bytes()
-    assert found == Path("named/song_vocals.wav").read_bytes()
-    assert Path("generated/other_vocals.wav").exists()
-    monkeypatch.setattr(generate.cli, "PRETRAINED", Path("lost/resnet18.pth").absolute())
-    assert generate.main(["song.wav", "--overwrite"]) == 1
-    assert_one_error(capsys.readouterr().err, "lost/resnet18.pth: no such checkpoint")
-
-
-def test_names_may_begin_with_a_dash_behind_two(checkpoint, monkeypatch):
-    monkeypatch.setattr(generate.cli, "PRETRAINED", checkpoint.absolute())
-    song("-x.wav", 3000)
-    song("-y.wav", 3000)
-    assert generate.main(["--background", "--", "-x.wav"]) == 0
-    assert generate.main([str(checkpoint), "--", "-y.wav"]) == 0
-    assert made() == ["-x_accompaniment.wav", "-x_vocals.wav", "-y_vocals.wav"]
-
-
-def test_a_missing_gpu_is_wrong_usage_and_not_a_slow_run(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    song("song.wav", 3000)
-    with pytest.raises(SystemExit) as error:
-        generate.main([str(checkpoint), "song.wav", "--device", "cuda"])
-    assert error.value.code == 2
-    assert "--device cuda" in capsys.readouterr().err
-    assert made() == []
-
-
 def test_an_impossible_output_folder_is_told_before_any_work(checkpoint, capsys):
     song("song.wav", 3000)
     Path("file").write_bytes(b"")
-    for directory in ("file", "file/deeper"):
+    for directory in ("file", "file/deeper", "x" * 300):
         assert generate.main([str(checkpoint), "song.wav", "--output-dir", directory]) == 1
         assert_one_error(capsys.readouterr().err, "choose another folder")
     assert Path("file").read_bytes() == b""
@@ -379,20 +270,6 @@ def test_a_wrong_path_is_told_before_torch_is_loaded(checkpoint):
 
 
 @pytest.mark.torture
-def test_a_song_is_separated_in_any_locale_and_with_any_number_of_threads(checkpoint):
-    path, vocals = song("Ärger 😀\udcff.wav", 200_000), []
-    for environment in ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "64"}, {"LC_ALL": "C"}):
-        environment = {**environment, "PYTHONIOENCODING": "ascii", "PATH": os.environ["PATH"]}
-        done = run(checkpoint, path, env={**environment, "HOME": "/nonexistent"})
-        assert (done.returncode, done.stderr) == (0, "")
-        vocals.append(codes(Path("generated", made()[0])))
-    for other in vocals[1:]:
-        # 16 bits; another number of threads may round a mask to the next of 256 levels.
-        assert np.abs(other - vocals[0]).max() <= 2**16 * 32
-        assert (other != vocals[0]).mean() < 0.01
-
-
-@pytest.mark.torture
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_the_old_files_and_no_half_ones(checkpoint, signum, code):
     song("song.wav", 44100 * 240)
@@ -435,19 +312,6 @@ def test_a_long_song_takes_no_more_memory_than_a_short_one(checkpoint):
     assert peaks[1] < min(1.05 * peaks[0] + 2e7, 1e9)
 
 
-@pytest.mark.torture
-def test_a_closed_output_ends_the_run_quietly(checkpoint):
-    song("song.wav", 3000)
-    words = [sys.executable, ROOT / "generate.py", checkpoint, "song.wav"]
-    for redirection in ("2>&-", ">&-", "<&-", "| head -c 1 >/dev/null"):
-        command = 'exec "$@" ' + redirection if "|" not in redirection else '"$@" ' + redirection
-        done = subprocess.run(["bash", "-c", command, "-", *words], capture_output=True, text=True)
-        assert "Traceback" not in done.stderr
-        assert made() == ["song_vocals.wav"]
-        assert len(codes("generated/song_vocals.wav")) == 3000
-        os.remove("generated/song_vocals.wav")
-
-
 # --- Folders and formats ------------------------------------------------------------------------
 
 
@@ -459,21 +323,11 @@ def real_song(data_folder: Path, path: str | Path, seconds: float = 4.0) -> Path
     return Path(path)
 
 
-def test_a_network_that_is_newer_separates_again(checkpoint):
-    song("song.wav", 3000)
-    assert generate.main([str(checkpoint), "song.wav"]) == 0
-    stamp = os.stat("generated/song_vocals.wav").st_mtime_ns
-    newer = shutil.copy(checkpoint, "newer.pth")
-    os.utime(newer, (stamp / 1e9 + 10, stamp / 1e9 + 10))
-    assert generate.main([newer, "song.wav"]) == 0
-    assert os.stat("generated/song_vocals.wav").st_mtime_ns != stamp
-
-
 def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, capsys):
     for name in ("in/b.wav", "in/deep/er/a.flac", "in/.hidden.wav", "in/deep/note.txt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         song(name, 3000, format="FLAC" if name.endswith("flac") else "WAV")
-    Path("in/deep/bad.wav").write_text("no sound")
+    Path("in/deep/bad.wav").write_bytes(Path("in/b.wav").read_bytes()[:10_000])
     words = [str(checkpoint), "in", "--output-dir", "in/out", "--background"]
     for already in (0, 2):
         assert generate.main(words) == 1
@@ -485,12 +339,14 @@ def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, cap
             "in/out/deep/er/a_vocals.wav",
         ]
         out, err = capsys.readouterr()
-        assert_one_error(err, "bad.wav: not audio")
+        assert_one_error(err, "bad.wav: header promises 3000 frames, file holds 2489")
         if already:
             assert "2 of 3 are already there (--overwrite separates again" in out
         else:
             assert "1 of 3 files failed" in err
             assert "already" not in out
+    assert generate.main([*words, "--allow-truncated"]) == 0
+    assert len(codes("in/out/deep/bad_vocals.wav")) == 2489
 
 
 def test_only_what_is_missing_or_older_than_its_song_is_separated_again(checkpoint, capsys):
@@ -509,30 +365,15 @@ def test_only_what_is_missing_or_older_than_its_song_is_separated_again(checkpoi
     assert os.stat(outputs[1]).st_mtime_ns != stamps[1]
     assert generate.main([*words, "--background"]) == 0  # something is missing
     assert made() == [f"{name}_{stem}.wav" for name in "ab" for stem in ("accompaniment", "vocals")]
+    newer = shutil.copy(checkpoint, "newer.pth")
+    os.utime(newer, (later + 10, later + 10))
+    assert generate.main([newer, *words[1:]]) == 0
+    assert os.stat(outputs[0]).st_mtime_ns != stamps[0]
+    stamps[0] = os.stat(outputs[0]).st_mtime_ns
     os.utime(paths[1])
     assert generate.main([*words, "--overwrite"]) == 0
     assert os.stat(outputs[0]).st_mtime_ns != stamps[0]
     assert [output.read_bytes() for output in outputs] == before
-
-
-def test_stems_beside_their_songs_are_no_songs_of_the_next_run(checkpoint, capsys):
-    Path("in").mkdir()
-    song("in/a.wav", 3000)
-    for already in (False, True):
-        words = [str(checkpoint), "in", "--output-dir", "in", "--background"]
-        assert generate.main(words) == 0
-        assert made("in") == ["a.wav", "a_accompaniment.wav", "a_vocals.wav"]
-        assert ("1 of 1 is already there" in capsys.readouterr().out) == already
-
-
-def test_float_samples_beyond_full_scale_are_counted_where_the_format_clips_them(
-    checkpoint, capsys
-):
-    soundfile.write("loud.wav", np.linspace(-2, 2, 4001), 44100, "FLOAT")
-    assert generate.main([str(checkpoint), "loud.wav"]) == 0
-    assert "clipped" not in capsys.readouterr().err
-    assert generate.main([str(checkpoint), "loud.wav", "--subtype", "PCM_24", "--overwrite"]) == 0
-    assert "2000 samples beyond full scale clipped" in capsys.readouterr().err
 
 
 def test_a_part_of_a_song_is_separated_as_if_it_were_the_song(checkpoint, capsys):
@@ -549,15 +390,23 @@ def test_a_part_of_a_song_is_separated_as_if_it_were_the_song(checkpoint, capsys
     assert_one_error(capsys.readouterr().err, "song.wav: ")
 
 
-@pytest.mark.parametrize("option", ["--background", "--report"])
-def test_a_song_that_breaks_off_leaves_nothing_of_any_kind(checkpoint, capsys, option):
+def test_a_song_that_breaks_off_leaves_nothing_new_and_does_not_stop_others(checkpoint, capsys):
     wav = np.random.default_rng(0).uniform(-0.5, 0.5, (300_000, 2))
     wav[290_000] = np.nan
     soundfile.write("song.wav", wav, 44100, "FLOAT")
-    assert generate.main([str(checkpoint), "song.wav", option]) == 1
+    song("good.wav", 3000)
+    os.mkdir("generated")
+    Path("generated/song_vocals.wav").write_bytes(b"old")
+    os.utime("song.wav", (2**31, 2**31))
+    words = [str(checkpoint), "song.wav", "good.wav", "--background", "--report"]
+    assert generate.main(words) == 1
     gc.collect()
-    assert_one_error(capsys.readouterr().err, "song.wav: non-finite samples, first at")
-    assert made() == []
+    err = capsys.readouterr().err
+    assert_one_error(err, "song.wav: sample of nan at 6.576 s")
+    assert "1 of 2 files failed: song.wav" in err
+    endings = (".html", "_accompaniment.wav", "_vocals.wav")
+    assert made() == [*(f"good{end}" for end in endings), "song_vocals.wav"]
+    assert Path("generated/song_vocals.wav").read_bytes() == b"old"
 
 
 # --- A page to listen to ------------------------------------------------------------------------
@@ -605,23 +454,6 @@ def test_a_pipe_gives_the_bits_of_the_file(checkpoint, data_folder):
     assert done.stdout == accompaniment.tobytes()
 
 
-@pytest.mark.torture
-def test_live_sound_adds_up_and_is_close_to_the_files(checkpoint, data_folder):
-    path = real_song(data_folder, "song.wav", 3)
-    raw = soundfile.read(path, dtype="int16")[0]
-    stems = {}
-    for stem in ("vocals", "accompaniment"):
-        done = run_pipe(checkpoint, raw.tobytes(), *RAW_OPTIONS, "--live", "--stem", stem)
-        assert done.returncode == 0
-        assert b" ms of work each" in done.stderr
-        stems[stem] = np.frombuffer(done.stdout, "<i2").reshape(-1, 2)
-    np.testing.assert_array_equal(stems["vocals"] + stems["accompaniment"], raw)
-    assert generate.main([str(checkpoint), "song.wav"]) == 0
-    whole = soundfile.read("generated/song_vocals.wav", dtype="int16")[0]
-    error = np.square(stems["vocals"] - whole, dtype=float).sum()
-    assert error < 1e-4 * np.square(whole, dtype=float).sum()
-
-
 def test_live_sound_comes_while_more_is_awaited(checkpoint):
     """A caller who waits for an answer gets it 186 ms of sound later, not at the end."""
     command = [sys.executable, ROOT / "generate.py", checkpoint, "-", "--live", *RAW_OPTIONS]
@@ -636,39 +468,30 @@ def test_live_sound_comes_while_more_is_awaited(checkpoint):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("data", "words", "code", "what"),
-    [
-        (b"", [], 1, b"standard input"),
+def test_a_pipe_that_is_no_sound_is_told_in_one_line(checkpoint):
+    for data, words, code, what in (
         (b"no sound at all, but long enough to be one", [], 1, b"not a wav stream"),
-        (b"", RAW_OPTIONS, 1, b"standard input"),
         (b"\1" * 40_001, RAW_OPTIONS, 0, b"1 bytes at the end are no whole sample"),
-        (b"", ["--background"], 2, b"--background: is for files"),
-        (b"", ["--rate", "8000"], 2, b"describe raw PCM from -, all three"),
-    ],
-)
-def test_a_pipe_that_is_no_sound_is_told_in_one_line(checkpoint, data, words, code, what):
-    done = run_pipe(checkpoint, data, *words)
-    assert done.returncode == code
-    assert what in done.stderr
-    assert b"Traceback" not in done.stderr
-    assert len(done.stdout) == (40_000 if code == 0 else 0)
+    ):
+        done = run_pipe(checkpoint, data, *words)
+        assert done.returncode == code
+        assert what in done.stderr
+        assert b"Traceback" not in done.stderr
+        assert len(done.stdout) == (40_000 if code == 0 else 0)
 
 
-@pytest.mark.parametrize(
-    ("words", "what"),
-    [
+def test_options_that_do_not_go_together_are_wrong_usage(checkpoint, capsys):
+    song("song.wav", 3000)
+    for words, what in (
         (["song.wav", "--live"], "--live: takes sound as it comes"),
         (["-", "song.wav"], "-: is standard input and stands alone"),
+        (["-", "--background"], "--background: is for files"),
+        (["-", "--rate", "8000"], "describe raw PCM from -, all three"),
         (["song.wav", "--stem", "accompaniment"], "--stem: is for pipes"),
-        (["song.wav", "--sample-format", "s16le", "--rate", "8000", "--channels", "1"], "raw PCM"),
         (["--live", "--sample-format", "f32le"], "--sample-format: is for pipes"),
-    ],
-)
-def test_options_that_do_not_go_together_are_wrong_usage(checkpoint, capsys, words, what):
-    song("song.wav", 3000)
-    assert generate.main([str(checkpoint), *words]) == 2
-    assert_one_error(capsys.readouterr().err, what)
+    ):
+        assert generate.main([str(checkpoint), *words]) == 2
+        assert_one_error(capsys.readouterr().err, what)
 
 
 class Card:
@@ -702,6 +525,9 @@ class Card:
 def test_a_microphone_is_separated_to_the_loudspeakers_until_ctrl_c(
     checkpoint, capsys, monkeypatch
 ):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert generate.main([str(checkpoint), "--live"]) == 1
+    assert_one_error(capsys.readouterr().err, "pip install sounddevice", "--live -")
     module = type(sys)("sounddevice")
     module.Stream, module.PortAudioError = Card, type("PortAudioError", (Exception,), {})
     monkeypatch.setitem(sys.modules, "sounddevice", module)
@@ -710,16 +536,10 @@ def test_a_microphone_is_separated_to_the_loudspeakers_until_ctrl_c(
     for stem in ("vocals", "accompaniment"):
         assert generate.main([str(checkpoint), "--live", "--stem", stem]) == 130
         stems[stem] = np.concatenate(Card.last.played)
-        assert "60 packets, " in capsys.readouterr().err
+        assert " ms behind its input" in capsys.readouterr().err
     heard = np.concatenate(Card.last.heard)
     delay = 4 * 560 + 2240
     assert np.abs(stems["vocals"]).max() > 0.01
     assert not stems["vocals"][:delay].any()
     total = (stems["vocals"] + stems["accompaniment"])[delay:]
     np.testing.assert_allclose(total, heard[:-delay], atol=1e-6)
-
-
-def test_a_machine_without_a_sound_card_is_told_what_to_install(checkpoint, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sounddevice", None)
-    assert generate.main([str(checkpoint), "--live"]) == 1
-    assert_one_error(capsys.readouterr().err, "pip install sounddevice", "--live -")

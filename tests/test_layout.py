@@ -75,7 +75,7 @@ def test_the_house_stays_small():
     assert len(FILES) <= 34
     assert sum("/" not in file for file in TREES) <= 10
     n_lines = sum(len(path.read_text().splitlines()) for path in FILES)
-    assert n_lines <= 9_600, "8000 is the aim: lower this with every cut, and never raise it"
+    assert n_lines <= 9_500, "8000 is the aim: lower this with every cut, and never raise it"
 
 
 def test_every_file_says_its_job_and_does_nothing_at_import():

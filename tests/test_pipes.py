@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -41,52 +40,46 @@ def some_codes(encoding: str, n_channels: int) -> np.ndarray:
     return rng.integers(-(2**15), 2**15, shape).astype(np.int32)
 
 
-@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
-@pytest.mark.parametrize("container", ["WAV", "WAVEX"])
-def test_a_wav_in_a_pipe_has_the_codes_of_the_file(tmp_path, subtype, container):
-    path = tmp_path / "song"
-    soundfile.write(path, noise(3001, 2), RATE, subtype, format=container)
-    reader = PipeReader(io.BytesIO(path.read_bytes()))
-    codes, info = np.concatenate(list(reader.blocks(500)), axis=1), probe(path)
-    assert reader.info.sample_format == info.sample_format
-    assert (reader.info.sample_rate, reader.info.n_samples) == (RATE, 3001)
-    assert reader.warnings == []
-    np.testing.assert_array_equal(codes, read_codes(path))
+def test_a_wav_in_a_pipe_has_the_codes_of_the_file(tmp_path):
+    for subtype, container in (("PCM_16", "WAV"), ("FLOAT", "WAVEX")):
+        path = tmp_path / "song"
+        soundfile.write(path, noise(3001, 2), RATE, subtype, format=container)
+        reader = PipeReader(io.BytesIO(path.read_bytes()))
+        codes, info = np.concatenate(list(reader.blocks(500)), axis=1), probe(path)
+        assert reader.info.sample_format == info.sample_format
+        assert (reader.info.sample_rate, reader.info.n_samples) == (RATE, 3001)
+        assert reader.warnings == []
+        np.testing.assert_array_equal(codes, read_codes(path))
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("n_channels", [1, 2, 6])
-def test_what_is_sent_is_read_back(tmp_path, encoding, n_channels):
-    codes, raw = some_codes(encoding, n_channels), RawFormat(RATE, n_channels, encoding)
-    contents = []
-    for has_header in (True, False):
-        file = io.BytesIO()
-        writer = PipeWriter(file, raw, "vocals", has_header)
-        writer.write(part(codes[:, :1]))
-        writer.write(part(codes[:, 1:]))
-        contents.append(file.getvalue())
-        got = read_all(file.getvalue(), None if has_header else raw)
-        assert got.dtype == codes.dtype
-        np.testing.assert_array_equal(got, codes)
-    assert len(contents[1]) == raw.width * codes.shape[1]
-    path = tmp_path / "saved.wav"
-    path.write_bytes(contents[0])
-    np.testing.assert_array_equal(read_codes(path), codes)
-    assert probe(path).warnings == ("its header does not tell its length (written by a pipe?)",)
+def test_what_is_sent_is_read_back(tmp_path):
+    for encoding, n_channels in itertools.product(ENCODINGS, (1, 6)):
+        codes, raw = some_codes(encoding, n_channels), RawFormat(RATE, n_channels, encoding)
+        contents = []
+        for has_header in (True, False):
+            file = io.BytesIO()
+            writer = PipeWriter(file, raw, "vocals", has_header)
+            writer.write(part(codes[:, :1]))
+            writer.write(part(codes[:, 1:]))
+            contents.append(file.getvalue())
+            got = read_all(file.getvalue(), None if has_header else raw)
+            assert got.dtype == codes.dtype
+            np.testing.assert_array_equal(got, codes)
+        assert len(contents[1]) == raw.width * codes.shape[1]
+        path = tmp_path / "saved.wav"
+        path.write_bytes(contents[0])
+        np.testing.assert_array_equal(read_codes(path), codes)
+        assert probe(path).warnings == ("its header does not tell its length (written by a pipe?)",)
 
 
 def test_a_length_that_a_pipe_cannot_know_is_not_believed():
     data = np.arange(1000, dtype="<i2").tobytes()
+    around = wav_bytes(data, before=b"LIST\3\0\0\0abc\0") + b"id3 \4\0\0\0song"
+    np.testing.assert_array_equal(read_all(around), [range(1000)])
     for size in (0, 0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF, 0x7FFFF000, 0x80000000):
         reader = PipeReader(io.BytesIO(wav_bytes(data, size=size)))
         assert reader.info.n_samples is None
         np.testing.assert_array_equal(np.concatenate(list(reader.blocks(7)), 1), [range(1000)])
-
-
-def test_chunks_around_the_sound_are_not_heard():
-    data = np.arange(1000, dtype="<i2").tobytes()
-    content = wav_bytes(data, before=b"LIST\3\0\0\0abc\0") + b"id3 \4\0\0\0song"
-    np.testing.assert_array_equal(read_all(content), [range(1000)])
 
 
 def test_a_sound_that_ends_early_is_an_error_unless_allowed():
@@ -110,9 +103,8 @@ def test_what_is_no_wav_is_refused():
         (start, "damaged wav header"),
         (start + b"data" + bytes(100), "damaged wav header"),
         (start + b"junk\xff\xff\xff\xff" + bytes(100), "damaged wav header"),
-        (wav_bytes(bytes(99), bits=24), "format 1 and 24 bits .send 16 bits, pcm_s16le, or float"),
-        (wav_bytes(bytes(8), n_channels=0), "standard input: 0 channels"),
-        (wav_bytes(bytes(8), rate=1), "standard input: sample rate 1 Hz"),
+        (wav_bytes(bytes(99), bits=24), "format 1, 24 bits and 1 channels .send 16 bits"),
+        (wav_bytes(bytes(8), n_channels=0), "and 0 channels"),
         (wav_bytes(b"", size=0), "standard input: empty"),
     ):
         with pytest.raises(InputError, match=what):
@@ -121,27 +113,16 @@ def test_what_is_no_wav_is_refused():
         read_all(b"", STEREO)
     with pytest.raises(InputError, match="standard input: closed"):
         PipeReader(None)
-    with pytest.raises(InputError, match="sample rate 100 Hz"):
-        RawFormat(100, 2, "s16le")
+    infinite = np.full(3000, np.inf, np.float32).tobytes()
+    with pytest.raises(InputError, match=r"standard input: sample of inf at 0\.000 s"):
+        read_all(infinite, RawFormat(RATE, 1, "f32le"))
 
 
-def test_bad_floats_are_placed_or_zeroed():
-    wav = np.zeros((1, 3000), np.float32)
-    wav[0, 2205] = np.inf
-    content, raw = wav.tobytes(), RawFormat(RATE, 1, "f32le")
-    with pytest.raises(InputError, match=r"standard input: non-finite samples, first at 0\.050 s"):
-        read_all(content, raw)
-    reader = PipeReader(io.BytesIO(content), raw, fix_nonfinite=True)
-    assert not np.concatenate(list(reader.blocks(100)), axis=1).any()
-    assert reader.warnings == ["1 non-finite samples taken as silence"]
-
-
-@pytest.mark.parametrize("buffering", [0, -1])
 @pytest.mark.parametrize("raw", [None, RawFormat(48000, 1, "s16le")])
-def test_a_packet_is_given_as_soon_as_its_last_byte_is_there(raw, buffering):
+def test_a_packet_is_given_as_soon_as_its_last_byte_is_there(raw):
     reading, writing = os.pipe()
     packet = np.arange(960, dtype="<i2").tobytes()  # 20 ms
-    with open(reading, "rb", buffering) as file, open(writing, "wb", 0) as live:
+    with open(reading, "rb", -1 if raw else 0) as file, open(writing, "wb", 0) as live:
         live.write((b"" if raw else wav_bytes(b"", size=0xFFFFFFFF, rate=48000)) + packet)
         blocks = PipeReader(file, raw).blocks(960)
         watchdog = threading.Timer(20, live.close)  # a block that waits for more ends too late
@@ -153,46 +134,6 @@ def test_a_packet_is_given_as_soon_as_its_last_byte_is_there(raw, buffering):
             time.sleep(0)
             live.write(packet[700:])
         watchdog.cancel()
-
-
-def test_a_pipe_is_read_for_ever_in_constant_memory(tmp_path):
-    script = tmp_path / "read.py"
-    script.write_text(
-        "import resource, sys\n"
-        "from sound import pipes\n"
-        "reader = pipes.PipeReader(sys.stdin)\n"
-        "n, peaks = 0, []\n"
-        "for block in reader.blocks(2**20):\n"
-        "    n += block.shape[1]\n"
-        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        "print(n, peaks[-1] - peaks[3])\n"
-    )
-    n_bytes = 2**26
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as process:
-        process.stdin.write(wav_bytes(b"", size=0xFFFFFFFF))
-        for _ in range(n_bytes // 2**20):
-            process.stdin.write(bytes(2**20))
-        process.stdin.close()
-        n_samples, growth = map(int, process.stdout.read().split())
-    assert n_samples == n_bytes // 2
-    assert growth < 4096  # KiB, less than one block
-
-
-def test_every_block_leaves_at_once():
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    with open(writing, "wb") as file:
-        writer = PipeWriter(file, MONO, "vocals", True)
-        assert len(os.read(reading, 10_000)) == 44
-        for _ in range(3):
-            writer.write(part(np.ones((1, 960), np.int32)))
-            assert len(os.read(reading, 10_000)) == 1920
-    os.close(reading)
 
 
 def test_a_listener_who_leaves_is_no_error_of_the_file():

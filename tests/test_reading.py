@@ -108,14 +108,6 @@ def test_a_forbidden_file_is_told_as_such(tmp_path):
     ]
 
 
-def test_importing_reading_is_quick_and_needs_no_torch():
-    code = "import sys, sound.reading; print('torch' in sys.modules, 'librosa' in sys.modules)"
-    seen = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert seen.stdout == "False False\n"
-
-
 def test_every_container_is_read_whole(tmp_path):
     sounds = [(c, "PCM_16") for c in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "FLAC")]
     sounds += [("WAV", "IMA_ADPCM"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
@@ -202,19 +194,6 @@ def test_scrambled_headers_are_read_or_refused_but_never_a_crash(tmp_path, conta
         assert codes.shape[1] < 100_000
 
 
-def test_non_finite_samples_are_placed_or_taken_as_silence(tmp_path):
-    path, wav = tmp_path / "x.wav", noise(5000)
-    wav[3000, 1], wav[4000, 0] = np.nan, np.inf
-    soundfile.write(path, wav, RATE, "FLOAT")
-    with pytest.raises(InputError, match=r"non-finite samples, first at 0\.068 s .*fix-nonfinite"):
-        read_codes(path)
-    with Reader(path, fix_nonfinite=True) as reader:
-        codes = np.concatenate(list(reader.blocks(999)), axis=1)
-        assert reader.warnings == ["2 non-finite samples taken as silence"]
-    wav[3000, 1] = wav[4000, 0] = 0
-    np.testing.assert_array_equal(codes, wav.T.astype(np.float32))
-
-
 # --- Reading ------------------------------------------------------------------------------------
 
 
@@ -248,18 +227,19 @@ def test_blocks_of_any_size_hold_the_same_samples(tmp_path, name):
         np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
 
 
-def test_float_samples_that_would_overflow_are_refused(tmp_path):
+def test_float_samples_that_are_none_or_would_overflow_are_refused(tmp_path):
     path = tmp_path / "loud.wav"
-    for subtype, level in (("FLOAT", 2e6), ("FLOAT", -1e38), ("DOUBLE", 1e300)):
-        wav = np.zeros(30_000)
-        wav[441] = level
+    for subtype, level in (
+        ("FLOAT", 2e6),
+        ("FLOAT", np.nan),
+        ("FLOAT", np.inf),
+        ("DOUBLE", -1e300),
+    ):
+        wav = np.zeros((30_000, 2))
+        wav[441, 1] = level
         soundfile.write(path, wav, RATE, subtype)
-        with pytest.raises(InputError, match=r"at 0.010 s.*scale it down"):
+        with pytest.raises(InputError, match=r"at 0.010 s.*scale it down, or repair"):
             read_codes(path)
-        wav[442] = np.nan
-        soundfile.write(path, wav, RATE, subtype)
-        with pytest.raises(InputError, match=r"at 0.010 s.*scale it down"):
-            read_codes(path, fix_nonfinite=True)
     soundfile.write(path, np.full(1000, 40.0), RATE, "FLOAT")
     assert read_codes(path).max() == 40
 

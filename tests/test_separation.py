@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,25 +83,16 @@ def reference(separator: Separator, wav: np.ndarray, sample_rate: int) -> np.nda
 # --- However the song arrives -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_channels", [1, 2, 3])
-@pytest.mark.parametrize("mask_settings", [SOFT, BINARY])
-def test_a_stream_gives_the_bits_of_the_whole_song(n_channels, mask_settings):
-    separator, wav = make(mask_settings=mask_settings), noise(n_channels, 40_001)
-    whole = separator.separate(wav, 16000)[0]
-    rng = np.random.default_rng(0)
-    pieces = [always(997), always(20_000), iter(rng.integers(0, 5000, 1000))]
-    for sizes in pieces:
-        stream = separator.stream(16000, n_channels)
-        np.testing.assert_array_equal(push_all(stream, wav, sizes), whole)
-    assert whole.std() > 0.01
-
-
-def test_a_song_may_arrive_sample_by_sample(separator):
-    wav = noise(2, 4003)
-    stream = separator.stream(8000, 2)
-    np.testing.assert_array_equal(
-        push_all(stream, wav, always(1)), separator.separate(wav, 8000)[0]
-    )
+def test_a_stream_gives_the_bits_of_the_whole_song():
+    for n_channels, mask_settings in ((1, SOFT), (2, BINARY), (3, SOFT)):
+        separator, wav = make(mask_settings=mask_settings), noise(n_channels, 40_001)
+        whole = separator.separate(wav, 16000)[0]
+        rng = np.random.default_rng(0)
+        pieces = [always(997), always(20_000), iter(rng.integers(0, 5000, 1000))]
+        for sizes in pieces:
+            stream = separator.stream(16000, n_channels)
+            np.testing.assert_array_equal(push_all(stream, wav, sizes), whole)
+        assert whole.std() > 0.01
 
 
 def test_a_stream_returns_what_is_finished_and_no_more_than_it_got(separator):
@@ -142,28 +132,15 @@ def test_what_is_no_waveform_is_refused(separator):
             separator.separate(np.zeros(500, np.float32), rate)
 
 
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_what_is_not_scaled_to_1_or_not_finite_is_refused(separator, as_tensor):
-    whole, broken = np.ones(500, np.int16), np.zeros(500)
-    broken[7] = np.nan
-    for wav, what in ((whole, r"int16: full scale is 1"), (broken, "not finite")):
-        with pytest.raises(InputError, match=what):
-            separator.separate(torch.from_numpy(wav) if as_tensor else wav, 16000)
-    with pytest.raises(InputError, match="not finite"):
-        separator.stream(16000, 1).push(np.full((1, 5), np.inf))
-
-
-def test_a_stream_says_at_once_how_it_is_used_wrongly(separator):
-    stream = separator.stream(16000, 2)
-    for wrong in (np.zeros(500), np.zeros((1, 500)), np.zeros((3, 500))):
-        with pytest.raises(AssertionError, match=r"channels|push"):
-            stream.push(wrong)
-    stream.push(np.zeros((2, 500)))
-    assert stream.finish().shape == (2, 500)
-    with pytest.raises(AssertionError, match="finished"):
-        stream.push(np.zeros((2, 500)))
-    with pytest.raises(AssertionError, match="finished"):
-        stream.finish()
+def test_what_is_not_scaled_to_1_or_not_finite_is_refused(separator):
+    for as_tensor in (False, True):
+        whole, broken = np.ones(500, np.int16), np.zeros(500)
+        broken[7] = np.nan
+        for wav, what in ((whole, r"int16: full scale is 1"), (broken, "not finite")):
+            with pytest.raises(InputError, match=what):
+                separator.separate(torch.from_numpy(wav) if as_tensor else wav, 16000)
+        with pytest.raises(InputError, match="not finite"):
+            separator.stream(16000, 1).push(np.full((1, 5), np.inf))
 
 
 def storage_bytes(stream: Stream) -> int:
@@ -204,12 +181,11 @@ def test_memory_does_not_grow_with_the_song():
 # --- What comes out -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample_rate", [8000, 11025, 44100, 48000, 192000])
-@pytest.mark.parametrize("mask_settings", [SOFT, {**BINARY, "noise_gate": 0.4}])
-def test_blocks_give_what_the_whole_song_gives_at_once(monkeypatch, sample_rate, mask_settings):
+@pytest.mark.parametrize("sample_rate", [8000, 44100, 48000, 192000])
+def test_blocks_give_what_the_whole_song_gives_at_once(monkeypatch, sample_rate):
     # Where blocks and slices round differently, a mask may fall to the other of two 8-bit levels.
     monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
-    separator = make(mask_settings=mask_settings)
+    separator = make(mask_settings=SOFT if sample_rate < 48000 else {**BINARY, "noise_gate": 0.4})
     wav = noise(2, round(0.8 * sample_rate) + 5)
     vocals, accompaniment = separator.separate(wav, sample_rate)
     np.testing.assert_allclose(vocals, reference(separator, wav, sample_rate), atol=1e-6)
@@ -220,7 +196,7 @@ def test_blocks_give_what_the_whole_song_gives_at_once(monkeypatch, sample_rate,
 
 
 @pytest.mark.parametrize("model_type", networks.MODELS)
-@pytest.mark.parametrize("stft_frames", [1, 25, 41])
+@pytest.mark.parametrize("stft_frames", [1, 41])
 def test_every_network_separates_in_blocks_shorter_than_its_view(
     monkeypatch, model_type, stft_frames
 ):
@@ -231,40 +207,19 @@ def test_every_network_separates_in_blocks_shorter_than_its_view(
     np.testing.assert_allclose(vocals, reference(separator, wav, 16000), atol=1e-6)
 
 
-def test_the_size_of_a_block_does_not_matter(monkeypatch):
-    monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
-    wav = noise(2, 50_000)
-    first, *others = (
-        make(replace(HP, block_frames=n)).separate(wav, 22050)[0] for n in (16, 17, 100, 256)
-    )
-    for other in others:
-        np.testing.assert_allclose(other, first, atol=1e-5)
-
-
-def test_the_mask_has_256_levels(separator):
-    features = torch.rand(513, 30)
-    mask = separator.mask(features)
-    assert mask.shape == (513, 30 - 8)
-    levels = mask * 255
-    np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
-    logits = separator.model(features[None, None])[0]
-    np.testing.assert_allclose(mask, logits.sigmoid(), atol=0.501 / 255)
-    assert len(mask.unique()) > 100
-
-
-@pytest.mark.parametrize("n_fft", [1024, 2048])  # at 22.05 and 44.1 kHz
-def test_a_song_of_any_length_keeps_its_length(separator, n_fft):
-    hop, rate = n_fft // 4, 22050 * n_fft // 1024
-    lengths = [0, 1, 2, hop - 1, hop, 511, 512, n_fft, n_fft + 1]
-    lengths += [15 * hop, 16 * hop - 1, 16 * hop, 32 * hop + n_fft]
-    for n_samples in lengths:
-        for shape in ((n_samples,), (1, n_samples), (2, n_samples)):
-            wav = noise(*shape) + np.float32(0.1)
-            vocals, accompaniment = separator.separate(wav, rate)
-            assert vocals.shape == accompaniment.shape == shape
-            np.testing.assert_allclose(vocals + accompaniment, wav, atol=1e-6)
-            assert np.isfinite(vocals).all()
-            assert n_samples == 0 or np.abs(vocals).max() > 1e-4
+def test_a_song_of_any_length_keeps_its_length(separator):
+    for n_fft in (1024, 2048):  # at 22.05 and 44.1 kHz
+        hop, rate = n_fft // 4, 22050 * n_fft // 1024
+        lengths = [0, 1, 2, hop - 1, hop, 511, 512, n_fft, n_fft + 1]
+        lengths += [15 * hop, 16 * hop - 1, 16 * hop, 32 * hop + n_fft]
+        for n_samples in lengths:
+            for shape in ((n_samples,), (1, n_samples), (2, n_samples)):
+                wav = noise(*shape) + np.float32(0.1)
+                vocals, accompaniment = separator.separate(wav, rate)
+                assert vocals.shape == accompaniment.shape == shape
+                np.testing.assert_allclose(vocals + accompaniment, wav, atol=1e-6)
+                assert np.isfinite(vocals).all()
+                assert n_samples == 0 or np.abs(vocals).max() > 1e-4
 
 
 def test_an_open_mask_returns_the_song_and_a_closed_one_nothing():
@@ -301,39 +256,13 @@ def test_the_vocals_are_not_late_by_a_single_sample():
     assert at * 256 - 512 <= heard.min() < heard.max() < at * 256 + 512
 
 
-def test_silence_stays_silent():
-    for settings in (SOFT, {**BINARY, "eval_mask_threshold": 0.0}):
-        separator = make(mask_settings=settings)
-        for wav in (np.zeros((2, 30_000), np.float32), np.zeros(1, np.float32)):
-            vocals, accompaniment = separator.separate(wav, 44100)
-            assert not vocals.any()
-            assert not accompaniment.any()
-
-
-def test_a_pause_in_the_song_stays_silent(separator):
-    wav = noise(2, 60_000)
-    wav[:, 20_000:40_000] = 0
-    vocals = separator.separate(wav, 22050)[0]
-    assert np.abs(vocals[:, 21_024:38_976]).max() == 0  # a window away from the music
-    assert np.abs(vocals[:, :20_000]).max() > 0.01
-
-
-@pytest.mark.parametrize("level", [1e-30, 1e-42, 40.0, 1e6])
-def test_very_quiet_and_very_loud_songs_add_up(separator, level):
-    wav = noise(2, 20_000) * np.float32(level)
-    vocals, accompaniment = separator.separate(wav, 44100)
-    assert np.isfinite(vocals).all()
-    np.testing.assert_allclose(vocals + accompaniment, wav, rtol=0, atol=1e-6 * max(1, level))
-    assert np.abs(vocals).max() <= 2 * np.abs(wav).max()
-
-
-def test_a_voice_on_one_side_stays_there(separator):
-    wav = noise(2, 30_000)
-    wav[1] = 0
-    vocals, accompaniment = separator.separate(wav, 44100)
-    assert not vocals[1].any()
-    assert not accompaniment[1].any()
-    assert np.abs(vocals[0]).max() > 0.01
+def test_very_quiet_and_very_loud_songs_add_up(separator):
+    for level in (0, 1e-42, 40.0, 1e6):
+        wav = noise(2, 20_000) * np.float32(level)
+        vocals, accompaniment = separator.separate(wav, 44100)
+        assert np.isfinite(vocals).all()
+        np.testing.assert_allclose(vocals + accompaniment, wav, rtol=0, atol=1e-6 * max(1, level))
+        assert np.abs(vocals).max() <= 2 * np.abs(wav).max()
 
 
 def test_one_mask_serves_every_channel(separator, monkeypatch):
@@ -376,48 +305,47 @@ def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> tor
     return torch.cat(masks, -1)[..., context : context + n_frames].reshape(-1, 513, n_frames)
 
 
-@pytest.mark.parametrize("rate", [22050, 48000])
-@pytest.mark.parametrize("model_type", ["resnet18", "convnet"])
-def test_live_masks_are_the_masks_of_the_file(model_type, rate):
-    separator = make(HParams(model_type=model_type, width=4))
-    wav = noise(2, rate)
-    live = masks_of(separator, wav, rate, live=True)
-    whole = masks_of(separator, wav, rate)
-    assert whole.std() > 0.01
-    np.testing.assert_allclose(live, whole, rtol=0, atol=1e-5)
+def test_live_masks_are_the_masks_of_the_file():
+    for model_type, rate in (("resnet18", 22050), ("convnet", 48000)):
+        separator = make(HParams(model_type=model_type, width=4))
+        wav = noise(2, rate)
+        live = masks_of(separator, wav, rate, live=True)
+        whole = masks_of(separator, wav, rate)
+        assert whole.std() > 0.01
+        np.testing.assert_allclose(live, whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [[960], [1, 7, 5000]])
-def test_live_audio_is_the_same_in_packets_of_any_size(separator, sizes):
-    wav = noise(2, 20_000)
-    outputs = [
-        push_all(separator.stream(48000, 2, live=True), wav, iter(packets * 20_000))
-        for packets in ([480], sizes)
-    ]
-    assert outputs[0].shape == wav.shape
-    # Equal to rounding; where that moves a mask's level, by one of 255.
-    assert np.square(outputs[0] - outputs[1]).sum() < 1e-5 * np.square(outputs[0]).sum()
+def test_live_audio_is_the_same_in_packets_of_any_size(separator):
+    for sizes in ([960], [1, 7, 5000]):
+        wav = noise(2, 20_000)
+        outputs = [
+            push_all(separator.stream(48000, 2, live=True), wav, iter(packets * 20_000))
+            for packets in ([480], sizes)
+        ]
+        assert outputs[0].shape == wav.shape
+        # Equal to rounding; where that moves a mask's level, by one of 255.
+        assert np.square(outputs[0] - outputs[1]).sum() < 1e-5 * np.square(outputs[0]).sum()
 
 
-@pytest.mark.parametrize(("rate", "expected_ms"), [(22050, 186), (44100, 186), (48000, 187)])
-def test_live_audio_is_as_late_as_promised_and_not_later(rate, expected_ms):
+def test_live_audio_is_as_late_as_promised_and_not_later():
     """Pushed sample by sample, an impulse comes out after (12 hop + n_fft) / rate, or sooner."""
-    hp = HParams(model_type="convnet", width=2)
-    network = Listener(hp.lookahead)
-    network.forward = lambda x, _past: torch.full((1, 513, 1), 50.0)
-    stream = make(hp, model=network).stream(rate, 1, live=True)
-    assert stream.delay == 12 * stream.grid.hop_length + stream.grid.n_fft
-    assert round(1000 * stream.delay / rate) == expected_ms
-    at, n, out, lateness = rate // 5, rate // 2, [], []
-    wav = np.zeros((1, n), np.float32)
-    wav[0, at] = 1
-    for i in range(n):
-        out.append(stream.push(wav[:, i : i + 1]))
-        lateness.append(i + 1 - stream.n_returned)
-    assert max(lateness) == stream.delay - 1  # what the last packet lacked is not counted
-    out = torch.cat(out, -1)[0].numpy()
-    assert out.argmax() == at
-    np.testing.assert_allclose(out, wav[0, : len(out)], atol=1e-5)
+    for rate, expected_ms in ((22050, 186), (48000, 187)):
+        hp = HParams(model_type="convnet", width=2)
+        network = Listener(hp.lookahead)
+        network.forward = lambda x, _past: torch.full((1, 513, 1), 50.0)
+        stream = make(hp, model=network).stream(rate, 1, live=True)
+        assert stream.delay == 12 * stream.grid.hop_length + stream.grid.n_fft
+        assert round(1000 * stream.delay / rate) == expected_ms
+        at, n, out, lateness = rate // 5, rate // 2, [], []
+        wav = np.zeros((1, n), np.float32)
+        wav[0, at] = 1
+        for i in range(n):
+            out.append(stream.push(wav[:, i : i + 1]))
+            lateness.append(i + 1 - stream.n_returned)
+        assert max(lateness) == stream.delay - 1  # what the last packet lacked is not counted
+        out = torch.cat(out, -1)[0].numpy()
+        assert out.argmax() == at
+        np.testing.assert_allclose(out, wav[0, : len(out)], atol=1e-5)
 
 
 def test_two_live_streams_of_one_network_do_not_hear_each_other(separator):
@@ -432,33 +360,32 @@ def test_two_live_streams_of_one_network_do_not_hear_each_other(separator):
     np.testing.assert_array_equal(torch.cat(parts, -1), alone)
 
 
-def test_live_memory_does_not_grow():
-    stream, sizes = make().stream(8000, 1, live=True), []
-    for _ in range(60):
-        stream.push(noise(1, 800))
-        sizes.append(storage_bytes(stream) + sum(t.nbytes for t in stream.past.values()))
-    assert max(sizes[30:]) <= max(sizes[:30])
-
-
 # --- Masks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_samples", [1, 300, 30_001])
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_the_mask_of_the_whole_song_is_what_a_stream_applies(n_samples, per_channel):
-    separator, wav = make(), noise(2, n_samples)
-    mask, grid = separator.song_mask(wav, 44100, per_channel), audio.grid_at(44100, HP)
-    assert mask.shape == (1 + per_channel, 513, grid.n_frames(n_samples))
-    assert mask.std() > 0.001
-    np.testing.assert_array_equal(mask.mul(255), mask.mul(255).round())
-    for settings in (SOFT, BINARY, {**SOFT, "noise_gate": 0.4, "mask_sharpness": 2.0}):
-        applied = audio.vocals_mask(mask, **settings)
-        spec = audio.apply_mask(audio.stft(torch.from_numpy(wav), grid), applied)
-        vocals, _ = make(mask_settings=settings).separate(wav, 44100, per_channel)
-        np.testing.assert_allclose(vocals, audio.istft(spec, grid, n_samples), atol=1e-6)
+def test_the_mask_of_the_whole_song_is_what_a_stream_applies():
+    for n_samples, stereo in (
+        (1, "mean"),
+        (300, "channels"),
+        (30_001, "mean"),
+        (30_001, "channels"),
+    ):
+        separator, wav = make(), noise(2, n_samples)
+        separator.stereo = stereo
+        mask, grid = separator.song_mask(wav, 44100), audio.grid_at(44100, HP)
+        assert mask.shape == (1 + (stereo == "channels"), 513, grid.n_frames(n_samples))
+        assert mask.std() > 0.001
+        np.testing.assert_array_equal(mask.mul(255), mask.mul(255).round())
+        for settings in (SOFT, BINARY, {**SOFT, "noise_gate": 0.4, "mask_sharpness": 2.0}):
+            applied = audio.vocals_mask(mask, **settings)
+            spec = audio.apply_mask(audio.stft(torch.from_numpy(wav), grid), applied)
+            separator.mask_settings = settings
+            vocals, _ = separator.separate(wav, 44100)
+            np.testing.assert_allclose(vocals, audio.istft(spec, grid, n_samples), atol=1e-6)
 
 
-def test_two_channels_may_be_separated_as_mid_and_side(separator):
+def test_two_channels_may_be_separated_as_mid_and_side():
+    separator = make()
     left, right = wav = noise(2, 20_000)
     mid, side = (separator.separate(w, 22050)[0] for w in ((left + right) / 2, (left - right) / 2))
     three = noise(3, 20_000)
@@ -474,9 +401,10 @@ def test_two_channels_may_be_separated_as_mid_and_side(separator):
 
 
 def test_each_channel_may_have_a_mask_of_its_own(separator):
-    wav = noise(3, 20_000)
+    wav, split_up = noise(3, 20_000), make()
     wav[1] = 0
-    found = separator.separate(wav, 22050, per_channel=True)[0]
+    split_up.stereo = "channels"
+    found = split_up.separate(wav, 22050)[0]
     for i in range(3):
         alone = separator.separate(wav[i], 22050)[0]
         np.testing.assert_allclose(found[i], alone, rtol=0, atol=1e-2 * np.abs(wav).max())
@@ -508,52 +436,6 @@ def test_a_checkpoint_separates_as_the_network_that_was_saved(checkpoint):
     np.testing.assert_array_equal(by_name.separate(wav, 44100)[0], expected)
 
 
-def test_mask_settings_that_are_given_go_before_the_tuned_ones(checkpoint):
-    settings = HParams(mask_at_eval=False, noise_gate=0.0, block_frames=99)
-    loaded = Separator.load(checkpoint, settings=settings)
-    assert loaded.mask_settings == {
-        "mask_at_eval": False,
-        "eval_mask_threshold": 0.3,
-        "noise_gate": 0.0,
-        "mask_sharpness": 1.0,  # as in checkpoints of before there was this setting
-    }
-    assert loaded.hp.block_frames == 99
-
-
-def test_settings_that_training_fixed_cannot_be_changed(checkpoint):
-    for name, value in {"width": 8, "stft_frames": 25, "min_level_db": -80.0}.items():
-        with pytest.raises(InputError) as error:
-            Separator.load(checkpoint, explicit={name: value})
-        trained = getattr(HP, name)
-        assert str(error.value) == f"{checkpoint}: trained with {name}={trained}, not {value}"
-    free = {"width": 2, "noise_gate": 0.9, "seed": 3, "block_frames": 20}
-    assert Separator.load(checkpoint, explicit=free).hp.width == 2
-
-
-def test_a_checkpoint_without_what_listening_needs_is_refused(tmp_path):
-    path, curve_db = tmp_path / "x.pth", audio.weighting_curve_db(HP)
-    for extra in ({"curve_db": curve_db}, {"mask_settings": SOFT}):
-        networks.save_checkpoint(path, lively(HP), HP, **extra)
-        with pytest.raises(InputError, match=r"x\.pth: holds no (mask_settings|curve_db)"):
-            Separator.load(path)
-
-
-def test_each_mask_setting_is_heard():
-    wav = noise(1, 20_000)
-    quiet = {}
-    for name, settings in {
-        "soft": SOFT,
-        "gated": {**SOFT, "noise_gate": 0.6},
-        "binary": BINARY,
-        "dry": {**BINARY, "eval_mask_threshold": 0.8},
-    }.items():
-        vocals = make(mask_settings=settings).separate(wav, 22050)[0]
-        quiet[name] = float(np.square(vocals).sum())
-    assert quiet["gated"] < 0.95 * quiet["soft"]
-    assert quiet["dry"] < 0.8 * quiet["binary"]
-    assert quiet["binary"] != quiet["soft"]
-
-
 # --- Files --------------------------------------------------------------------------------------
 
 
@@ -570,45 +452,42 @@ def separate_path(separator: Separator, path: Path, **options) -> tuple[np.ndarr
     return mixture, vocals, accompaniment, n_limited
 
 
-@pytest.mark.parametrize(
-    ("subtype", "bits"), [("PCM_U8", 8), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 32)]
-)
-def test_integer_files_add_up_sample_by_sample(tmp_path, subtype, bits):
-    rng, path = np.random.default_rng(0), tmp_path / "loud.wav"
-    wav = (4 * noise(150_001, 2)).clip(-1, 1)  # longer than what is read at a time
-    wav[50_000:100_000] = rng.choice([-1.0, 1.0], (50_000, 2))  # full scale, always
-    soundfile.write(path, wav, 44100, subtype)
-    separator = make(HParams(model_type="convnet", width=2), BINARY)
-    mixture, vocals, accompaniment, n_limited = separate_path(separator, path)
-    assert mixture.shape == vocals.shape == accompaniment.shape == (2, 150_001)
-    np.testing.assert_array_equal(vocals.astype(np.int64) + accompaniment, mixture)
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    assert mixture.min() == low
-    assert mixture.max() == high
-    for signal in (vocals, accompaniment):
-        assert low <= signal.min()
-        assert signal.max() <= high
-        assert signal.std() > 0.05 * high
-    fmt = reading.SampleFormat(subtype, bits)
-    free = reading.to_codes(separator.separate(reading.to_float(mixture, fmt), 44100)[0], fmt)
-    assert n_limited == (free != vocals).sum() > 1000
-    fits = (mixture - free.astype(np.int64) >= low) & (mixture - free.astype(np.int64) <= high)
-    np.testing.assert_array_equal(vocals[fits], free[fits])
+def test_integer_files_add_up_sample_by_sample(tmp_path):
+    for subtype, bits in (("PCM_U8", 8), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 32)):
+        rng, path = np.random.default_rng(0), tmp_path / "loud.wav"
+        wav = (4 * noise(150_001, 2)).clip(-1, 1)  # longer than what is read at a time
+        wav[50_000:100_000] = rng.choice([-1.0, 1.0], (50_000, 2))  # full scale, always
+        soundfile.write(path, wav, 44100, subtype)
+        separator = make(HParams(model_type="convnet", width=2), BINARY)
+        mixture, vocals, accompaniment, n_limited = separate_path(separator, path)
+        assert mixture.shape == vocals.shape == accompaniment.shape == (2, 150_001)
+        np.testing.assert_array_equal(vocals.astype(np.int64) + accompaniment, mixture)
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        assert mixture.min() == low
+        assert mixture.max() == high
+        for signal in (vocals, accompaniment):
+            assert low <= signal.min()
+            assert signal.max() <= high
+            assert signal.std() > 0.05 * high
+        fmt = reading.SampleFormat(subtype, bits)
+        free = reading.to_codes(separator.separate(reading.to_float(mixture, fmt), 44100)[0], fmt)
+        assert n_limited == (free != vocals).sum() > 1000
+        fits = (mixture - free.astype(np.int64) >= low) & (mixture - free.astype(np.int64) <= high)
+        np.testing.assert_array_equal(vocals[fits], free[fits])
 
 
-@pytest.mark.parametrize("peak", [1e-3, 1.0, 40.0, 9e5])
-@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_float_files_add_up_to_rounding(tmp_path, subtype, peak):
-    path = tmp_path / "loud.wav"
-    wav = peak * noise(30_000, 2).astype(np.float64)
-    soundfile.write(path, wav, 48000, subtype)
-    mixture, vocals, accompaniment, n_limited = separate_path(make(), path)
-    assert n_limited == 0
-    assert vocals.dtype == accompaniment.dtype == mixture.dtype
-    assert mixture.dtype == {"FLOAT": np.float32, "DOUBLE": np.float64}[subtype]
-    total = vocals.astype(np.float64) + accompaniment
-    np.testing.assert_allclose(total, mixture, rtol=0, atol=1e-6 * max(1, peak))
-    assert np.square(vocals).sum() > 0.01 * np.square(wav).sum()
+def test_float_files_add_up_to_rounding(tmp_path):
+    for subtype, peak in (("FLOAT", 1e-3), ("DOUBLE", 1.0), ("FLOAT", 9e5)):
+        path = tmp_path / "loud.wav"
+        wav = peak * noise(30_000, 2).astype(np.float64)
+        soundfile.write(path, wav, 48000, subtype)
+        mixture, vocals, accompaniment, n_limited = separate_path(make(), path)
+        assert n_limited == 0
+        assert vocals.dtype == accompaniment.dtype == mixture.dtype
+        assert mixture.dtype == {"FLOAT": np.float32, "DOUBLE": np.float64}[subtype]
+        total = vocals.astype(np.float64) + accompaniment
+        np.testing.assert_allclose(total, mixture, rtol=0, atol=1e-6 * max(1, peak))
+        assert np.square(vocals).sum() > 0.01 * np.square(wav).sum()
 
 
 # --- Music: an empty separation would not pass --------------------------------------------------
@@ -657,105 +536,20 @@ def ideal_mask(vocals: np.ndarray, accompaniment: np.ndarray, rate: int) -> torc
     return audio.ideal_ratio_mask(*spectra)
 
 
-@pytest.mark.parametrize("rate", [22050, 44100])
-def test_the_ideal_mask_brings_out_a_synthesised_voice(rate):
-    parts = synthesis.synthesize_song(np.random.default_rng(0), 4, rate)
-    truth = parts.pop("vocals")
-    accompaniment = sum(parts.values())
-    mixture = truth + accompaniment
-    oracle = Oracle(ideal_mask(truth, accompaniment, rate), HP)
-    vocals, rest = make(model=oracle).separate(mixture, rate)
-    assert_separated(vocals, mixture, truth)
-    assert_separated(rest, mixture, accompaniment)
-    assert_it_can_fail(vocals, mixture, truth)
-    # A mask that is one frame (12 ms) off is worse, so it lies on the frames it is meant for.
-    best = metrics.si_sdr(vocals, truth)
-    for shift in (-1, 1):
-        moved = Oracle(oracle.mask.roll(shift, -1), HP)
-        shifted = metrics.si_sdr(make(model=moved).separate(mixture, rate)[0], truth)
-        assert shifted < best - 0.1
-
-
-def fit(songs: list[tuple[np.ndarray, np.ndarray]], rate: int, hp: HParams) -> nn.Module:
-    """Teach a small network a few songs; returns it."""
-    torch.manual_seed(0)
-    model, curve_db = networks.build_model(hp), audio.weighting_curve_db(hp)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    grid, rng = audio.grid_at(rate, hp), np.random.default_rng(0)
-    spectra = [
-        [audio.to_network_bins(audio.stft(torch.from_numpy(x), grid), hp) for x in song]
-        for song in songs
-    ]
-    n_frames = 32 + 2 * hp.lookahead
-    for _ in range(60):
-        inputs, targets = [], []
-        for _ in range(8):
-            vocals, accompaniment = spectra[rng.integers(len(spectra))]
-            start = rng.integers(vocals.shape[-1] - n_frames)
-            cut = slice(start, start + n_frames)
-            vocals, accompaniment = vocals[:, cut], accompaniment[:, cut]
-            inputs.append(audio.features(vocals + accompaniment, curve_db, 2.0, hp))
-            mask = audio.ideal_ratio_mask(vocals, accompaniment)
-            targets.append(mask[:, hp.lookahead : -hp.lookahead])
-        logits = model(torch.stack(inputs)[:, None])
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.stack(targets))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-def test_a_network_that_learned_real_songs_separates_them(data_folder):
-    hp = HParams(model_type="convnet", width=8, stft_frames=9, precision="float32")
-    clips = sorted((data_folder / "mir1k" / "rest").iterdir())[::275]
-    songs = []
-    for clip in clips:
-        parts = [soundfile.read(clip / f"{n}.ogg")[0] for n in ("vocals", "accompaniment")]
-        songs.append(tuple(part.astype(np.float32) for part in parts))
-    assert len(songs) == 3
-    separator = make(hp, model=fit(songs, 16000, hp))
-    for truth, accompaniment in songs:
+def test_the_ideal_mask_brings_out_a_synthesised_voice():
+    for rate in (22050, 44100):
+        parts = synthesis.synthesize_song(np.random.default_rng(0), 4, rate)
+        truth = parts.pop("vocals")
+        accompaniment = sum(parts.values())
         mixture = truth + accompaniment
-        vocals, rest = separator.separate(mixture, 16000)
+        oracle = Oracle(ideal_mask(truth, accompaniment, rate), HP)
+        vocals, rest = make(model=oracle).separate(mixture, rate)
         assert_separated(vocals, mixture, truth)
-        np.testing.assert_allclose(vocals + rest, mixture, atol=1e-6)
+        assert_separated(rest, mixture, accompaniment)
         assert_it_can_fail(vocals, mixture, truth)
-        narrow = make(replace(hp, precision="bfloat16"), model=copy.deepcopy(separator.model))
-        found = narrow.separate(mixture, 16000)[0]
-        assert (found != vocals).any()
-        assert abs(metrics.si_sdr(found, truth) - metrics.si_sdr(vocals, truth)) < 0.05
-
-
-@pytest.mark.torture
-def test_the_rule_for_the_upper_bins_is_nearest_to_the_truth(data_folder):
-    """Error of the voice above 11 kHz, with the ideal mask below it, on real 44.1 kHz songs."""
-    rules = {
-        "share": lambda spec, mask: audio.apply_mask(spec, mask),
-        "mean of the top eighth": lambda spec, mask: spec * above(mask[:, -64:].mean(1), mask),
-        "mean of the top half": lambda spec, mask: spec * above(mask[:, -256:].mean(1), mask),
-        "top bin": lambda spec, mask: spec * above(mask[:, -1], mask),
-        "nothing": lambda spec, mask: spec * above(0 * mask[:, -1], mask),
-        "all": lambda spec, mask: spec * above(0 * mask[:, -1] + 1, mask),
-    }
-
-    def above(top: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return torch.cat([mask, top[:, None].expand(-1, 512, -1)], 1)
-
-    snr_db = {name: [] for name in rules}
-    for song in ("Caesium", "Lithium", "Potassium"):
-        stems = sorted((data_folder / "dsd100" / song).glob("*.ogg"))
-        wavs = {p.stem: soundfile.read(p, 40 * 44100, 50 * 44100)[0].T for p in stems}
-        spectra = {
-            name: audio.stft(torch.from_numpy(wav).float(), audio.grid_at(44100, HP))
-            for name, wav in wavs.items()
-        }
-        vocals, mixture = spectra["vocals"], sum(spectra.values())
-        mask = audio.ideal_ratio_mask(vocals.mean(0), (mixture - vocals).mean(0))[None, :513]
-        truth = vocals[:, 513:].abs().square().sum()
-        for name, rule in rules.items():
-            error = (rule(mixture, mask) - vocals)[:, 513:].abs().square().sum()
-            snr_db[name].append(float(10 * (truth / error).log10()))
-    means = {name: float(np.mean(values)) for name, values in snr_db.items()}
-    assert max(means, key=means.get) == "share", means
-    assert means["share"] > means["mean of the top eighth"] + 0.5, means
-    assert means["share"] > means["nothing"] + 10, means
+        # A mask that is one frame (12 ms) off is worse, so it lies on the frames it is meant for.
+        best = metrics.si_sdr(vocals, truth)
+        for shift in (-1, 1):
+            moved = Oracle(oracle.mask.roll(shift, -1), HP)
+            shifted = metrics.si_sdr(make(model=moved).separate(mixture, rate)[0], truth)
+            assert shifted < best - 0.1

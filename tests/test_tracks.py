@@ -225,7 +225,8 @@ def test_what_does_not_belong_together_is_trimmed_with_a_note_or_refused(tmp_pat
         tracks.read_channels(track)
 
 
-def test_whole_tracks_keep_their_channels_and_their_mean_is_what_blocks_give(tmp_path):
+def test_whole_tracks_keep_their_channels_and_their_mean_is_what_blocks_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracks.reading, "DISK_BLOCK", 250)
     rng = np.random.default_rng(0)
     for name, shape in (("vox", (900, 2)), ("bv", 1000), ("bass", (700, 2)), ("drums", 600)):
         write(tmp_path / f"song/{name}.wav", rng.uniform(-0.5, 0.5, shape))

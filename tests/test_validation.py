@@ -36,6 +36,13 @@ def test_the_mixture_scores_as_loud_as_its_backing_and_ideal_masks_find_the_voic
     assert found["ideal_ratio"] > found["floor"] + 25
 
 
+def test_an_excerpt_is_the_middle_of_a_song():
+    long = song("long", sine(250, n_samples=8000), sine(1500, n_samples=8000))  # 501 frames
+    vocals, _ = validator_of([long]).excerpt(long)  # HP asks for a second, 250 frames
+    expected = torch.from_numpy(long.spectrogram[125:375, 0].astype(np.float32))
+    assert torch.equal(vocals[0], torch.view_as_complex(expected).T)
+
+
 def test_songs_without_a_voice_are_left_out_of_the_scores(songs):
     silent = song("silent", 0 * sine(1), sine(300))
     validator = validator_of(songs)

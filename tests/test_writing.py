@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -35,15 +34,15 @@ def some_codes(subtype: str, shape: tuple[int, int] = (2, 50_000)) -> np.ndarray
     return rng.normal(size=shape).astype(np.float32 if subtype == "FLOAT" else np.float64)
 
 
-@pytest.mark.parametrize("subtype", FORMATS)
-def test_what_is_written_is_what_is_read_for_every_format(tmp_path, subtype):
-    codes, path = some_codes(subtype), tmp_path / "x.wav"
-    save(path, codes, like(path, subtype, 2))
-    np.testing.assert_array_equal(read_codes(path), codes)
-    info = probe(path)
-    assert (info.sample_rate, info.n_channels, info.n_samples) == (RATE, 2, codes.shape[1])
-    assert info.sample_format.subtype == subtype
-    assert info.warnings == ()
+def test_what_is_written_is_what_is_read_for_every_format(tmp_path):
+    path = tmp_path / os.fsdecode(b"-\xff %s \xf0\x9f\x98\x80.wav")
+    for subtype in FORMATS:
+        codes = some_codes(subtype)
+        save(path, codes, like(path, subtype, 2))
+        np.testing.assert_array_equal(read_codes(path), codes)
+        info = probe(path)
+        assert (info.sample_rate, info.n_channels, info.n_samples) == (RATE, 2, codes.shape[1])
+        assert (info.sample_format.subtype, info.warnings) == (subtype, ())
 
 
 def test_beyond_4_gib_the_header_has_64_bits(tmp_path):
@@ -53,8 +52,9 @@ def test_beyond_4_gib_the_header_has_64_bits(tmp_path):
     assert probe(path).n_samples == 50_000
 
 
-@pytest.mark.parametrize("container", writing.CONTAINERS)
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("container", "error"), [("wav", KeyboardInterrupt), ("ogg", ValueError), ("mp3", ValueError)]
+)
 def test_an_interrupted_run_leaves_what_was_there(tmp_path, container, error):
     path = tmp_path / f"x.{container}"
     path.write_bytes(b"old")
@@ -92,6 +92,8 @@ def test_impossible_outputs_are_told_before_any_work(tmp_path):
         check_outputs([Path(os.devnull)], [])
     with pytest.raises(InputError, match="is not a regular file"):
         check_outputs([tmp_path], [])
+    with pytest.raises(InputError, match="too long"):
+        check_outputs([tmp_path / ("x" * 256)], [])
 
 
 @pytest.fixture
@@ -119,41 +121,18 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_the_old_file(small_disk, con
     assert path.read_bytes() == b"old"
 
 
-def test_long_names_are_cut_between_characters_and_stay_different(tmp_path):
-    outputs = set()
-    for end in "ab":
-        path = writing.output_path(tmp_path, Path("é" * 150 + end + ".wav"), "_vocals.wav")
-        assert len(os.fsencode(path.name)) <= 255
-        assert path.name.endswith("_vocals.wav")
-        outputs.add(path)
-    assert len(outputs) == 2
-    assert writing.output_path("x", "a.b.c.wav", "_vocals.wav") == Path("x/a.b.c_vocals.wav")
-
-
-@pytest.mark.parametrize(
-    "name", ["naïve.wav", "歌 🎵.wav", "-x.wav", "%s.wav", os.fsdecode(b"\xff.wav")]
-)
-def test_odd_names_are_read_and_written(tmp_path, name):
-    codes, path = some_codes("PCM_16"), tmp_path / name
-    save(path, codes, like(path, n_channels=2))
-    np.testing.assert_array_equal(read_codes(path), codes)
-
-
-@pytest.mark.parametrize(
-    ("subtype", "container", "wanted", "found"),
-    [
+def test_the_format_keeps_what_the_container_can(tmp_path):
+    for subtype, container, wanted, found in (
         ("PCM_24", "wav", None, "PCM_24"),
         ("PCM_16", "wav", "FLOAT", "FLOAT"),
-        ("PCM_U8", "flac", None, "PCM_S8"),
+        ("PCM_U8", "flac", None, "PCM_16"),
         ("FLOAT", "flac", None, "PCM_24"),
-        ("FLOAT", "flac", "PCM_16", "PCM_16"),
+        ("PCM_32", "flac", "PCM_16", "PCM_16"),
         ("PCM_16", "ogg", None, "VORBIS"),
         ("PCM_16", "mp3", None, "MPEG_LAYER_III"),
-    ],
-)
-def test_the_format_keeps_what_the_container_can(tmp_path, subtype, container, wanted, found):
-    info = like(tmp_path / "x", subtype)
-    assert choose_format(info, container, wanted).subtype == found
+    ):
+        info = like(tmp_path / "x", subtype)
+        assert choose_format(info, container, wanted).subtype == found
 
 
 def test_what_a_container_cannot_hold_is_told(tmp_path):
@@ -162,7 +141,6 @@ def test_what_a_container_cannot_hold_is_told(tmp_path):
         ("mp3", None, "at most 2 channels"),
         ("flac", "FLOAT", "flac has no subtype FLOAT"),
         ("ogg", "PCM_16", "always lossy"),
-        ("aac", None, "there is no format"),
     ):
         with pytest.raises(InputError, match=what):
             choose_format(info, container, subtype)
@@ -171,36 +149,13 @@ def test_what_a_container_cannot_hold_is_told(tmp_path):
         choose_format(odd, "mp3")
 
 
-@pytest.mark.parametrize("container", writing.CONTAINERS)
-def test_tags_come_along(tmp_path, container):
-    path = tmp_path / f"x.{container}"
-    tags = {"title": "Ein Lied – 歌", "artist": "somebody"}
-    info = AudioInfo(path, RATE, 1, 5000, SampleFormat("PCM_16", 16), tags=tags)
-    codes = np.zeros((1, 5000), np.float32 if container in ("ogg", "mp3") else np.int32)
-    save(path, codes, info, container=container)
-    with soundfile.SoundFile(path) as sound:
-        assert sound.title == tags["title"]
-        assert sound.artist == "somebody"
-
-
-def test_outputs_are_done_when_all_are_there_and_younger(tmp_path):
-    song, vocals, rest = (tmp_path / name for name in "abc")
-    for second, path in enumerate((song, vocals, rest)):
-        path.write_bytes(b"")
-        os.utime(path, (second, second))
-    assert writing.is_newer([vocals, rest], [song])
-    assert not writing.is_newer([song, rest], [vocals])
-    assert not writing.is_newer([vocals, tmp_path / "missing"], [song])
-
-
-def test_a_file_size_limit_is_told(tmp_path):
-    resource = pytest.importorskip("resource")
-    path, before = tmp_path / "x.wav", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(InputError, match=r"x\.wav: could not be written"):
-            save(path, some_codes("PCM_16", (2, 400_000)), like(path, "PCM_16", 2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    with contextlib.suppress(FileNotFoundError):
-        assert names(tmp_path) == []
+def test_tags_come_along(tmp_path):
+    for container in writing.CONTAINERS:
+        path = tmp_path / f"x.{container}"
+        tags = {"title": "Ein Lied – 歌", "artist": "somebody"}
+        info = AudioInfo(path, RATE, 1, 5000, SampleFormat("PCM_16", 16), tags=tags)
+        codes = np.zeros((1, 5000), np.float32 if container in ("ogg", "mp3") else np.int32)
+        save(path, codes, info, container=container)
+        with soundfile.SoundFile(path) as sound:
+            assert sound.title == tags["title"]
+            assert sound.artist == "somebody"
