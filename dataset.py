@@ -98,14 +98,14 @@ def load_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise InputError(f"{folder}: no {MANIFEST}; not a dataset, or its build did not finish")
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("format") != FORMAT:
             raise InputError(f"{path}: a dataset of another version (build it again)")
         songs = tuple(map(song_of, stored.pop("songs")))
         from_dict(stored["hparams"])
         return Manifest(**stored, songs=songs)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged (build the dataset again)") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged, or not readable (build the dataset again)") from error
 
 
 def song_of(stored: dict[str, Any]) -> Song:

@@ -178,7 +178,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Pa
                     "(separate them in two runs with different --output-dir)"
                 )
             writing.check_outputs(outputs.values(), songs)
-            if not args.overwrite and writing.is_newer(outputs.values(), [path, args.checkpoint]):
+            if not args.overwrite and is_done(path, outputs, args):
                 n_done += 1
             else:
                 jobs[path] = outputs
@@ -188,9 +188,24 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Pa
     if n_done:
         print(
             f"{n_done} of {len(songs)} {'is' if n_done == 1 else 'are'} already there "
-            "(--overwrite separates again, also another excerpt or with another setting)"
+            "(--overwrite separates again, with other settings, say)"
         )
     return jobs, failed, len(jobs) + len(failed) + n_done
+
+
+def is_done(path: Path, outputs: dict[str, Path], args: argparse.Namespace) -> bool:
+    """Whether the stems of all of a song are there, younger than the song and the network."""
+    from sound import reading, writing
+
+    if args.start or args.duration or args.subtype:
+        return False
+    if not writing.is_newer(outputs.values(), [path, args.checkpoint]):
+        return False
+    try:
+        there = reading.probe(outputs["vocals"]).seconds
+    except InputError:
+        return False
+    return abs(there - reading.probe(path, args.allow_truncated).seconds) < 0.1
 
 
 def attempt(
@@ -224,7 +239,7 @@ def attempt(
 def separate_song(
     separator: Separator, reader: Reader, outputs: dict[str, Path], args: argparse.Namespace
 ) -> None:
-    """Read, split and write one song; nothing appears before all of it is written."""
+    """Read, split and write one song; every file appears whole or not at all."""
     import separation
     from sound import page, writing
 
@@ -280,12 +295,13 @@ def pass_through(separator: Separator, args: argparse.Namespace) -> int:
     if args.audio:
         raw = args.sample_format and pipes.RawFormat(args.rate, args.channels, args.sample_format)
         reader = pipes.PipeReader(sys.stdin, raw, args.allow_truncated)
-        writer = pipes.PipeWriter(sys.stdout, reader.raw, args.stem, has_header=not raw)
     else:
         reader = writer = pipes.SoundCard(args.rate or 48000, args.channels or 1, args.stem)
     info, n_limited = reader.info, 0
     form = info.sample_rate, info.n_channels
     stream = separator.stream(*form, live=args.live)
+    if args.audio:  # only now: what cannot be separated is answered by nothing
+        writer = pipes.PipeWriter(sys.stdout, reader.raw, args.stem, has_header=not raw)
     n_block = separation.READ_SAMPLES
     if args.live:
         n_block = round(0.02 * info.sample_rate)

@@ -91,8 +91,9 @@ class Separator:
             If the checkpoint is missing or damaged, or contradicts `explicit`, or there is no such
             device.
         """
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {device}: this torch sees no CUDA device (use cpu)")
+        kind = torch.device(device).type
+        if kind not in BLOCK_FRAMES or (kind == "cuda" and not torch.cuda.is_available()):
+            raise InputError(f"device {device}: this torch has no such device (use cpu)")
         checkpoint = networks.load_checkpoint(Path(path))
         model, hp = networks.restore_model(Path(path), checkpoint)
         for name, value in (explicit or {}).items():

@@ -116,7 +116,9 @@ def test_a_damaged_manifest_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError) as error:
             dataset.load_manifest(path.parent)
-        assert str(error.value) == f"{path}: damaged (build the dataset again)", text
+        assert str(error.value) == f"{path}: damaged, or not readable (build the dataset again)", (
+            text
+        )
     path.write_text(json.dumps(whole | {"format": 99}))
     with pytest.raises(InputError, match=r"manifest.json: a dataset of another version"):
         dataset.load_manifest(path.parent)

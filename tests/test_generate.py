@@ -349,6 +349,16 @@ def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, cap
     assert len(codes("in/out/deep/bad_vocals.wav")) == 2489
 
 
+def test_an_excerpt_does_not_pass_for_the_song(checkpoint, capsys):
+    song("a.wav", 44_100)
+    words = [str(checkpoint), "a.wav"]
+    for options, n_samples in ((["--duration", "0.5"], 22_050), ([], 44_100), ([], 44_100)):
+        capsys.readouterr()
+        assert generate.main([*words, *options]) == 0
+        assert len(codes("generated/a_vocals.wav")) == n_samples
+    assert "1 of 1 is already there" in capsys.readouterr().out
+
+
 def test_only_what_is_missing_or_older_than_its_song_is_separated_again(checkpoint, capsys):
     paths = [song(name, 3000) for name in ("a.wav", "b.wav")]
     words = [str(checkpoint), "a.wav", "b.wav"]

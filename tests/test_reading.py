@@ -125,7 +125,7 @@ def test_every_container_is_read_whole(tmp_path):
         np.testing.assert_allclose(codes / 32768, reference.clip(-1, top), atol=0.51 / 32768)
 
 
-@pytest.mark.parametrize("container", ["WAV", "RF64", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("container", ["WAV", "RF64", "AIFF", "FLAC", "OGG", "MP3"])
 def test_a_cut_file_is_an_error_never_a_shorter_success(tmp_path, container):
     path = tmp_path / "sound"
     soundfile.write(path, noise(3 * RATE), RATE, format=container)
