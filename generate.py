@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--live",
         action="store_true",
-        help="0.19 s behind the input, not seconds: from the microphone to the loudspeakers, or "
+        help="0.2 s behind the input, not seconds: from the microphone to the loudspeakers, or "
         "with - from standard input to standard output",
     )
     what = "what a pipe or the loudspeakers get (%(default)s)"
