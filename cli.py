@@ -97,8 +97,8 @@ def device_of(
 
 
 def refuse_missing(checkpoint: Path) -> None:
-    """Tell a checkpoint's wrong path before torch is loaded."""
-    if not os.path.isfile(checkpoint):
+    """Tell a checkpoint's wrong path; scripts do so before torch is loaded."""
+    if not os.path.isfile(checkpoint):  # false, too, where the name is too long
         what = "is a directory" if os.path.isdir(checkpoint) else "no such checkpoint"
         raise InputError(f"{checkpoint}: {what} (name a .pth file that train.py wrote)")
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 import re
 import zipfile
 from dataclasses import asdict
@@ -331,9 +330,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         are not finite.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # false, too, where the name is too long
-        what = "is a directory" if os.path.isdir(path) else "no such checkpoint"
-        raise InputError(f"{path}: {what} (name a .pth file that train.py wrote)")
+    cli.refuse_missing(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not compare the checksums
