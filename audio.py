@@ -1,6 +1,6 @@
-"""The front end: waveform ⇄ STFT at any sample rate, features, masks, the geometry of slices.
+"""The front end: waveform ⇄ STFT at any sample rate, features, masks.
 
-    wav ──stft──▶ spec ──features──▶ features ──slices──▶ …network… ──▶ mask ──× spec──▶ istft
+    wav ──stft──▶ spec ──features──▶ features ──network──▶ mask ──× spec──▶ spec ──istft──▶ wav
 
 Everything is a torch tensor with frequency second to last and time last, on any device. A
 full-scale sine has magnitude 1 in `spec` at every sample rate. No function looks further than
@@ -39,17 +39,10 @@ class Grid(NamedTuple):
 
 
 def grid_at(sample_rate: int, hp: HParams) -> Grid:
-    """Choose window and hop so that bins and frames mean the same at every sample rate.
+    """Choose window and hop so that bins and frames mean the same at every sample rate [Hz].
 
     Among the hops within 1 % of the reference duration, the one with the smallest large prime
     factor (a fast FFT size), and of those the nearest: 44.1 kHz gets 2048/512, 48 kHz 2240/560.
-
-    Parameters
-    ----------
-    sample_rate : int
-        Rate of the recording [Hz].
-    hp : HParams
-        Reads the reference grid: ``sample_rate``, ``n_fft``, ``hop_length``.
     """
     exact = hp.hop_length * sample_rate / hp.sample_rate
     near = range(
@@ -64,16 +57,8 @@ def grid_at(sample_rate: int, hp: HParams) -> Grid:
 def frames_to_spec(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Take the STFT of the whole frames inside a stretch of samples, without padding.
 
-    Parameters
-    ----------
-    wav : torch.Tensor, shape=(..., n_fft + (n_frames - 1) * hop_length)
-        Waveform, full scale 1.
-    grid : Grid
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_bins, n_frames), complex64
-        Periodic Hann window; a full-scale sine has magnitude 1. Time varies slowest in memory.
+    Maps (..., n_fft + (n_frames - 1) * hop_length) to complex (..., n_bins, n_frames), where time
+    varies slowest in memory. The window is a periodic Hann window.
     """
     frames = wav.unfold(-1, grid.n_fft, grid.hop_length)  # (..., n_frames, n_fft)
     # The window sums to n_fft / 2 and a sine splits into two halves: 4 / n_fft in all.
@@ -84,20 +69,12 @@ def frames_to_spec(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
 def spec_to_frames(spec: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Overlap-add the windowed inverse of every frame, not yet divided by `envelope`.
 
-    Parameters
-    ----------
-    spec : torch.Tensor, shape=(..., n_bins, n_frames), complex64
-    grid : Grid
+    Maps complex (..., n_bins, n_frames) to (..., n_fft + (n_frames - 1) * hop_length)::
 
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_fft + (n_frames - 1) * hop_length)
-        ::
-
-            frame 0   ├──────────────┤
-            frame 1       ├──────────────┤
-            frame 2           ├──────────────┤
-            sum       ▁▁▁▁▃▃▃▃▆▆▆▆███▆▆▆▆▃▃▃▃▁▁▁▁    each column is one hop
+        frame 0   ├──────────────┤
+        frame 1       ├──────────────┤
+        frame 2           ├──────────────┤
+        sum       ▁▁▁▁▃▃▃▃▆▆▆▆███▆▆▆▆▃▃▃▃▁▁▁▁    each column is one hop
     """
     frames = torch.fft.irfft(spec.mT, n=grid.n_fft)  # (..., n_frames, n_fft)
     window = _window(grid.n_fft, grid.n_fft / 4, spec.device, frames.dtype)
@@ -107,15 +84,9 @@ def spec_to_frames(spec: torch.Tensor, grid: Grid) -> torch.Tensor:
 def envelope(present: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Sum the squared windows of the frames that are present: what overlap-add multiplied by.
 
-    Parameters
-    ----------
-    present : torch.Tensor, shape=(n_frames,)
-        1 for a frame of the song, 0 for one before its start or after its end.
-
-    Returns
-    -------
-    torch.Tensor, shape=(n_fft + (n_frames - 1) * hop_length,)
-        1.5 where four frames overlap; never 0 within a song.
+    `present`, (n_frames,), is 1 for a frame of the song, 0 for one before its start or after its
+    end. Returns as many samples as `spec_to_frames`: 1.5 where four frames overlap, never 0 within
+    a song.
     """
     window = _window(grid.n_fft, 1.0, present.device, present.dtype)
     return _overlap_add(present[:, None] * window.square(), grid)
@@ -134,8 +105,7 @@ def stft(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
     Parameters
     ----------
     wav : torch.Tensor, shape=(..., n_samples)
-        Waveform, full scale 1; any length, 0 included.
-    grid : Grid
+        Full scale 1; any length, 0 included.
 
     Returns
     -------
@@ -147,23 +117,10 @@ def stft(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def istft(spec: torch.Tensor, grid: Grid, n_samples: int) -> torch.Tensor:
-    """Invert `stft`; with an unchanged `spec` the waveform returns to rounding.
+    """Invert `stft` to (..., n_samples); an unchanged `spec` gives the waveform, to rounding.
 
-    Parameters
-    ----------
-    spec : torch.Tensor, shape=(..., n_fft // 2 + 1, n_frames), complex64
-    grid : Grid
-    n_samples : int
-        Length of the waveform wanted; at most ``n_frames * hop_length``.
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_samples)
-
-    References
-    ----------
-    .. [1] Griffin and Lim, "Signal estimation from modified short-time Fourier transform",
-       IEEE TASSP 32(2), 1984 (the least-squares inverse: divide by the squared windows' sum).
+    It is the least-squares inverse: the sum is divided by that of the squared windows (Griffin and
+    Lim, "Signal estimation from modified short-time Fourier transform", IEEE TASSP 32(2), 1984).
     """
     present = torch.ones(spec.shape[-1], device=spec.device)
     middle = slice(grid.n_fft // 2, grid.n_fft // 2 + n_samples)
@@ -171,36 +128,15 @@ def istft(spec: torch.Tensor, grid: Grid, n_samples: int) -> torch.Tensor:
 
 
 def to_network_bins(spec: torch.Tensor, hp: HParams) -> torch.Tensor:
-    """Keep the bins the network sees; a low rate's missing ones, above its Nyquist, are 0.
-
-    Parameters
-    ----------
-    spec : torch.Tensor, shape=(..., n_bins of the grid, n_frames)
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., hp.n_bins, n_frames)
-    """
+    """Keep the bins the network sees, hp.n_bins; those above a low rate's Nyquist are 0."""
     missing = hp.n_bins - spec.shape[-2]
     return F.pad(spec, (0, 0, 0, missing)) if missing > 0 else spec[..., : hp.n_bins, :]
 
 
 def a_weighting_db(frequencies: torch.Tensor) -> torch.Tensor:
-    """Return how much louder or quieter the ear hears each frequency.
+    """Return how much louder or quieter the ear hears frequencies [Hz] than 1 kHz [dB].
 
-    Parameters
-    ----------
-    frequencies : torch.Tensor
-        [Hz]
-
-    Returns
-    -------
-    torch.Tensor
-        [dB], 0 at 1 kHz, not below -80.
-
-    References
-    ----------
-    .. [1] IEC 61672-1:2013, Sound level meters (the A curve).
+    The A curve of IEC 61672-1:2013, Sound level meters; not below -80 dB.
     """
     f = frequencies.double().square()
     c = [12194.217**2, 20.598997**2, 107.65265**2, 737.86223**2]
@@ -209,18 +145,10 @@ def a_weighting_db(frequencies: torch.Tensor) -> torch.Tensor:
 
 
 def weighting_curve_db(hp: HParams) -> torch.Tensor:
-    """Place the A curve on the network's bins.
+    """Place the A curve on the network's bins: (n_bins,), float32 [dB].
 
-    Parameters
-    ----------
-    hp : HParams
-        ``weighting="linear"`` reads the curve at the bins' own frequencies; ``"mel"`` reads it at
-        as many Mel-spaced frequencies, as the original experiments did.
-
-    Returns
-    -------
-    torch.Tensor, shape=(n_bins,), float32
-        [dB]
+    ``weighting="linear"`` reads the curve at the bins' own frequencies; ``"mel"`` at as many
+    Mel-spaced frequencies, as the original experiments did.
     """
     if hp.weighting == "mel":
         import librosa  # here, because it takes seconds to import and only this needs it
@@ -241,13 +169,11 @@ def features(spec: torch.Tensor, curve_db: torch.Tensor, power: float, hp: HPara
         Perceptual weight of each bin [dB].
     power : float > 0
         2 for the mixture, 3 ("cubed") for the vocals target.
-    hp : HParams
-        Reads ``min_level_db`` [dB].
 
     Returns
     -------
     torch.Tensor, shape=(..., n_bins, n_frames), float32
-        0 is ``min_level_db`` or quieter, 1 is 0 dB or louder.
+        0 is ``hp.min_level_db`` or quieter, 1 is 0 dB or louder.
 
     Raises
     ------
@@ -261,26 +187,6 @@ def features(spec: torch.Tensor, curve_db: torch.Tensor, power: float, hp: HPara
     slope = -5 * power / hp.min_level_db
     offset = (1 - curve_db / hp.min_level_db)[:, None]
     return energy.clamp_(min=1e-20).log10_().mul_(slope).add_(offset).clamp_(0, 1)
-
-
-def slices(features: torch.Tensor, hp: HParams) -> torch.Tensor:
-    """Cut one slice centred on each frame, with silence before the first and after the last.
-
-    Parameters
-    ----------
-    features : torch.Tensor, shape=(n_bins, n_frames)
-
-    Returns
-    -------
-    torch.Tensor, shape=(n_slices, 1, n_bins, stft_frames)
-        A view; ``n_slices`` is ``ceil(n_frames / stft_stride)``::
-
-            silence │ f0 f1 f2 f3 f4 … │ silence
-            └───── slice 0 ─────┘               centred on f0
-               └───── slice 1 ─────┘            centred on f1, one stride later
-    """
-    padded = F.pad(features, (hp.lookback, hp.lookahead))
-    return padded.unfold(-1, hp.stft_frames, hp.stft_stride).movedim(1, 0)[:, None]
 
 
 def quantize_mask(mask: torch.Tensor) -> torch.Tensor:
@@ -315,20 +221,11 @@ def vocals_mask(
     noise_gate: float,
     mask_sharpness: float = 1.0,
 ) -> torch.Tensor:
-    """Make the mask that is applied from the one the network gives.
+    """Make the mask that is applied from the one in [0, 1] that the network gives.
 
-    Parameters
-    ----------
-    mask : torch.Tensor
-        Network output in [0, 1].
-    mask_at_eval : bool
-        Binary: 1 above `eval_mask_threshold`, else 0. Otherwise soft: 0 below `noise_gate`, and
-        raised to the power of `mask_sharpness` from there on.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape; the background's mask is 1 minus it.
+    With `mask_at_eval` it is binary: 1 above `eval_mask_threshold`, else 0. Otherwise soft: 0 below
+    `noise_gate`, and raised to the power of `mask_sharpness` from there on. The accompaniment's
+    mask is 1 minus it.
     """
     if mask_at_eval:
         return (mask > eval_mask_threshold).to(mask.dtype)
@@ -347,10 +244,6 @@ def apply_mask(spec: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     spec : torch.Tensor, shape=(n_channels, n_bins, n_frames), complex64
     mask : torch.Tensor, shape=(1 or n_channels, hp.n_bins, n_frames)
         More bins than those of `spec` are left out.
-
-    Returns
-    -------
-    torch.Tensor, shape=(n_channels, n_bins, n_frames)
     """
     n_bins, n_known = spec.shape[-2], mask.shape[-2]
     if n_bins <= n_known:
@@ -385,20 +278,9 @@ def ideal_phase_mask(vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch
     """Return the mask in [0, 1] that brings the mixture, with its own phase, nearest to the voice.
 
     On 21 clips of MIR-1K and excerpts of three produced songs it scores 1.0 dB more SI-SDR than the
-    share of the energies.
-
-    Parameters
-    ----------
-    vocals, accompaniment : torch.Tensor, shape=(..., n_bins, n_frames), complex64
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_bins, n_frames), float32
-
-    References
-    ----------
-    .. [1] Erdogan et al., "Phase-sensitive and recognition-boosted speech separation using deep
-       recurrent neural networks", ICASSP 2015 (the truncated phase-sensitive filter).
+    share of the energies. It is the truncated phase-sensitive filter of Erdogan et al.,
+    "Phase-sensitive and recognition-boosted speech separation using deep recurrent neural
+    networks", ICASSP 2015.
     """
     mixture = vocals + accompaniment
     along = vocals.real * mixture.real + vocals.imag * mixture.imag

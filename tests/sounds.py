@@ -1,4 +1,4 @@
-"""Sound files for the tests of files."""
+"""Sounds, sound files, and the view of the network that is easiest to understand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.functional import pad
 
+from hparams import HParams
 from sound.reading import AudioInfo, Reader, SampleFormat
 
 RATE = 44100
@@ -49,3 +52,9 @@ def like(path: Path, subtype: str = "PCM_16", n_channels: int = 1, n_samples: in
 
 def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
+
+
+def slices(features: torch.Tensor, hp: HParams) -> torch.Tensor:
+    """Cut (n_bins, n_frames) into (n_frames, 1, n_bins, stft_frames), silence around the song."""
+    padded = pad(features, (hp.lookback, hp.lookahead))
+    return padded.unfold(-1, hp.stft_frames, 1).movedim(1, 0)[:, None]

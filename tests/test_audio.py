@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import librosa
 import numpy as np
 import pytest
@@ -257,26 +255,6 @@ def test_a_feature_does_not_change_with_what_sounds_far_away():
 def test_a_curve_of_another_length_is_refused():
     with pytest.raises(InputError, match="a spectrogram of 1025 bins, a curve of 513"):
         audio.features(complex_noise(1025, 3), torch.zeros(513), 2.0, HP)
-
-
-# --- Slices -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stride", [1, 3])
-@pytest.mark.parametrize("n_frames", [1, 25, 61])
-@pytest.mark.parametrize("lookahead", [None, 3])
-def test_every_slice_is_around_its_frame_with_silence_around_the_song(n_frames, lookahead, stride):
-    hp = HParams(stft_frames=25, stft_lookahead=lookahead, stft_stride=stride)
-    features = noise(7, n_frames)
-    found = audio.slices(features, hp)
-    n_slices = math.ceil(n_frames / stride)
-    expected = np.zeros((n_slices, 1, 7, 25), np.float32)
-    for i in range(n_slices):
-        for j in range(25):
-            frame = i * stride + j - hp.lookback
-            if 0 <= frame < n_frames:
-                expected[i, 0, :, j] = features[:, frame]
-    np.testing.assert_array_equal(found, expected)
 
 
 # --- Masks --------------------------------------------------------------------------------------

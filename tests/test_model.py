@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sounds
 import torch
 from torch import nn
 
@@ -70,7 +71,7 @@ def test_a_song_in_one_pass_gives_what_its_slices_give(model_type, stft_frames, 
     model, features = lively(hp), music(hp, 19)
     with torch.inference_mode():
         dense = model(pad(features, hp))[0].sigmoid()
-        separate = model(audio.slices(features, hp).contiguous())[..., 0].mT.sigmoid()
+        separate = model(sounds.slices(features, hp).contiguous())[..., 0].mT.sigmoid()
     assert dense.shape == (513, 19)
     assert (dense.amax(1) - dense.amin(1)).mean() > 0.1, "a constant would pass"
     np.testing.assert_allclose(dense, separate, rtol=0, atol=1e-5)

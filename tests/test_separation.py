@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import sounds
 import torch
 from test_model import lively
 from torch import nn
@@ -71,7 +72,7 @@ def reference(separator: Separator, wav: np.ndarray, sample_rate: int) -> np.nda
     spec = audio.stft(torch.from_numpy(wav), grid)  # (n_channels, n_bins, n_frames)
     seen = audio.to_network_bins(spec.mean(0), hp)
     seen = audio.features(seen, separator.curve_db, hp.mixture_power, hp)
-    slices = audio.slices(seen, hp)  # (n_frames, 1, n_bins, stft_frames)
+    slices = sounds.slices(seen, hp)  # (n_frames, 1, n_bins, stft_frames)
     with torch.inference_mode():
         mask = torch.cat([separator.model(one[None].contiguous())[0] for one in slices], -1)
     mask = audio.quantize_mask(mask.sigmoid())

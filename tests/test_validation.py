@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sounds
 import torch
 from test_run import HP, make_run, sine, song, song_of_noise
 
@@ -94,5 +95,5 @@ def test_every_frame_of_a_song_is_predicted_with_silence_around(songs):
     logits = validator.logits(validator.features(mixture))
     features = audio.features(mixture[0], validator.curve_db, HP.mixture_power, HP)
     with torch.no_grad():
-        one_by_one = validator.model(audio.slices(features, HP))  # (n_frames, n_bins, 1)
+        one_by_one = validator.model(sounds.slices(features, HP))  # (n_frames, n_bins, 1)
     np.testing.assert_allclose(logits[0], one_by_one[..., 0].T, atol=1e-5)
