@@ -230,18 +230,6 @@ def identity(songs: list[OpenSong]) -> list[str]:
     return [f"{song.song.id} {song.song.sha256}" for song in songs]
 
 
-def are_learnt(songs: Iterable[Song], learnt: dict[str, str]) -> list[bool]:
-    """Tell which built songs a network knows, be it at another speed (`model.learnt_songs`)."""
-    built_as: dict[str, set[str]] = {}  # the names at all its speeds, of every recording
-    for built, name in learnt.items():
-        built_as.setdefault(name, set()).add(built.rpartition(" ")[0])
-    known = []
-    for song in songs:
-        names = built_as.get(song.id.removesuffix(f" x{song.speed:g}"), set())
-        known.append(f"{song.id} {song.sha256}" in learnt or bool(names - {song.id}))
-    return known
-
-
 def hold_out(
     songs: list[OpenSong], hp: HParams, others: list[OpenSong] | None = None
 ) -> tuple[list[OpenSong], list[OpenSong]]:

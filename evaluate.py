@@ -228,7 +228,7 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say(*tables.tables(summary), "")
     say(f"{len(records)} songs, in dB; %: of the way from the floor to the ideal ratio mask")
     for purpose, names in songs.known_songs(args.checkpoint).items():
-        if n_known := sum(record["name"] in names for record in records):
+        if n_known := sum(songs.song_key(record["name"]) in names for record in records):
             cli.warn(f"{n_known} songs are called like songs that {purpose}")
     if n_failed:
         cli.warn(f"{n_failed} songs failed, each named above")
@@ -295,7 +295,7 @@ def tune(argv: list[str]) -> int:
     from scoring import songs, tuning  # here: a wrong path is told before torch is loaded
 
     learnt, _ = songs.known_songs(args.checkpoint).values()
-    new = [track for track in chosen if track.name not in learnt]
+    new = [track for track in chosen if songs.song_key(track.name) not in learnt]
     if not new:
         raise InputError(
             f"{args.root}: no validation songs: all {len(chosen)} of the split {split!r} were "

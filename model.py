@@ -16,6 +16,7 @@ import io
 import itertools
 import math
 import re
+import unicodedata
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -352,14 +353,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def learnt_songs(checkpoint: dict[str, Any]) -> dict[str, str]:
     """List all songs that a checkpoint has ever learnt from.
 
-    Returns
-    -------
-    dict
-        By what identifies a built song, as `dataset.identity` writes it, what its recording is
-        called: "song x1.15 0f3a…" is what ``build_dataset.py --speed 1.15`` made of "song".
+    By what identifies a built song, as `dataset.identity` writes it, the `song_key` of its name.
     """
     built = [*checkpoint.get("learnt_before", ()), *checkpoint.get("data", ())]
-    return {song: re.sub(r" x[0-9.]+$", "", song.rpartition(" ")[0]) for song in built}
+    return {song: song_key(song.rpartition(" ")[0]) for song in built}
+
+
+def song_key(name: str) -> str:
+    """Return what a song's names have in common: copies of a data set spell "A Song" as "a_song".
+
+    At another speed it is the same song: ``build_dataset.py --speed 1.15`` makes "A Song x1.15".
+    """
+    name = re.sub(r" x[0-9.]+$", "", unicodedata.normalize("NFC", name))
+    return re.sub(r"[\s_]+", " ", name).strip().casefold()
 
 
 def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HParams]:

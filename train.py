@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
     """Train, validate and save, epoch after epoch; returns the exit code."""
-    from learning.run import Log, save, train_epoch
+    from learning.run import open_log, save, train_epoch
     from learning.validation import bounds, validate
 
     hp, world = run.hp, run.world
@@ -74,11 +74,11 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
         begin_folder(run, run_dir, args, save_last)
     is_saved = (run_dir / "last.pth").exists()
 
-    with Log(None if world.rank else run_dir, cli.warn) as log, cli.Stop() as stop:
+    with open_log(None if world.rank else run_dir, cli.warn) as log, cli.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
             with cli.progress(run.slices_left_in_epoch(), " slices") as bar:
-                loss = train_epoch(run, bar.update, log.scalars, stop, lambda: save_last(cli.warn))
+                loss = train_epoch(run, bar.update, log, stop, lambda: save_last(cli.warn))
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
             seconds = time.perf_counter() - started
@@ -95,7 +95,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
                 f"{rate:.0f} slices/s",
                 flush=True,
             )
-            log.scalars({f"valid/{k}": value for k, value in (scores | limits).items()}, run.step)
+            log({f"valid/{k}": value for k, value in (scores | limits).items()}, run.step)
         if world.any(stop()):
             save_last()
             world.gather("saved")  # torchrun ends all processes as soon as one has left
@@ -293,11 +293,13 @@ def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bo
         run.restore(checkpoint)
         return True
     run.start_from(checkpoint)
-    are_learnt = dataset.are_learnt((s.song for s in run.valid), model.learnt_songs(checkpoint))
-    if any(are_learnt) and not run.world.rank:
+    learnt = set(model.learnt_songs(checkpoint).values())
+    n_known = sum(model.song_key(song.song.id) in learnt for song in run.valid)
+    if n_known and not run.world.rank:
         cli.warn(
-            f"{args.checkpoint}: has learnt from {sum(are_learnt)} of the {len(run.valid)} songs "
-            "to validate on; their scores flatter it (hold others out with --validate-on)"
+            f"{args.checkpoint}: has learnt from {n_known} of the {len(run.valid)} songs to "
+            "validate on, by their names; their scores flatter it (hold others out with "
+            "--validate-on)"
         )
     print(f"adapting {args.checkpoint}: {'; '.join(differing.values())}")
     return False

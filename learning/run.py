@@ -12,7 +12,6 @@ import copy
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -34,6 +33,7 @@ from learning.validation import Validator
 OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
 SAVE_EVERY = 300  # seconds between saves within an epoch
+Log = Callable[[dict[str, float], int], None]  # adds a point to each named curve at a step
 WARM_UP_STEPS = 4  # before a step is captured: cuDNN chooses its kernels, the optimizer its state
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
 INHERITED = ("licence", "sources", "learnt_before", "stereo")
@@ -373,7 +373,7 @@ class Step:
 def train_epoch(
     run: Run,
     report: Callable[[int], None],
-    log: Callable[[dict[str, float], int], None],
+    log: Log,
     stopped: Callable[[], bool],
     save: Callable[[], None],
 ) -> float:
@@ -467,45 +467,43 @@ def save(run: Run, folder: Path, name: str, warn: Callable[[str], None] | None =
     return True
 
 
-class Log:
-    """TensorBoard, kept from ever stopping a run: the first failure is told, then it is off.
+@contextlib.contextmanager
+def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
+    """Open a log for TensorBoard and give the function that adds a point to each named curve.
 
-    To be closed however the run ends: its thread goes on writing every two minutes, and would make
-    the folder anew after somebody has moved or removed it.
+    It never ends a run: the first failure is one warning, and nothing more is logged. Points are
+    written at once, by this thread: that of torch's SummaryWriter fails with a traceback.
     """
+    file = None
 
-    def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
-        self._warn, self._writer = warn, None
-        if folder is not None:  # else another rank writes it
-            with self._guarded(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations inside tensorboard
-                from torch.utils.tensorboard import SummaryWriter  # 2 s that only training pays
+    def add(values: dict[str, float], step: int) -> None:
+        if file:
+            event = Event(wall_time=time.time(), step=step)
+            for name, value in values.items():
+                event.summary.value.add(tag=name, simple_value=value)
+            write(event)
 
-                self._writer = SummaryWriter(str(folder.absolute()))  # wherever we are later
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Write what is left, and end the writer's thread."""
-        self._close()
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Add one point to each named curve."""
-        with self._guarded():
-            for name, value in values.items() if self._writer else ():
-                self._writer.add_scalar(name, value, step)
-
-    def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer:
-            with self._guarded():
-                writer.close()
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def write(event: Any) -> None:
+        nonlocal file
         try:
-            yield
-        except (OSError, ImportError) as error:
-            self._warn(f"TensorBoard log stopped: {error}; training goes on")
-            self._close()
+            RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            file = file.close()
+            warn(f"TensorBoard log stopped: {error}; training goes on")
+
+    if folder is not None:  # else another rank writes it
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
+
+            name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+            file = open(folder / name, "wb", buffering=0)  # noqa: SIM115 (closed below)
+        except Exception as error:  # beside another protobuf the import raises whatever it likes
+            warn(f"TensorBoard log stopped: {error}; training goes on")
+        else:
+            write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    try:
+        yield add
+    finally:
+        if file:
+            file.close()

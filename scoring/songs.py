@@ -30,7 +30,7 @@ import torch
 import audio
 import cli
 from hparams import UNTUNED_MASK, HParams, InputError, hparams, override, parse_settings
-from model import learnt_songs, load_checkpoint
+from model import learnt_songs, load_checkpoint, song_key
 from scoring import metrics
 from scoring.tables import BEST_DB, FLOOR, FORMAT, IDEALS, STEMS, WORST_DB, Record, rounded
 from separation import Separator
@@ -92,11 +92,12 @@ def hparams_of(task: Evaluation) -> HParams:
 
 
 def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
-    """Name the songs that a checkpoint was made with, by what for."""
+    """Name the songs that a checkpoint was made with, by what for, as `song_key` spells them."""
     contents = load_checkpoint(checkpoint) if checkpoint else {}
+    tuned_on = {song_key(song["name"]) for song in contents.get("tuned_on", ())}
     return {
         "the checkpoint learnt from": set(learnt_songs(contents).values()),
-        "its mask settings were tuned on": {song["name"] for song in contents.get("tuned_on", ())},
+        "its mask settings were tuned on": tuned_on,
     }
 
 

@@ -215,20 +215,6 @@ def test_songs_that_do_not_suffice_are_refused():
             dataset.hold_out(songs, HP, others)
 
 
-def test_a_recording_is_known_at_whatever_speed_it_was_learnt():
-    plain, slow = song("a").song, replace(song("a x0.84").song, speed=0.84)
-    of = {one.id: f"{one.id} {one.sha256}" for one in (plain, slow)}
-    for learnt, known in (
-        ({}, [False, False]),
-        ({of["a"]: "a"}, [True, True]),
-        ({of["a x0.84"]: "a"}, [True, True]),
-        ({"a x1.15 99": "a"}, [True, True]),
-        ({"a 99": "a"}, [False, True]),  # "a" is another recording, or on another grid
-        ({"b 99": "b", "b x0.84 99": "b"}, [False, False]),
-    ):
-        assert dataset.are_learnt([plain, slow], learnt) == known
-
-
 # --- The plan of an epoch -----------------------------------------------------------------------
 
 

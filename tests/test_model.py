@@ -166,6 +166,15 @@ def test_the_operations_of_the_resnet_are_those_that_hooks_on_its_layers_counted
     assert networks.operations_per_column(HParams()) == 69_099_024
 
 
+def test_a_song_is_known_at_any_speed_and_however_it_is_spelt():
+    learnt = networks.learnt_songs({"learnt_before": ["Ä_Song 0f"], "data": ["a x0.84 1e"]})
+    assert learnt == {"Ä_Song 0f": "ä song", "a x0.84 1e": "a"}
+    for name in ("ä song", "A\u0308  SONG", "Ä_Song x1.15"):
+        assert networks.song_key(name) == "ä song"
+    for other in ("ä songs", "ä-song", "ä song 2"):
+        assert networks.song_key(other) != "ä song"
+
+
 # --- Checkpoints --------------------------------------------------------------------------------
 
 HP = HParams(model_type="convnet", width=4, seed=7)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -476,64 +476,48 @@ def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypat
 # --- The log ------------------------------------------------------------------------------------
 
 
-def log_to(folder: Path | None) -> tuple[training.Log, list[str]]:
-    warnings: list[str] = []
-    return training.Log(folder, lambda text: warnings.append(str(text))), warnings
-
-
 def test_the_log_holds_curves(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    opened, warnings = log_to(tmp_path)
-    with opened as log:
-        log.scalars({"loss": 0.5, "rate": 0.1}, 3)
-    assert warnings == []
-    found = EventAccumulator(str(tmp_path)).Reload()
+    with training.open_log(tmp_path, pytest.fail) as log:
+        log({"loss": 0.5, "rate": 0.1}, 3)
+        found = EventAccumulator(str(tmp_path)).Reload()  # while the run goes on
     assert set(found.Tags()["scalars"]) == {"loss", "rate"}
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(3, 0.5)]
 
 
-def writers() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if type(t).__name__ == "_AsyncWriterThread"]
-
-
-def test_a_log_writes_nothing_anywhere_once_its_run_has_ended(tmp_path, monkeypatch):
-    """Its thread used to write two minutes later, into whatever folder was current then."""
-    for name in ("here", "elsewhere"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    before = writers()
-
-    def fail_within(log: training.Log) -> None:
-        with log:
-            log.scalars({"loss": 0.5}, 1)
-            monkeypatch.chdir(tmp_path / "elsewhere")
-            log.scalars({"loss": 0.5}, 2)
-            assert len(writers()) == len(before) + 1
-            raise InputError("the run fails")
-
-    with pytest.raises(InputError):
-        fail_within(log_to(Path("run"))[0])
-    assert writers() == before
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert len(list((tmp_path / "here" / "run").iterdir())) == 1
-
-
-def test_a_log_that_cannot_be_written_is_told_once_and_training_goes_on(
-    songs, tmp_path, monkeypatch
+@pytest.mark.parametrize("broken", ["no module", "another protobuf", "full disk", "no folder"])
+def test_a_log_that_cannot_be_written_is_one_warning_and_training_goes_on(
+    songs, tmp_path, monkeypatch, capfd, broken
 ):
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.summary.writer import record_writer
 
-    (tmp_path / "file").write_bytes(b"")
-    for name in ("file", "full", "none"):
-        if name == "full":
-            monkeypatch.setattr(SummaryWriter, "add_scalar", fail("no space left"))
-        if name == "none":
-            monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        opened, warnings = log_to(tmp_path / name)
-        with opened as log:
-            go(make_run(songs, replace(HP, steps=2)), log=log.scalars)
-            log.scalars({"again": 1.0}, 1)
-        (warning,) = warnings
-        assert warning.startswith("TensorBoard log stopped")
-        assert warning.endswith("training goes on")
+    write, n_records = record_writer.RecordWriter.write, []
+
+    def write_until_full(writer, record: bytes) -> None:
+        n_records.append(0)
+        if len(n_records) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, record)
+
+    class Incompatible:
+        def __getattr__(self, _name: str) -> None:
+            raise TypeError("Descriptors cannot be created directly.")
+
+    folder = tmp_path / "none" if broken == "no folder" else tmp_path
+    if broken == "no module":
+        monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    elif broken == "another protobuf":
+        monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", Incompatible())
+    elif broken == "full disk":
+        monkeypatch.setattr(record_writer.RecordWriter, "write", write_until_full)
+    warnings: list[str] = []
+    with training.open_log(folder, warnings.append) as log:
+        run = go(make_run(songs, replace(HP, steps=2)), log=log)
+        for step in range(3):
+            log({"again": 1.0}, step)
+    assert run.step == 2
+    (warning,) = warnings
+    assert warning.startswith("TensorBoard log stopped: ")
+    assert warning.endswith("; training goes on")
+    assert capfd.readouterr().err == ""

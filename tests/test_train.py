@@ -475,6 +475,12 @@ def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, who
         assert (found["licence"], found["sources"]) == ("research", ["a band"])
         assert found["learnt_before"] == sorted(learnt)
         assert set(model.learnt_songs(found)) == set(learnt)
+    spelling = {"id": ids[0].upper().replace(" ", "_")}  # as another copy of the music has it
+    known = with_songs(toy_dataset, Path("known"), lambda one: one["id"] == ids[0], **spelling)
+    new = with_songs(toy_dataset, Path("new"), lambda one: one["id"] not in ids)
+    options = ["--adapt", "--checkpoint=net.pth", "--name=four", "--set=steps=1"]
+    assert train.main([str(new), "--validate-on", str(known), *options]) == 0
+    assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
     # Only renamed: it is restored, not adapted.
     words = ["--checkpoint=runs/one/last.pth", "--name=three"]
     assert train.main([str(others), *words]) == 0
