@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import tokenize
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -87,13 +88,7 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read a dataset's manifest.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no finished dataset, or one of another format.
-    """
+    """Read a dataset's manifest; InputError if it is not finished, or of another format."""
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder}: no {MANIFEST}; not a dataset, or its build did not finish")
@@ -113,31 +108,10 @@ def song_of(stored: dict[str, Any]) -> Song:
     return Song(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
 
 
-def check_grid(folder: Path, manifest: Manifest, hp: HParams) -> None:
-    """Raise InputError if a dataset was built on another grid than `hp`."""
-    differing = differences(hp, from_dict(manifest.hparams), GRID)
-    if differing:
-        found = ", ".join(f"{name}={theirs}" for name, (_, theirs) in differing.items())
-        asked = ", ".join(str(ours) for ours, _ in differing.values())
-        options = " ".join(f"--set {name}={theirs}" for name, (_, theirs) in differing.items())
-        raise InputError(
-            f"{folder}: built with {found}, not {asked} "
-            f"(build it again; a new network can learn from it with {options})"
-        )
-
-
 def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
-    """Map one song's array into memory without reading it.
+    """Map a song's array into memory, read-only: (n_frames, n_parts, n_bins, 2), float16.
 
-    Returns
-    -------
-    np.ndarray, shape=(n_frames, n_parts, n_bins, 2), float16
-        Read-only.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, cut short or not what the manifest promises.
+    InputError if the file is missing, cut short or not what the manifest promises.
     """
     path = folder / song.file
     try:
@@ -150,17 +124,18 @@ def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
 
 
 def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
-    """Open every song of some datasets.
-
-    Raises
-    ------
-    InputError
-        If a folder holds no whole dataset, or one on another grid than `hp`.
-    """
+    """Open every song of some datasets; InputError if one is not whole, or on another grid."""
     songs = []
     for index, folder in enumerate(folders):
         manifest = load_manifest(folder)
-        check_grid(folder, manifest, hp)
+        differing = differences(hp, from_dict(manifest.hparams), GRID)
+        if differing:
+            built = [f"{name}={stored}" for name, (_, stored) in differing.items()]
+            asked = ", ".join(str(value) for value, _ in differing.values())
+            raise InputError(
+                f"{folder}: built with {', '.join(built)}, not {asked} (build it again; a new "
+                f"network can learn from it with --set {' --set '.join(built)})"
+            )
         for song in manifest.songs:
             array = open_spectrogram(folder, song, hp.n_bins)
             songs.append(OpenSong(song, array, levels_db(array, song.parts), index))
@@ -180,36 +155,20 @@ def levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, floa
 def spectrogram_blocks(
     blocks: Iterable[np.ndarray], grid: Grid, hp: HParams
 ) -> Iterator[np.ndarray]:
-    """Take the STFT block by block, equal to `audio.stft` of the whole, as songs are stored.
+    """Take the STFT of a waveform in blocks, (n_parts, any) each, as songs are stored.
 
-    Parameters
-    ----------
-    blocks : iterable of np.ndarray, shape=(n_parts, any), float32
-        Consecutive stretches of a waveform, full scale 1.
-
-    Yields
-    ------
-    np.ndarray, shape=(n_frames of the block, n_parts, hp.n_bins, 2), float16
-        ``1 + n_samples // hop_length`` frames in all.
-
-    Raises
-    ------
-    OverflowError
-        If float16 cannot hold a value.
+    Yields float16 (n_frames, n_parts, n_bins, 2); in all, the frames of `audio.stft` of the whole.
+    OverflowError if float16 cannot hold a value.
     """
     import torch
-    import torch.nn.functional as F
 
     import audio
 
-    half, carried = grid.n_fft // 2, None
-    for wav in itertools.chain(map(torch.from_numpy, blocks), [None]):
-        if wav is None:  # the end: centred frames look half a window into silence
-            wav = F.pad(carried, (0, half))
-        elif carried is None:  # the start: the same
-            wav = F.pad(wav, (half, 0))
-        else:
-            wav = torch.cat([carried, wav], -1)
+    silence = torch.zeros(1, grid.n_fft // 2)  # centred frames look into it at both ends
+    carried = silence
+    for block in itertools.chain(map(torch.from_numpy, blocks), [silence]):
+        n_parts = max(len(carried), len(block))
+        wav = torch.cat([x.expand(n_parts, -1) for x in (carried, block)], -1)
         n_frames = max(0, (wav.shape[-1] - grid.n_fft) // grid.hop_length + 1)
         if n_frames:
             spec = audio.to_network_bins(audio.frames_to_spec(wav, grid), hp)
@@ -238,22 +197,11 @@ def hold_out(
     Whole singers are held out (where the layout does not tell, a song is its own singer), at
     random but reproducibly, until they hold ``valid_fraction`` of the frames. With one or two
     singers, as in the training split of MIR-1K, whole songs with all their clips are held out
-    instead.
+    instead. Given `others`, those of them that share no file with `songs` are validated on.
 
-    Parameters
-    ----------
-    songs : list of OpenSong
-        Those of the "test" split are left out altogether. Those at another speed than recorded, or
-        labelled by a teacher, are never validated on, and not learnt from if their singer is.
-    hp : HParams
-        Reads ``valid_fraction`` and ``seed``.
-    others : list of OpenSong, optional
-        Validate on those of them that share no file with `songs`, and hold out none of these.
-
-    Raises
-    ------
-    InputError
-        If no song is left on a side, or those to learn from lack vocals or accompaniment.
+    Songs of the "test" split are left out. Those at another speed than recorded, or labelled by a
+    teacher, are never validated on, and not learnt from if their singer is. InputError if no song
+    is left on a side, or those to learn from lack vocals or accompaniment.
     """
     songs = [song for song in songs if song.song.split == "train"]
     sources = {source["sha256"] for song in songs for source in song.song.inputs}
@@ -266,14 +214,15 @@ def hold_out(
         and (others is None or not sources & {s["sha256"] for s in song.song.inputs})
     ]
     if not valid:
-        which = (
-            f"{len(songs)} training songs has vocals and accompaniment as recorded, and training "
-            "holds some of those out (give more datasets, or --validate-on)"
+        n, what, remedy = (
+            (len(songs), "training songs", "give more datasets, or --validate-on")
             if others is None
-            else f"{len(others)} songs to validate on has vocals and accompaniment as recorded and "
-            "is not learnt from (choose other datasets to validate on)"
+            else (len(others), "songs to validate on", "choose datasets that are not learnt from")
         )
-        raise InputError(f"none of {which}")
+        raise InputError(
+            f"none of {n} {what} can be held out, with vocals and accompaniment as recorded "
+            f"({remedy})"
+        )
     learn = songs
     if others is None:
         key = "singer" if len({song.song.singer for song in valid}) > 2 else "group"
@@ -291,18 +240,13 @@ def hold_out(
 
 def _groups_to_hold_out(songs: list[OpenSong], key: str, hp: HParams) -> set[str]:
     """Draw singers, or songs with all their clips, that hold ``valid_fraction`` of the frames."""
-    n_frames: dict[str, int] = {}
+    n_frames: Counter[str] = Counter()
     for song in songs:
-        group = getattr(song.song, key)
-        n_frames[group] = n_frames.get(group, 0) + song.song.n_frames
+        n_frames[getattr(song.song, key)] += song.song.n_frames
     groups = np.random.default_rng([hp.seed, 1]).permutation(sorted(n_frames))
-    held_out: set[str] = set()
-    for group in groups[:-1] if len(groups) > 1 else groups:  # one is left to learn from
-        n_held_out = sum(n_frames[one] for one in held_out)
-        if held_out and n_held_out >= hp.valid_fraction * sum(n_frames.values()):
-            break
-        held_out.add(group)
-    return held_out
+    n_so_far = np.cumsum([n_frames[group] for group in groups])
+    n_groups = 1 + int(np.searchsorted(n_so_far, hp.valid_fraction * n_so_far[-1]))
+    return set(groups[: min(n_groups, max(1, len(groups) - 1))])  # one is left to learn from
 
 
 # --- The plan of an epoch ------------------------------------------------------------------------
@@ -322,12 +266,10 @@ class Chunks:
     eq_db: np.ndarray  # float32, the equalizers' bands, of vocals and of accompaniment; or none
 
     def __len__(self) -> int:
-        """Return the number of chunks."""
         return len(self.songs)
 
     def __getitem__(self, rows: slice) -> Chunks:
-        """Select some of the chunks."""
-        return Chunks(self.songs[rows], self.starts[rows], self.gains[rows], self.eq_db[rows])
+        return Chunks(*(values[rows] for values in vars(self).values()))
 
 
 def plan_epoch(
@@ -341,8 +283,8 @@ def plan_epoch(
         song            ├───────────────────────────────┤
         chunks    ┊  0    ┊  1    ┊  2    ┊  3    ┊  4    ┊    new offset every epoch
 
-    With `shares`, an epoch has as many chunks, but each dataset's come as often as its share says:
-    some of them several times, or not at all.
+    With `shares`, one for each dataset, an epoch has as many chunks, but each dataset's come as
+    often as its share says: some of them several times, or not at all.
 
     A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
     its vocals over the accompaniment of a random place in another song, scaled to their level.
@@ -350,19 +292,8 @@ def plan_epoch(
     are moved by up to ``gain_db`` each, and their mixture by ``level_db``. A second voice, or
     backing, from anywhere else joins a share of them, up to `SECOND_DB` softer.
 
-    Parameters
-    ----------
-    songs : list of OpenSong
-    hp : HParams
-    epoch : int
-    shares : tuple of float, optional
-        One for each dataset; they need not sum to 1.
-
-    Returns
-    -------
-    Chunks
-        In random order; a whole number of batches, the last of which is filled up with places
-        that come a second time.
+    The chunks come in random order, in whole batches: the last one is filled up with places that
+    come a second time.
     """
     rng = np.random.default_rng([hp.seed, 2, epoch])
     index, start = _places(songs, hp, rng)
@@ -446,10 +377,7 @@ def _draw_order(
 def _mate_weights(
     songs: list[OpenSong], n_frames: np.ndarray, shares: tuple[float, ...]
 ) -> np.ndarray:
-    """Return the chance of every song to be remixed with, in whole numbers: its length, by share.
-
-    The songs of a dataset share what the dataset has of the chunks.
-    """
+    """Return the chance of every song to be remixed with: its length, and its dataset's share."""
     if not shares:
         return n_frames
     datasets = np.array([song.dataset for song in songs])
@@ -467,11 +395,9 @@ def _draw_seconds(
     song_db: np.ndarray,
     hp: HParams,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw songs, frames and gains of second voices and backings, (n, 2) each; most have gain 0.
-
-    What is not to be heard comes from the song that is, so that its band is not narrowed, and from
-    behind its end, so that nothing is read.
-    """
+    """Draw songs, frames and gains of second voices and backings, (n, 2) each; most have gain 0."""
+    # What is silent is from the first one's song, so that the band is not narrowed, but from
+    # behind its end, so that nothing is read.
     second, gain = which.copy(), np.zeros_like(gains)
     start = np.full_like(which, n_frames.max() + hp.stft_frames)
     for part, share in enumerate((hp.second_voice, hp.second_backing)):
@@ -488,10 +414,8 @@ def _draw_seconds(
 
 
 def _draw_mates(weights: np.ndarray, own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw another song than each of `own` by its weight; that one where there is no other.
-
-    The songs lie end to end; the draw steps over the own one.
-    """
+    """Draw another song than each of `own` by its weight; that one where there is no other."""
+    # The songs lie end to end; the draw steps over the own one.
     ends = np.cumsum(weights)
     before, others = ends[own] - weights[own], ends[-1] - weights[own]
     place = rng.integers(np.maximum(others, 1))
@@ -515,15 +439,8 @@ class Batch(NamedTuple):
 class Feed:
     """Gives the spectrograms of chunks on the device, from its own memory or from the disk.
 
-    Parameters
-    ----------
-    songs : list of OpenSong
-    hp : HParams
-        Reads ``chunk_slices``, ``stft_stride`` and ``stft_frames``.
-    device : torch.device
-    resident : bool
-        Load all frames to the device once, and gather there; otherwise a thread reads each batch
-        from the memory-mapped files while the device works on those before.
+    A `resident` one loads all frames to the device once, and gathers there; otherwise a thread
+    reads each batch from the memory-mapped files while the device works on those before.
     """
 
     def __init__(
@@ -563,15 +480,11 @@ class Feed:
         return self._send_all(batches) if self.resident else self._read_ahead(batches)
 
     def spectrograms(self, batch: Batch) -> torch.Tensor:
-        """Return the frames of a batch.
+        """Return the frames of a batch on the device: (n, n_frames, 2 or 4, n_bins, 2), float16.
 
-        Returns
-        -------
-        torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
-            Vocals and accompaniment on the device, as in `Chunks`; ``n_frames`` is
-            ``chunk_frames(hp)``. Zero outside the songs, and above the band that all recordings
-            have: a voice recorded at 16 kHz over a backing of 44.1 kHz would teach that voices
-            end at 8 kHz.
+        ``n_frames`` is ``chunk_frames(hp)``; the third axis is that of `Chunks`. Zero outside the
+        songs, and above the band that all recordings have: a voice recorded at 16 kHz over a
+        backing of 44.1 kHz would teach that voices end at 8 kHz.
         """
         if batch.spectrograms is not None:
             return batch.spectrograms
@@ -623,12 +536,7 @@ class Feed:
 
 
 def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:
-    """Read the frames of a batch from disk, as `Feed.spectrograms` gives them.
-
-    Returns
-    -------
-    np.ndarray, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
-    """
+    """Read the frames of a batch from disk, as `Feed.spectrograms` gives them."""
     n_frames = chunk_frames(hp)
     out = np.zeros((len(batch), n_frames, batch.songs.shape[1], hp.n_bins, 2), dtype=np.float16)
     for i, j in np.ndindex(*batch.songs.shape):

@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 GRID = ("sample_rate", "n_fft", "hop_length")  # bound by a dataset
 TRAINED = (  # bound by a checkpoint
@@ -204,20 +204,7 @@ hparams = HParams()
 
 
 def override(hp: HParams, settings: list[str]) -> HParams:
-    """Apply ``name=value`` strings of the command line.
-
-    Parameters
-    ----------
-    hp : HParams
-        What the settings start from.
-    settings : list of str
-        Such as ``["width=16", "mask_at_eval=true", "noise_gate=none"]``.
-
-    Raises
-    ------
-    UsageError
-        If a name is unknown, or a value is not of the setting's type or out of its range.
-    """
+    """Apply ``name=value`` strings of the command line; UsageError if one of them is wrong."""
     try:
         return replace(hp, **parse_settings(settings))
     except InputError as error:
@@ -225,7 +212,7 @@ def override(hp: HParams, settings: list[str]) -> HParams:
 
 
 def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
-    """Turn ``["width=16"]`` into ``{"width": 16}``; InputError as in `override`."""
+    """Turn ``["width=16", "noise_gate=none"]`` into ``{"width": 16, "noise_gate": None}``."""
     kinds = typing.get_type_hints(HParams)
     values = {}
     for setting in settings:
@@ -244,12 +231,7 @@ def from_dict(stored: dict[str, typing.Any]) -> HParams:
     """Rebuild hparams that a dataset or checkpoint stored.
 
     Names that are younger than the file take the values of then, or else today's defaults; names
-    that were given up are dropped.
-
-    Raises
-    ------
-    InputError
-        If a name is unknown: the file was written by a newer version.
+    that were given up are dropped. InputError if one is unknown: a newer version wrote the file.
     """
     stored = {name: value for name, value in stored.items() if name not in GONE}
     if stored.get("compile") == "reduce-overhead":  # one CUDA graph a step needs no asking now
@@ -261,11 +243,11 @@ def from_dict(stored: dict[str, typing.Any]) -> HParams:
 
 
 def differences(
-    ours: HParams, theirs: HParams, names: Iterable[str]
+    one: HParams, other: HParams, names: Iterable[str]
 ) -> dict[str, tuple[typing.Any, typing.Any]]:
-    """List the settings among `names` on which two hparams disagree, as {name: (ours, theirs)}."""
-    mine, other = asdict(ours), asdict(theirs)
-    return {name: (mine[name], other[name]) for name in names if mine[name] != other[name]}
+    """Return the settings among `names` on which two hparams disagree, with both values."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _parse_value(name: str, text: str, kind: typing.Any) -> typing.Any:

@@ -69,10 +69,7 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
     """Bring all singular values of matrices to about 1 (0.68 to 1.20), and leave their directions.
 
-    Parameters
-    ----------
-    matrices : list of torch.Tensor, shape=(n, m) each
-        A zero matrix stays one; values below some 0.0015 of a matrix's norm come out smaller.
+    A zero matrix stays one; values below some 0.0015 of a matrix's norm come out smaller.
     """
     norms = torch._foreach_norm(matrices)
     torch._foreach_add_(norms, 1e-7)

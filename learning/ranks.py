@@ -80,18 +80,9 @@ def world() -> World:
 
 @contextlib.contextmanager
 def joined(here: World, device: str = "cpu") -> Iterator[None]:
-    """Connect the processes of the run for as long as the block lasts.
+    """Connect the processes of the run, and with "cuda" their GPUs, while the block lasts.
 
-    Parameters
-    ----------
-    here : World
-    device : str
-        "cuda" also connects the GPUs.
-
-    Raises
-    ------
-    InputError
-        If the others cannot be reached, or one of them ends while this one needs it.
+    InputError if the others cannot be reached, or one of them ends while this one needs it.
     """
     if here.size == 1:
         yield

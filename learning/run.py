@@ -49,14 +49,8 @@ FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run
 class Run:
     """A training run: everything that is saved, and that resuming needs.
 
-    Attributes
-    ----------
-    model, averaged : torch.nn.Module
-        The network that learns, and the running average of its weights.
-    epoch, batch, step : int
-        What comes next.
-    history : list of dict
-        What became of every epoch.
+    `model` learns, `averaged` is the running average of its weights; `epoch`, `batch` and `step`
+    say what comes next, and `history` what became of every epoch.
     """
 
     def __init__(
@@ -181,18 +175,14 @@ class Run:
 
     def differences(self, checkpoint: dict[str, Any]) -> dict[str, str]:
         """Say in what this run differs from the one that saved a checkpoint, by name."""
-        theirs = from_dict(checkpoint["hparams"])
         resume = checkpoint.get("resume", {})
         if "weights" not in resume:
             return {"state": "it holds no training state (a last.pth of this version does)"}
         bound = [field.name for field in fields(HParams) if field.name not in FREE]
-        found = {
-            name: f"its {name} is {its}, not {our}"
-            for name, (our, its) in differences(self.hp, theirs, bound).items()
-        }
+        settings = differences(self.hp, from_dict(checkpoint["hparams"]), bound)
+        named = {name: f"its {name} is {its}, not {now}" for name, (now, its) in settings.items()}
         saved = {"shares": [], "data": checkpoint["data"], **resume}
-        ours = self.origin
-        return found | {name: DIFFERS[name] for name in ours if ours[name] != saved[name]}
+        return named | {name: DIFFERS[name] for name, x in self.origin.items() if x != saved[name]}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Continue where a checkpoint stopped."""
@@ -267,19 +257,10 @@ def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) ->
 
 
 def train_step(run: Run, batch: Batch) -> torch.Tensor:
-    """Take one optimizer step at the pace that is set.
+    """Take one optimizer step at the pace that is set; `batch` is this rank's share.
 
-    Parameters
-    ----------
-    run : Run
-    batch : Batch
-        This rank's share of the batch, as `Feed` gives it.
-
-    Returns
-    -------
-    torch.Tensor, shape=(2,)
-        Loss, and the norm of the gradient of the whole batch; on the device: nothing waits for
-        them here.
+    Returns the loss, and the norm of the whole batch's gradient, both in one tensor on the device:
+    nothing waits for them here.
     """
     hp = run.hp
     run.optimizer.zero_grad(set_to_none=True)
@@ -326,13 +307,7 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Take a step; returns loss and gradient norm, as `train_step` does.
-
-        Raises
-        ------
-        InputError
-            If the device is out of memory.
-        """
+        """Take a step, as `train_step` does; InputError if the device is out of memory."""
         run = self._run
         run.set_pace()
         try:
@@ -350,9 +325,9 @@ class Step:
         run = self._run
         if self._batch is None:
             self._batch = Batch(*(None if x is None else x.clone() for x in batch))
-        for held, new in zip(self._batch, batch, strict=True):
-            if held is not None:
-                held.copy_(new)
+        for fixed, new in zip(self._batch, batch, strict=True):
+            if fixed is not None:
+                fixed.copy_(new)
         if self._n_taken < WARM_UP_STEPS:  # on a stream of its own, as capturing demands
             self._n_taken += 1
             stream = torch.cuda.Stream()
@@ -377,21 +352,15 @@ def train_epoch(
     stopped: Callable[[], bool],
     save: Callable[[], None],
 ) -> float:
-    """Train on the rest of the current epoch, or up to the last step of the run.
+    """Train on the rest of the current epoch, or up to the last step; returns its mean loss so far.
 
     Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
     so that a run stopped in between validates when it is resumed.
 
     After every step `report` is told the number of slices and `stopped` is asked; true, on any
     rank, ends the epoch early, ready to be resumed. Now and then `log` is given scalars and the
-    step, and within long epochs `save` is called. Returns the mean loss of the epoch's steps so
-    far, over all ranks.
-
-    Raises
-    ------
-    InputError
-        If loss or gradient is not finite, or the device's memory does not hold a step; names the
-        step and the songs, and nothing is saved.
+    step, and within long epochs `save` is called. InputError, naming the step and its songs, if
+    loss or gradient is not finite: nothing is saved then.
     """
     hp, world = run.hp, run.world
     run.model.train()
@@ -444,12 +413,7 @@ def _finite_values(run: Run, fresh: list[tuple[torch.Tensor, Chunks]]) -> list[l
 def save(run: Run, folder: Path, name: str, warn: Callable[[str], None] | None = None) -> bool:
     """Write a run's last.pth, whose predecessor becomes previous.pth, or its best.pth.
 
-    Returns whether it is there now: with `warn`, a full disk does not end the run.
-
-    Raises
-    ------
-    InputError
-        If it cannot be written and there is no `warn`.
+    Returns whether it is there now; with `warn`, a full disk is no InputError.
     """
     if run.world.rank:
         return True
@@ -476,20 +440,19 @@ def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
     """
     file = None
 
-    def add(values: dict[str, float], step: int) -> None:
-        if file:
-            event = Event(wall_time=time.time(), step=step)
-            for name, value in values.items():
-                event.summary.value.add(tag=name, simple_value=value)
-            write(event)
-
-    def write(event: Any) -> None:
+    def write(**contents: Any) -> None:
         nonlocal file
-        try:
-            RecordWriter(file).write(event.SerializeToString())
-        except OSError as error:
-            file = file.close()
-            warn(f"TensorBoard log stopped: {error}; training goes on")
+        if file:
+            try:
+                event = Event(wall_time=time.time(), **contents)
+                RecordWriter(file).write(event.SerializeToString())
+            except OSError as error:
+                file = file.close()
+                warn(f"TensorBoard log stopped: {error}; training goes on")
+
+    def add(values: dict[str, float], step: int) -> None:
+        points = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        write(step=step, summary={"value": points})
 
     if folder is not None:  # else another rank writes it
         try:
@@ -500,8 +463,7 @@ def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
             file = open(folder / name, "wb", buffering=0)  # noqa: SIM115 (closed below)
         except Exception as error:  # beside another protobuf the import raises whatever it likes
             warn(f"TensorBoard log stopped: {error}; training goes on")
-        else:
-            write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    write(file_version="brain.Event:2")
     try:
         yield add
     finally:

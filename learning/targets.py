@@ -19,15 +19,8 @@ LEAST_ENERGY = 1e-7  # of a chunk: what is below is silence, whatever its mask
 def mix(spectrograms: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale vocals and accompaniment; their sum is a mixture with exactly known vocals.
 
-    Parameters
-    ----------
-    spectrograms : torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
-    gains : torch.Tensor, shape=(n, 2 or 4)
-        Of vocals and accompaniment, and of the second ones, which are added to them.
-
-    Returns
-    -------
-    vocals, accompaniment : torch.Tensor, shape=(n, n_bins, n_frames), complex64
+    Maps (n, n_frames, 2 or 4, n_bins, 2) and gains (n, 2 or 4) to two of (n, n_bins, n_frames),
+    complex; second ones, behind the first two, are added to them.
     """
     scaled = spectrograms.float() * gains[:, None, :, None, None]
     if scaled.shape[2] > 2:
@@ -39,10 +32,7 @@ def mix(spectrograms: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, 
 def equalize(spec: torch.Tensor, eq_db: torch.Tensor, hp: HParams) -> torch.Tensor:
     """Turn the bands of an octave equalizer; between them the curve is straight in log frequency.
 
-    Parameters
-    ----------
-    spec : torch.Tensor, shape=(n, n_bins, n_frames), complex64
-    eq_db : torch.Tensor, shape=(n, len(EQ_HZ))
+    `spec` is (n, n_bins, n_frames), complex, and `eq_db` (n, len(EQ_HZ)).
     """
     hz = torch.arange(hp.n_bins, device=spec.device) * (hp.sample_rate / hp.n_fft)
     place = (hz.clamp(min=1) / EQ_HZ[0]).log2().clamp(0, len(EQ_HZ) - 1)  # in octaves
@@ -62,21 +52,9 @@ def make_example(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix a batch on the device: what the network is shown, and what it should answer.
 
-    Parameters
-    ----------
-    spectrograms : torch.Tensor, shape=(n, n_frames, 2 or 4, n_bins, 2), float16
-    gains : torch.Tensor, shape=(n, 2 or 4)
-    eq_db : torch.Tensor, shape=(n, 2 len(EQ_HZ)) or (n, 0)
-        Equalizers of vocals and of accompaniment.
-    curve_db : torch.Tensor, shape=(n_bins,)
-    hp : HParams
-
-    Returns
-    -------
-    features : torch.Tensor, shape=(n, 1, n_bins, n_frames)
-    target : torch.Tensor, shape=(n, n_bins, chunk_slices)
-    mixture : torch.Tensor, shape=(n, n_bins, chunk_slices), complex64
-        What the target is the mask of.
+    `spectrograms` and `gains` are as in `mix`; `eq_db` is (n, 2 len(EQ_HZ)), of vocals and of
+    accompaniment, or (n, 0). Returns features (n, 1, n_bins, n_frames), and the target with the
+    mixture that it is the mask of, both (n, n_bins, chunk_slices).
     """
     vocals, accompaniment = mix(spectrograms, gains)
     if eq_db.shape[1]:
@@ -95,17 +73,10 @@ def mask_target(
 ) -> torch.Tensor:
     """Return the mask that the network is to learn, as ``mask_target`` defines it.
 
-    Parameters
-    ----------
-    vocals, accompaniment : torch.Tensor, shape=(..., n_bins, n_frames), complex64
-    curve_db : torch.Tensor, shape=(n_bins,)
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_bins, n_frames), float32
-        "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
-        "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the
-        two energies; "phase": how much of the mixture points their way, cut to 0 to 1.
+    "activity": 1 where the weighted, cubed, scaled vocals are above ``mask_threshold``;
+    "dominance": 1 where they are louder than the accompaniment; "ratio": their share of the two
+    energies; "phase": how much of the mixture points their way, cut to 0 to 1. All of shape
+    (..., n_bins, n_frames).
     """
     if hp.mask_target == "activity":
         level = audio.features(vocals, curve_db, hp.vocals_power, hp)
@@ -128,27 +99,16 @@ def mask_loss(
 ) -> torch.Tensor:
     """Return how wrong a mask is, as ``loss`` defines it.
 
-    Parameters
-    ----------
-    logits, target : torch.Tensor, shape=(n, n_bins, n_columns)
-    mixture : torch.Tensor, shape=(n, n_bins, n_columns), complex64
-        What the mask is laid over.
-    curve_db : torch.Tensor, shape=(n_bins,)
-    hp : HParams
-    world : World, optional
-        The mean of the cross entropy's weights is taken over the shares of all ranks.
-    are_taught : torch.Tensor, shape=(n,), bool, optional
-        Which chunks a teacher labelled; "sdr" leaves out the worst ``trim`` of them.
+    "sdr": the mean over chunks of ``log10(sum((mask - target)² |X|²) / sum((target |X|)²))``, both
+    sums plus a hundredth of the mixture's energy: minus a tenth of the signal-to-distortion ratio
+    of the masked spectrogram [dB], its phase being what it is. What is 20 dB below the mixture is
+    good enough, so that chunks without a voice do not outweigh the others. Of the chunks that a
+    teacher labelled, `are_taught` (n,), the worst ``trim`` are left out.
 
-    Returns
-    -------
-    torch.Tensor, scalar
-        "sdr": the mean over chunks of ``log10(sum((mask - target)² |X|²) / sum((target |X|)²))``,
-        both sums plus a hundredth of the mixture's energy: minus a tenth of the
-        signal-to-distortion ratio of the masked spectrogram [dB], its phase being what it is. What
-        is 20 dB below the mixture is good enough, so that chunks without a voice do not outweigh
-        the others. "cross-entropy": binary, a bin's weight being its amplitude, as the ear weights
-        it, to the power ``loss_weight``; the weights are then scaled to a mean of 1.
+    "cross-entropy": binary, a bin's weight being its amplitude, as the ear weights it, to the power
+    ``loss_weight``; the weights are then scaled to a mean of 1 over all ranks.
+
+    `logits`, `target` and `mixture`, over which the mask is laid, are (n, n_bins, n_columns).
     """
     if hp.loss == "sdr":
         energy = mixture.real.square() + mixture.imag.square()
@@ -165,14 +125,9 @@ def mask_loss(
 
 
 def trimmed_mean(losses: torch.Tensor, are_taught: torch.Tensor, trim: float) -> torch.Tensor:
-    """Average losses without the worst of those that a teacher labelled: there it was wrong.
+    """Average losses (n,) without the worst of those that a teacher labelled: there it was wrong.
 
-    Parameters
-    ----------
-    losses : torch.Tensor, shape=(n,)
-    are_taught : torch.Tensor, shape=(n,), bool
-    trim : float, in [0, 1)
-        Share of the labelled ones that is left out, rounded down.
+    `trim` is the share of the labelled ones that is left out, rounded down.
     """
     of_taught = losses.detach().masked_fill(~are_taught, -torch.inf)
     n_left_out = (are_taught.sum() * trim).long()

@@ -48,10 +48,7 @@ class Validator:
         return targets.mask_target(vocals, accompaniment, self.curve_db, self.hp)
 
     def excerpt(self, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the middle ``valid_seconds`` of a song: vocals and accompaniment.
-
-        Two of shape (1, n_bins, n_frames), complex64, on the device.
-        """
+        """Return the vocals and accompaniment of a song's middle, (1, n_bins, n_frames) each."""
         device, hp = self.curve_db.device, self.hp
         n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
         start = (song.song.n_frames - n_frames) // 2
@@ -60,13 +57,10 @@ class Validator:
 
 
 def validate(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
-    """Score the averaged network on held-out songs, by loss and by what is heard.
+    """Score the averaged network on held-out songs, by loss and by SI-SDR of the vocals [dB].
 
-    Returns
-    -------
-    dict
-        ``loss``; mean SI-SDR of the vocals [dB] with the soft mask and with the binary one
-        (threshold 0.5), over the songs whose excerpt has vocals; NaN if there are none.
+    ``soft`` and ``binary`` (threshold 0.5) are means over the songs whose excerpt has vocals; NaN
+    if there are none.
     """
     validator.world.agree(validator.model.buffers())
 
@@ -85,13 +79,10 @@ def validate(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
 
 
 def bounds(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
-    """Score what no network changes: the mixture itself, and the ideal masks on the same STFT.
+    """Score what no network changes, by mean SI-SDR of the vocals [dB].
 
-    Returns
-    -------
-    dict
-        ``floor`` (the mixture as estimate), ``ideal_binary``, ``ideal_ratio``: mean SI-SDR of the
-        vocals [dB].
+    ``floor`` is the mixture as estimate, ``ideal_binary`` and ``ideal_ratio`` are masks on the
+    same STFT.
     """
 
     def score(song: OpenSong) -> list[float]:
