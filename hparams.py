@@ -102,7 +102,7 @@ class HParams:
     eval_mask_threshold: float | None = None  # binary: bins above are voice, 0..1; higher = drier
     noise_gate: float | None = None  # soft: bins below are silence, 0..1; higher = fewer remains
     mask_sharpness: float | None = None  # soft: exponent of the mask; > 1 drier, < 1 more of all
-    stereo: str | None = None  # masks: one of the "mean", of "mid-side" (two), or of "channels"
+    stereo: str | None = None  # a mask of the "mean", for "mid-side" (two), or for all "channels"
     block_frames: int | None = None  # mask columns per network call; None: 256, on a GPU 2048
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
     samples ──▶ STFT ──▶ features ──▶ network ──▶ mask ──× STFT──▶ inverse ──▶ vocals
 
+Recordings that are far softer or louder than music are moved to where it is before the network
+sees them; what the mask is applied to is the recording as it came.
 One unit of work is N = `block_frames` frames, counted from the start of the song, always of the
 same shape: how the samples arrive changes nothing. Live audio works off the frames that are there.
 The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie that much behind:
@@ -12,6 +14,7 @@ The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +48,8 @@ class Separator:
     dtype : torch.dtype
         What the network computes in.
     stereo : str
-        What gets a mask of its own: the "mean" of all channels, "mid-side" of two (of more: the
-        mean), or every one of the "channels".
+        What gets a mask of its own: the "mean" of all channels, "mid-side" of two (of more: every
+        one, as their mean may destroy a voice), or every one of the "channels".
     licence : str
         Terms that the checkpoint comes with; "" where it says nothing.
     """
@@ -63,7 +66,7 @@ class Separator:
         self.dtype = torch.bfloat16 if is_narrow else torch.float32
         self.model = networks.for_inference(model).to(device, self.dtype)
         self.hp, self.device, self.mask_settings = hp, device, mask_settings
-        self.curve_db, self.stereo, self.licence = curve_db.to(device), "mean", ""
+        self.curve_db, self.stereo, self.licence = curve_db.to(device), "mid-side", ""
         self.block_frames = hp.block_frames or BLOCK_FRAMES[device.type]
 
     @classmethod
@@ -108,7 +111,7 @@ class Separator:
                 mask_settings[name] = getattr(settings, name)
         hp = replace(hp, block_frames=settings.block_frames, precision=settings.precision)
         separator = cls(model, hp, checkpoint["curve_db"], mask_settings, torch.device(device))
-        separator.stereo = settings.stereo or checkpoint.get("stereo", "mean")
+        separator.stereo = settings.stereo or checkpoint.get("stereo", "mid-side")
         separator.licence = str(checkpoint.get("licence", ""))
         return separator
 
@@ -185,12 +188,6 @@ class Separator:
         first = self.hp.lookahead
         return torch.cat(masks, -1)[..., first : first + stream.grid.n_frames(wav.shape[-1])]
 
-    def features(self, spec: torch.Tensor, is_split: bool) -> torch.Tensor:
-        """Map each channel, or their mean, to what the network sees: (n_masks, n_bins, n)."""
-        spec = audio.to_network_bins(spec, self.hp)
-        spec = spec if is_split else audio.mono(spec)[None]
-        return audio.features(spec, self.curve_db, self.hp.mixture_power, self.hp)
-
     @torch.inference_mode()
     def mask(self, features: torch.Tensor, past: networks.Past | None = None) -> torch.Tensor:
         """Return the network's answer in 256 levels.
@@ -228,12 +225,13 @@ class Stream:
             raise InputError(f"{n_channels} channels: (n_channels, n_samples)?")
         self.separator, hp, device = separator, separator.hp, separator.device
         self.is_mid_side = separator.is_mid_side(n_channels)
-        self.is_split = self.is_mid_side or separator.stereo == "channels"
+        self.is_split = n_channels > 1 and separator.stereo != "mean"
         self.grid = grid = audio.grid_at(sample_rate, hp)
         # Many channels go through in shorter blocks, so that memory stays what it is.
         self.block_frames = max(16, separator.block_frames // -(-n_channels // 4))
         self.n_pushed = self.n_returned = 0  # samples
         self.n_seen = 0  # frames
+        self.peak_db = torch.full((1,), -math.inf, dtype=torch.float64, device=device)
         self.is_finished = False
         # Samples that wait for their unit: it begins half a window before its first frame's centre.
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
@@ -326,7 +324,7 @@ class Stream:
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
         spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
 
-        features = separator.features(spec, self.is_split)
+        features = self._features(spec)
         if self.past is None:
             features = torch.cat([self.features, features], -1)  # … stft_frames - 1 + n
             self.features = features[..., n:]
@@ -342,6 +340,16 @@ class Stream:
         self.spec, self.carry = spec[..., n:], wav[:, n_finished:]
         self.n_seen += n
         return (wav[:, :n_finished] / self._envelope(first - hp.lookahead, n, n_song)).cpu()
+
+    def _features(self, spec: torch.Tensor) -> torch.Tensor:
+        """Map each channel, or their mean, to what the network sees: (n_masks, n_bins, n)."""
+        hp, curve_db = self.separator.hp, self.separator.curve_db
+        spec = audio.to_network_bins(spec, hp)
+        spec = spec if self.is_split else audio.mono(spec)[None]
+        level_db = audio.loudness_db(spec, curve_db)
+        gain_db, self.peak_db = audio.level_gain_db(level_db, self.peak_db, self.n_seen, hp)
+        spec = spec * (10 ** (gain_db / 20)).float()  # exactly 1 for ordinary recordings
+        return audio.features(spec, curve_db, hp.mixture_power, hp)
 
     def _envelope(self, first: int, n: int, n_song: int) -> torch.Tensor:
         """Sum the squared windows over the hops that frames `first` … `first` + n - 1 finish."""

@@ -63,7 +63,7 @@ def test_a_table_a_figure_and_every_frame_of_the_test_songs(checkpoint, toy_tree
     (song,) = stored["songs"]
     assert list(song["scores"]) == ["floor", "model", "ideal_binary", "ideal_ratio"]
     assert len(song["scores"]["model"]["vocals"]["sir"]) == song["seconds"] == 4
-    settings = {**UNTUNED_MASK, "noise_gate": 0.1, "stereo": "mean"}
+    settings = {**UNTUNED_MASK, "noise_gate": 0.1, "stereo": "mid-side"}
     assert stored["about"]["mask_settings"] == settings
     assert len(stored["about"]["checkpoint"]["sha256"]) == 64
     assert stored["about"]["hparams"]["width"] == 2
@@ -157,7 +157,7 @@ def test_other_settings_other_files_and_another_network_are_scored_again(
     shutil.rmtree(est)
     write_estimates(toy_tree, est, lambda wav: wav // 3)
     assert values() == (pytest.approx(3.52, abs=0.05), False)
-    for setting in ("noise_gate=0.3", "stereo=mid-side"):
+    for setting in ("noise_gate=0.3", "stereo=mean"):
         assert [values("--set", setting)[1] for _ in range(2)] == [False, True]
     assert values("--seconds", 2)[1] is False
     contents = model.load_checkpoint(network)
