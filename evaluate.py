@@ -60,7 +60,7 @@ def make_parser(command: str, text: str) -> argparse.ArgumentParser:
     """Describe the command line of one command; the first one has no name."""
     parser = cli.make_parser(text, EPILOG)
     parser.description = text  # all of it: it says what the numbers are
-    parser.prog = f"{parser.prog} {command}".rstrip()
+    parser.prog += f" {command}" * bool(command)
     return parser
 
 
@@ -80,27 +80,6 @@ def add_song_options(parser: argparse.ArgumentParser, split: str, seconds: float
     parser.add_argument("--workers", type=cli.positive_count, metavar="N", help=text)
 
 
-def add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    """Add what is scored beside the network, and where the scores go."""
-    add = parser.add_argument
-    add("root", type=Path, help="folder of music that build_dataset.py reads (not what it makes)")
-    add_song_options(parser, "test, or all where the layout has none", None)
-    text = (
-        "also score the files of another system: <song>/vocals.wav or <song>_vocals.wav, and the "
-        "same with accompaniment, which otherwise is mixture − vocals; several times"
-    )
-    add(
-        "--estimates", action="append", default=[], type=named_folder, metavar="NAME=DIR", help=text
-    )
-    text = (
-        "all scores (.json); by default beside the checkpoint, or in runs/. Each song's are kept "
-        "in a folder beside it, from which an interrupted run goes on (remove it to start afresh)"
-    )
-    add("--output", type=Path, metavar="FILE", help=text)
-    text = "draw every song's scores (.svg, .png or .pdf; needs matplotlib)"
-    add("--plot", type=Path, metavar="FILE", help=text)
-
-
 def named_folder(text: str) -> tuple[str, Path]:
     """Read ``name=folder`` for argparse."""
     name, equals, folder = text.partition("=")
@@ -109,22 +88,23 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def choose_songs(args: argparse.Namespace) -> tuple[tracks.Found, str, list[tracks.Track]]:
-    """Return what the folder holds, the split, and its songs that have both signals."""
+def choose_songs(args: argparse.Namespace) -> tuple[tracks.Found, list[tracks.Track]]:
+    """Return what the folder holds, and its songs of the split that have both signals."""
     if (args.root / dataset.MANIFEST).is_file():
         raise InputError(
             f"{args.root}: a dataset that build_dataset.py made (give the folder of music that it "
             "was made from)"
         )
-    found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
-    both = [track for track in found.tracks if len(track.signals) == 2]
+    listing = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
+    both = [track for track in listing.tracks if len(track.signals) == 2]
     if not both:
         raise InputError(f"{args.root}: no song has vocals and accompaniment to compare with")
-    split = args.split or ("test" if any(track.split == "test" for track in both) else "all")
-    chosen = [track for track in both if split in (track.split, "all")]
+    if args.split is None:
+        args.split = "test" if any(track.split == "test" for track in both) else "all"
+    chosen = [track for track in both if args.split in (track.split, "all")]
     if not chosen:
-        raise InputError(f"{args.root}: no songs of the split {split!r} (try --split all)")
-    return found, split, chosen
+        raise InputError(f"{args.root}: no songs of the split {args.split!r} (try --split all)")
+    return listing, chosen
 
 
 def results_of(
@@ -155,22 +135,17 @@ def score_network(argv: list[str]) -> int:
     """Score a checkpoint."""
     parser = make_parser("", __doc__)
     parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    add_scoring_options(parser)
     text = "score the binary mask (hard) and the soft one (soft), each as tuned"
     parser.add_argument("--both-masks", action="store_true", help=text)
     cli.add_device_option(parser)
-    args = parser.parse_args(argv)
-    cli.refuse_missing(args.checkpoint)
-    return score(args, parser)
+    return score(argv, parser)
 
 
 def score_bounds(argv: list[str]) -> int:
     """Score what needs no checkpoint."""
     parser = make_parser("bounds", BOUNDS)
-    add_scoring_options(parser)
-    args = parser.parse_args(argv)
-    args.checkpoint, args.both_masks = None, False
-    return score(args, parser)
+    parser.set_defaults(checkpoint=None, both_masks=False)
+    return score(argv, parser)
 
 
 def refuse_options(args: argparse.Namespace) -> None:
@@ -182,16 +157,37 @@ def refuse_options(args: argparse.Namespace) -> None:
             raise UsageError(f"--estimates {name}: the name is taken (choose another)")
     if args.output and args.output.suffix != ".json":
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
+    if args.output:
+        tables.refuse_foreign(args.output)
     if args.plot and args.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
 
 
-def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def score(argv: list[str], parser: argparse.ArgumentParser) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
+    add = parser.add_argument
+    add("root", type=Path, help="folder of music that build_dataset.py reads (not what it makes)")
+    add_song_options(parser, "test, or all where the layout has none", None)
+    text = (
+        "also score the files of another system: <song>/vocals.wav or <song>_vocals.wav, and the "
+        "same with accompaniment, which otherwise is mixture − vocals; several times"
+    )
+    add(
+        "--estimates", action="append", default=[], type=named_folder, metavar="NAME=DIR", help=text
+    )
+    text = (
+        "all scores (.json); by default beside the checkpoint, or in runs/. Each song's are kept "
+        "in a folder beside it, from which an interrupted run goes on (remove it to start afresh)"
+    )
+    add("--output", type=Path, metavar="FILE", help=text)
+    text = "draw every song's scores (.svg, .png or .pdf; needs matplotlib)"
+    add("--plot", type=Path, metavar="FILE", help=text)
+    args = parser.parse_args(argv)
+    if args.checkpoint:
+        cli.refuse_missing(args.checkpoint)
     hp = cli.settings_of(args)
     refuse_options(args)
-    found, split, chosen = choose_songs(args)
-    chosen = chosen[:: args.every]
+    listing, chosen = choose_songs(args)
     beside, name = Path("runs"), f"bounds_{args.root.resolve().name}_{hp.n_fft}_{hp.hop_length}"
     if args.checkpoint:
         name = f"{args.checkpoint.stem}_{args.root.resolve().name}"
@@ -206,10 +202,10 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     from scoring import songs  # here: a wrong path is told before torch is loaded
 
-    jobs, lacking = songs.jobs_of(chosen, dict(args.estimates))
-    for message in (*found.bad, *lacking):
+    jobs, lacking = songs.jobs_of(chosen[:: args.every], dict(args.estimates))
+    for message in (*listing.bad, *lacking):
         cli.complain(message)
-    say(f"{args.root}: {found.layout}: {len(jobs)} songs of the split {split!r}")
+    say(f"{args.root}: {listing.layout}: {len(jobs)} songs of the split {args.split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
     settings = tuple(args.settings)
     task = songs.Evaluation(args.checkpoint, device, settings, args.seconds, args.both_masks)
@@ -220,7 +216,7 @@ def score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         say(f"{n_old} of {len(jobs)} songs were scored before")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
     summary = tables.summarise(records)
-    n_failed = len(found.bad) + len(lacking) + len(jobs) - len(done)
+    n_failed = len(listing.bad) + len(lacking) + len(jobs) - len(done)
     tables.write_scores(output, about, summary, records)
     for record in records:
         for note in record["notes"]:
@@ -265,10 +261,10 @@ def compare(argv: list[str]) -> int:
     for metric in tables.METRICS:
         if args.metric not in (None, metric.name):
             continue
-        found = tables.song_differences(pairs, systems, args.stem, metric.name)
-        for song in found if args.metric else ():
-            say(f"{song.gain:+8.2f} dB  {song.before:7.2f} → {song.after:7.2f}  {song.name}")
-        print(f"{metric.label:>9}: {tables.verdict(found)}")
+        differences = tables.song_differences(pairs, systems, args.stem, metric.name)
+        for name, _, before, after in differences if args.metric else ():
+            say(f"{after - before:+8.2f} dB  {before:7.2f} → {after:7.2f}  {name}")
+        print(f"{metric.label:>9}: {tables.verdict(differences)}")
     return 0
 
 
@@ -290,7 +286,7 @@ def tune(argv: list[str]) -> int:
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
     cli.refuse_missing(args.checkpoint)
     args.split = args.split or "train"
-    found, split, chosen = choose_songs(args)
+    listing, chosen = choose_songs(args)
 
     from scoring import songs, tuning  # here: a wrong path is told before torch is loaded
 
@@ -298,10 +294,10 @@ def tune(argv: list[str]) -> int:
     new = [track for track in chosen if songs.song_key(track.name) not in learnt]
     if not new:
         raise InputError(
-            f"{args.root}: no validation songs: all {len(chosen)} of the split {split!r} were "
+            f"{args.root}: no validation songs: all {len(chosen)} of the split {args.split!r} were "
             "learnt from (give other songs, or name a --split)"
         )
-    for message in found.bad:
+    for message in listing.bad:
         cli.complain(message)
     say(f"{len(chosen) - len(new)} songs left out: they were learnt from")
     device, new = str(cli.device_of(args, parser)), new[:: args.every]
@@ -314,7 +310,7 @@ def tune(argv: list[str]) -> int:
     settings = tuning.best_settings(mean)
     say(*tuning.curves(mean), "", f"tuned on {len(tuned)} songs")
     say("best: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
-    n_failed = len(found.bad) + len(new) - len(done)
+    n_failed = len(listing.bad) + len(new) - len(done)
     if args.dry_run:
         say(f"{args.checkpoint}: left as it is (--dry-run)")
     elif n_failed:

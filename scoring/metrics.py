@@ -59,25 +59,8 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
         return float(10 * np.log10((target @ target) / max(noise @ noise, 1e-300)))
 
 
-class Scores(NamedTuple):
-    """Scores in frames, each of shape (..., n_sources, n_frames), float64 [dB]."""
-
-    sdr: torch.Tensor  # signal to distortion: the true source over all that was done to it
-    isr: torch.Tensor  # image to spatial distortion: over what a filter could undo
-    sir: torch.Tensor  # signal to interference: over what is left of the other sources
-    sar: torch.Tensor  # signal to artifacts: over what no filtering of any source explains
-
-
-class WholeScores(NamedTuple):
-    """Scores of a whole signal, each of shape (..., n_sources), float64 [dB]."""
-
-    sdr: torch.Tensor
-    sir: torch.Tensor
-    sar: torch.Tensor
-
-
 class _Energies(NamedTuple):
-    """Energies of a source, its estimate and the estimate's two projections."""
+    """Of sources in frames, each of shape (n_systems, n_sources, n_frames), float64."""
 
     true: torch.Tensor
     error: torch.Tensor  # estimate - true
@@ -89,7 +72,9 @@ class _Energies(NamedTuple):
     artifacts: torch.Tensor  # estimate - explained
 
 
-def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int) -> Scores:
+def bss_eval_v4(
+    references: torch.Tensor, estimates: torch.Tensor, window: int
+) -> dict[str, torch.Tensor]:
     """Score estimates frame by frame, with filters that are the same for the whole song.
 
     Give `window` the sample rate, as SiSEC 2018 did, and take medians over frames with
@@ -109,11 +94,13 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int) 
 
     Returns
     -------
-    Scores
-        NaN in a frame in which any source's reference is silent (its channels sum to 0 at every
-        sample), and of a source in a frame in which its own estimate is; there museval leaves out
-        the other sources, too, which have their scores here. Never infinite: beyond ±300 dB scores
-        are ±300 dB.
+    dict of torch.Tensor, each of shape (n_systems, n_sources, n_frames), float64 [dB]
+        ``sdr``, signal to distortion: the true source over all that was done to it; ``isr``, image
+        to spatial distortion: over what a filter could undo; ``sir``, signal to interference: over
+        what is left of the other sources; ``sar``, signal to artifacts: over what no filtering of
+        any source explains. Beyond ±300 dB scores are ±300 dB. NaN in a frame in which any source's
+        reference is silent (its channels sum to 0 at every sample), and of a source in a frame in
+        which its own estimate is; there museval leaves out the other sources, too.
 
     Raises
     ------
@@ -127,38 +114,28 @@ def bss_eval_v4(references: torch.Tensor, estimates: torch.Tensor, window: int) 
        separation", IEEE TASLP 14(4), 2006.
     """
     energies = _frame_energies(references, estimates, window)
-    return Scores(
-        _decibels(energies.true, energies.error),
-        _decibels(energies.true, energies.spatial),
-        _decibels(energies.filtered, energies.interference),
-        _decibels(energies.explained, energies.artifacts),
-    )
+    return {
+        "sdr": _decibels(energies.true, energies.error),
+        "isr": _decibels(energies.true, energies.spatial),
+        "sir": _decibels(energies.filtered, energies.interference),
+        "sar": _decibels(energies.explained, energies.artifacts),
+    }
 
 
-def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> WholeScores:
+def bss_eval_v3(references: torch.Tensor, estimates: torch.Tensor) -> dict[str, torch.Tensor]:
     """Score whole mono signals, in the order given; filtering a source costs nothing.
 
-    GNSDR, GSIR and GSAR of MIR-1K are means of these over clips, weighted by their lengths; the
-    N of GNSDR subtracts the SDR of the mixture as estimate.
-
-    Parameters
-    ----------
-    references : torch.Tensor, shape=(n_sources, n_samples)
-    estimates : torch.Tensor, shape=(n_systems, n_sources, n_samples)
-
-    Returns
-    -------
-    WholeScores
-        NaN, ±300 dB and errors as in `bss_eval_v4`.
+    Shapes, limits and errors are those of `bss_eval_v4`, without channels and frames; there is no
+    ISR. GNSDR, GSIR and GSAR of MIR-1K are means of these over clips, weighted by their lengths;
+    the N of GNSDR subtracts the SDR of the mixture as estimate.
     """
     whole = max(1, references.shape[-1])
     energies = _frame_energies(references.unsqueeze(-2), estimates.unsqueeze(-2), whole)
-    scores = (
-        _decibels(energies.filtered, energies.unfiltered),
-        _decibels(energies.filtered, energies.interference),
-        _decibels(energies.explained, energies.artifacts),
-    )
-    return WholeScores(*(score[..., 0] for score in scores))
+    return {
+        "sdr": _decibels(energies.filtered, energies.unfiltered)[..., 0],
+        "sir": _decibels(energies.filtered, energies.interference)[..., 0],
+        "sar": _decibels(energies.explained, energies.artifacts)[..., 0],
+    }
 
 
 def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -169,20 +146,7 @@ def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _frame_energies(references: torch.Tensor, estimates: torch.Tensor, window: int) -> _Energies:
-    """Take the energies of every frame of every system.
-
-    Parameters
-    ----------
-    references : torch.Tensor, shape=(n_sources, n_channels, n_samples)
-    estimates : torch.Tensor, shape=(n_systems, n_sources, n_channels, n_samples)
-    window : int
-
-    Returns
-    -------
-    _Energies
-        Each of shape (n_systems, n_sources, n_frames), float64; NaN where silence leaves them
-        undefined.
-    """
+    """Take the energies of every frame of every system; NaN where silence leaves them undefined."""
     n_sources, n_channels, n_samples = references.shape
     n_systems, n_frames = len(estimates), max(1, n_samples // window)
     window = max(1, min(window, n_samples))
@@ -190,74 +154,61 @@ def _frame_energies(references: torch.Tensor, estimates: torch.Tensor, window: i
     gram, cross = _correlate(wavs, guesses.flatten(0, 1))
     cross = cross.unflatten(1, (n_systems, len(wavs)))
     sources = [slice(j * n_channels, (j + 1) * n_channels) for j in range(n_sources)]
-    filters = _solve(gram, cross)
-    own_filters = torch.stack([_solve(gram[own, own], cross[own, :, own]) for own in sources])
-    frame_energies = _FrameEnergies(filters, own_filters, window)
-    shape = (len(_Energies._fields), n_systems, n_sources, n_frames)
-    found = gram.new_full(shape, math.nan)
+    n_fft = _fast_size(window + REACH)  # room for a frame's echo in the filter
+    # (all channels, n_systems, all channels, n_bins), and of each source by its own channels alone
+    filters = torch.fft.rfft(_solve(gram, cross), n=n_fft)
+    own = [torch.fft.rfft(_solve(gram[j, j], cross[j, :, j]), n=n_fft) for j in sources]
+    energies = gram.new_full((len(_Energies._fields), n_systems, n_sources, n_frames), math.nan)
     for t in range(n_frames):
         frame = slice(t * window, (t + 1) * window)
         if _silent(references[..., frame]).any():
             continue
-        true = frame_energies.spectrum(wavs[:, frame])
+        true = _spectrum(wavs[:, frame], n_fft)
         for k in range(n_systems):
-            estimate = frame_energies.spectrum(guesses[k][:, frame])
-            found[:, k, :, t] = frame_energies(k, true, estimate)
-            found[:, k, _silent(estimates[k][..., frame]), t] = math.nan
-    return _Energies(*found)
+            estimate = _spectrum(guesses[k][:, frame], n_fft)
+            energies[:, k, :, t] = 0
+            for i in range(len(wavs)):  # one at a time stays in cache
+                j, channel = divmod(i, n_channels)
+                explained = _apply(filters[:, k, i], true)
+                filtered = _apply(own[j][:, k, channel], true[sources[j]])
+                of_channel = _energies_of(true[i], estimate[i], filtered, explained)
+                energies[:, k, j, t] += of_channel
+            energies[:, k, _silent(estimates[k][..., frame]), t] = math.nan
+    return _Energies(*energies)
 
 
-class _FrameEnergies:
-    """Filter spectra of frames and sum their squares, in memory that is used again."""
-
-    def __init__(self, filters: torch.Tensor, own_filters: torch.Tensor, window: int) -> None:
-        self.n_fft = n_fft = _fast_size(window + REACH)  # room for a frame's echo in the filter
-        self.filters = torch.fft.rfft(filters, n=n_fft)  # (all channels, k, all channels, n_bins)
-        self.own_filters = torch.fft.rfft(own_filters, n=n_fft)  # (n_sources, n_channels, k, …)
-        self.memory = self.filters.new_empty(3, n_fft // 2 + 1)
-        self.padded = filters.new_zeros(len(filters), n_fft)
-
-    def spectrum(self, frame: torch.Tensor) -> torch.Tensor:
-        """Transform one frame of (all channels, n_samples)."""
-        self.padded[:, : frame.shape[-1]] = frame
-        spectrum = torch.fft.rfft(self.padded, norm="ortho")
-        # Parseval: every bin stands for two, but the first and the last for one.
-        spectrum[:, :: self.n_fft // 2] *= math.sqrt(0.5)
-        return spectrum
-
-    def __call__(self, k: int, true: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
-        """Return `_Energies` of system k's frame as (8, n_sources) from (all channels, n_bins)."""
-        explained, filtered, difference = self.memory
-        n_sources, n_channels = self.own_filters.shape[:2]
-        sums = []
-        for i in range(n_sources * n_channels):  # one at a time stays in cache
-            j, channel = divmod(i, n_channels)
-            own = true[j * n_channels : (j + 1) * n_channels]
-            _apply(self.filters[:, k, i], true, out=explained)
-            _apply(self.own_filters[j, :, k, channel], own, out=filtered)
-            pairs = _Energies(
-                true=(true[i], None),
-                error=(estimate[i], true[i]),
-                filtered=(filtered, None),
-                spatial=(filtered, true[i]),
-                unfiltered=(estimate[i], filtered),
-                explained=(explained, None),
-                interference=(explained, filtered),
-                artifacts=(estimate[i], explained),
-            )
-            for one, other in pairs:
-                wav = one if other is None else torch.sub(one, other, out=difference)
-                # As real numbers, because the norm of complex ones is 50 times as slow.
-                sums.append(torch.linalg.vector_norm(torch.view_as_real(wav)))
-        norms = torch.stack(sums).view(n_sources, n_channels, len(_Energies._fields))
-        return 2 * norms.square().sum(1).T
+def _spectrum(frame: torch.Tensor, n_fft: int) -> torch.Tensor:
+    """Transform a frame so that the squares sum to half its energy, by Parseval."""
+    spectrum = torch.fft.rfft(frame.double(), n=n_fft, norm="ortho")
+    spectrum[:, :: n_fft // 2] *= math.sqrt(0.5)  # every other bin stands for two
+    return spectrum
 
 
-def _apply(filters: torch.Tensor, spectra: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the sum of filtered spectra, both (n, n_bins)."""
-    torch.mul(filters[0], spectra[0], out=out)
+def _energies_of(
+    true: torch.Tensor, estimate: torch.Tensor, filtered: torch.Tensor, explained: torch.Tensor
+) -> torch.Tensor:
+    """Return `_Energies` of spectra of one channel."""
+    signals = _Energies(
+        true=true,
+        error=estimate - true,
+        filtered=filtered,
+        spatial=filtered - true,
+        unfiltered=estimate - filtered,
+        explained=explained,
+        interference=explained - filtered,
+        artifacts=estimate - explained,
+    )
+    # As real numbers, because the norm of complex ones is 50 times as slow.
+    norms = [torch.linalg.vector_norm(torch.view_as_real(signal)) for signal in signals]
+    return 2 * torch.stack(norms).square()
+
+
+def _apply(filters: torch.Tensor, spectra: torch.Tensor) -> torch.Tensor:
+    """Return the sum of filtered spectra, both (n, n_bins)."""
+    total = filters[0] * spectra[0]
     for taps, spectrum in zip(filters[1:], spectra[1:], strict=True):
-        out.addcmul_(taps, spectrum)
+        total.addcmul_(taps, spectrum)
+    return total
 
 
 def _silent(frame: torch.Tensor) -> torch.Tensor:
@@ -275,17 +226,8 @@ def _correlate(
         references  ───┤past│   block   ├──────   Σ x[m] y[m + lag] for lags from 0 to N_TAPS - 1:
         estimates   ────────┤   block   ├──────   every y is met by the samples before it
 
-    Parameters
-    ----------
-    references : torch.Tensor, shape=(n, n_samples)
-    estimates : torch.Tensor, shape=(m, n_samples)
-
-    Returns
-    -------
-    torch.Tensor, shape=(n, n, N_TAPS)
-        Of the references with each other.
-    torch.Tensor, shape=(n, m, N_TAPS)
-        With the estimates.
+    Of references (n, n_samples) and estimates (m, n_samples) returns (n, n, N_TAPS) and
+    (n, m, N_TAPS).
     """
     n_samples = references.shape[-1]
     n_fft = min(BLOCK_FFT, _fast_size(n_samples + 2 * REACH))  # room for blocks and their past
@@ -316,19 +258,10 @@ def _padded(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torc
 
 
 def _solve(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
-    """Solve the normal equations of the filters that bring a sum of channels nearest to signals.
+    """Solve for the filters that bring a sum of channels nearest to signals.
 
-    Parameters
-    ----------
-    gram : torch.Tensor, shape=(n_channels, n_channels, N_TAPS)
-        The channels' correlations.
-    cross : torch.Tensor, shape=(n_channels, ..., N_TAPS)
-        Theirs with signals.
-
-    Returns
-    -------
-    torch.Tensor
-        Filters, shaped like `cross`.
+    `gram` (n_channels, n_channels, N_TAPS) holds the channels' correlations, `cross`
+    (n_channels, ..., N_TAPS) those with the signals; the filters are shaped like `cross`.
     """
     matrix = _toeplitz(gram)
     diagonal = matrix.diagonal()

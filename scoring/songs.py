@@ -4,8 +4,8 @@
 
 Waveforms of a song are float32 of (2, n_channels, n_samples): vocals, then accompaniment. BSSEval
 gets everything rounded to 16 bits, which changes nothing that came from files of 16 bits: what a
-lossy decoder leaves far below that makes its equations so ill-conditioned that museval's own
-scores change by 0.3 dB when all signals are scaled alike.
+lossy decoder leaves far below that makes museval's own scores change by 0.3 dB when all signals are
+scaled alike.
 
 Everybody is scored on the same frames and songs. Where a true source is silent there is nothing to
 separate, and nobody has a score; a silent estimate of what can be heard scores `WORST_DB` in every
@@ -64,31 +64,32 @@ class Job(NamedTuple):
     estimates: dict[str, dict[str, Path]]
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # once in each process
 def load_network(task: Evaluation) -> Separator:
-    """Load the network, once in each process."""
+    """Load the network."""
     settings, explicit = override(hparams, task.settings), parse_settings(task.settings)
     return Separator.load(task.checkpoint, task.device, settings, explicit)
-
-
-def conditions(task: Evaluation) -> dict[str, Any]:
-    """Collect what decides all songs' scores, as JSON keeps it."""
-    about: dict[str, Any] = {"format": FORMAT, "seconds": task.seconds}
-    about["hparams"] = asdict(hparams_of(task))
-    if task.checkpoint:
-        separator = load_network(task)
-        about["checkpoint"] = {"file": task.checkpoint.name, "sha256": sha256(task.checkpoint)}
-        about["computed_in"] = f"{separator.dtype} on {separator.device.type}"
-        about["mask_settings"] = {**separator.mask_settings, "stereo": separator.stereo}
-        about["both_masks"] = task.both_masks
-    about["code"] = {name: sha256(ROOT / name) for name in CODE}
-    about["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
-    return json.loads(json.dumps(about))
 
 
 def hparams_of(task: Evaluation) -> HParams:
     """Return the network's settings; without one, those of the ideal masks."""
     return load_network(task).hp if task.checkpoint else override(hparams, task.settings)
+
+
+def conditions(task: Evaluation) -> dict[str, Any]:
+    """Collect what decides all songs' scores, as JSON keeps it."""
+    about = {"format": FORMAT, "seconds": task.seconds, "hparams": asdict(hparams_of(task))}
+    if task.checkpoint:
+        separator = load_network(task)
+        about |= {
+            "checkpoint": {"file": task.checkpoint.name, "sha256": sha256(task.checkpoint)},
+            "computed_in": f"{separator.dtype} on {separator.device.type}",
+            "mask_settings": {**separator.mask_settings, "stereo": separator.stereo},
+            "both_masks": task.both_masks,
+        }
+    about["code"] = {name: sha256(ROOT / name) for name in CODE}
+    about["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+    return json.loads(json.dumps(about))
 
 
 def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
@@ -105,7 +106,7 @@ def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
 
 
 def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
-    """Give each song the files that systems made of it; `folders` are theirs.
+    """Give each song the files that systems made of it; `folders` are the systems'.
 
     Returns the jobs, the largest first, as a long song at the end would keep all waiting, and a
     message for every song that lacks an estimate. InputError as in `tracks.find_estimates`.
@@ -132,11 +133,11 @@ def scores_of(
     replaced. InputError as in `score_files`, or if nothing can be written.
     """
     files = [sha256(path) for path in job.track.paths]
-    theirs = {
+    estimates = {
         system: {stem: sha256(path) for stem, path in paths.items()}
         for system, paths in job.estimates.items()
     }
-    about = {**about, "files": files, "estimates": theirs}
+    about = {**about, "files": files, "estimates": estimates}
     path = folder / f"{hashlib.sha256(job.track.name.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         stored = json.loads(path.read_text())
@@ -158,29 +159,12 @@ def middle(wavs: np.ndarray, sample_rate: int, seconds: float | None) -> np.ndar
 def read_estimates(
     system: str, files: dict[str, Path], mixture: np.ndarray, sample_rate: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Read what a system made of a song, in the song's shape.
+    """Read what a system made of a song: "vocals", "accompaniment", or both.
 
-    Parameters
-    ----------
-    system : str
-        Its name, for the notes.
-    files : dict of Path
-        Of "vocals", of "accompaniment", or of both; the other one is what the mixture leaves.
-    mixture : np.ndarray, shape=(n_channels, n_samples)
-    sample_rate : int
-
-    Returns
-    -------
-    np.ndarray, shape=(2, n_channels, n_samples), float32
-        Vocals and accompaniment.
-    list of str
-        What was done to them, for the user to read.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read, has another rate, is more than ``tracks.TRIM_SECONDS`` shorter
-        or longer, or has channels that do not go with the song's.
+    Returns (2, n_channels, n_samples), float32, like the `mixture` (n_channels, n_samples), of
+    which a missing one is what the other leaves; and notes on what was done to them. InputError if
+    a file cannot be read, has another rate, is more than ``tracks.TRIM_SECONDS`` shorter or longer,
+    or has channels that do not go with the song's.
     """
     n_channels, n_samples = mixture.shape
     wavs, notes = {}, []
@@ -189,7 +173,7 @@ def read_estimates(
             if (rate := reader.info.sample_rate) != sample_rate:
                 raise InputError(f"{path}: {rate} Hz, the song has {sample_rate} Hz; convert it")
             wav = reader.read()
-        n_here, length = len(wav), f"{wav.shape[-1]} samples, the song has {n_samples}"
+        length = f"{wav.shape[-1]} samples, the song has {n_samples}"
         missing = n_samples - wav.shape[-1]
         if abs(missing) > tracks.TRIM_SECONDS * sample_rate:
             raise InputError(f"{path}: {length}; export it again from the same start to the end")
@@ -197,11 +181,11 @@ def read_estimates(
             done = "trimmed" if missing < 0 else "padded with silence"
             notes.append(f"{stem} of {system}: {length}; {done}")
             wav = np.pad(wav[:, :n_samples], ((0, 0), (0, max(0, missing))))
-        if n_here != n_channels:
-            if 1 not in (n_here, n_channels):
-                raise InputError(f"{path}: {n_here} channels, the song has {n_channels}")
+        if len(wav) != n_channels:
+            if 1 not in (len(wav), n_channels):
+                raise InputError(f"{path}: {len(wav)} channels, the song has {n_channels}")
             done = "copied" if n_channels > 1 else "averaged"
-            notes.append(f"{stem} of {system}: {n_here} channels {done} to {n_channels}")
+            notes.append(f"{stem} of {system}: {len(wav)} channels {done} to {n_channels}")
             wav = np.broadcast_to(wav.mean(0), mixture.shape)
         wavs[stem] = wav
     vocals = wavs["vocals"] if "vocals" in wavs else mixture - wavs["accompaniment"]
@@ -212,24 +196,19 @@ def read_estimates(
 
 
 def score_files(task: Evaluation, job: Job) -> Record:
-    """Separate one song in every way, and score it; InputError if a file does not fit.
-
-    Returns the scores of `score_song`, and what the song is, with ``notes`` on what was odd.
-    """
+    """Separate one song in every way, and score it; InputError if a file does not fit."""
     track, extent = job.track, tracks.measure(job.track)
-    rate, notes = extent.sample_rate, list(extent.notes)
+    rate, notes, systems = extent.sample_rate, list(extent.notes), {}
     references = tracks.read_channels(track)
-    mixture, theirs = references.sum(0), {}
-    for name, files in job.estimates.items():
-        wavs, done = read_estimates(name, files, mixture, rate)
-        theirs[name] = middle(wavs, rate, task.seconds)
-        notes += done
+    whole = references.sum(0)
     references = middle(references, rate, task.seconds)
-    mixture = middle(mixture, rate, task.seconds)
-    hp, systems = hparams_of(task), {}
+    mixture, hp = middle(whole, rate, task.seconds), hparams_of(task)
     if task.checkpoint:
         systems = separate_by_network(load_network(task), mixture, rate, task.both_masks)
-    systems |= theirs
+    for name, files in job.estimates.items():
+        wavs, done = read_estimates(name, files, whole, rate)
+        systems[name] = middle(wavs, rate, task.seconds)
+        notes += done
     for name, mask in ideal_masks(references, rate, hp).items():
         systems[name] = separate_by_mask(mixture, mask, rate, hp, UNTUNED_MASK)
     return {
@@ -244,10 +223,7 @@ def score_files(task: Evaluation, job: Job) -> Record:
 def separate_by_network(
     separator: Separator, mixture: np.ndarray, sample_rate: int, both_masks: bool
 ) -> dict[str, np.ndarray]:
-    """Separate a mixture (n_channels, n_samples) by a network.
-
-    Returns (2, n_channels, n_samples) by system: ``model``, or ``hard`` and ``soft``.
-    """
+    """Separate (n_channels, n_samples) into two of these; returns "model", or "hard" and "soft"."""
     tuned = separator.mask_settings
     ways = {"hard": True, "soft": False} if both_masks else {"model": tuned["mask_at_eval"]}
     separated, separator = {}, copy.copy(separator)
@@ -260,8 +236,7 @@ def separate_by_network(
 def ideal_masks(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, torch.Tensor]:
     """Return the masks (1, hp.n_bins, n_frames) of somebody who knows the truth.
 
-    Each is one for all channels, knows `hp`'s bins, and has 8 bits: the ceiling is what a network
-    with one mask can reach, and not what any method can.
+    Each is one for all channels and has 8 bits: the ceiling of a network with one mask.
     """
     mono = torch.from_numpy(references.mean(1))
     truth = audio.to_network_bins(audio.stft(mono, audio.grid_at(sample_rate, hp)), hp)
@@ -277,10 +252,10 @@ def separate_by_mask(
     settings: dict[str, Any],
     is_mid_side: bool = False,
 ) -> np.ndarray:
-    """Apply a mask to a mixture; the accompaniment is mixture − vocals.
+    """Apply a mask to a mixture (n_channels, n_samples); the accompaniment is mixture − vocals.
 
-    Returns (2, n_channels, n_samples) of a mixture (n_channels, n_samples), a mask of it, or one of
-    mid and one of side, in `hp`'s bins, and all of ``MASK_SETTINGS``.
+    The mask is of the mixture, or one of mid and one of side, in `hp`'s bins; `settings` are all of
+    ``MASK_SETTINGS``. Returns (2, n_channels, n_samples).
     """
     grid, wav = audio.grid_at(sample_rate, hp), torch.from_numpy(mixture)
     spec = audio.stft(audio.mid_side(wav) if is_mid_side else wav, grid)
@@ -298,23 +273,13 @@ def score_song(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Score all systems on one song, the mixture as ``floor`` among them.
 
-    Parameters
-    ----------
-    references : np.ndarray, shape=(2, n_channels, n_samples), float32
-    estimates : dict of np.ndarray, of that shape
-        By system.
-    sample_rate : int
-        Of which BSSEval's frames take one second.
-
-    Returns
-    -------
-    dict
-        By system and stem: lists of ``sdr``, ``isr``, ``sir``, ``sar`` (BSSEval v4, a number a
-        frame); of the whole song ``si_sdr`` and, of mono songs, of which it has been reported,
-        ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3) and ``nsdr`` (``v3_sdr`` minus that of the
-        floor). What is averaged over songs is limited: ``v3_sdr`` and ``si_sdr`` to `WORST_DB` and
-        `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and `BITS_DB`. None is a score that
-        nobody has: a reference is silent in the frame or song.
+    `references`, and the estimates of every system, are float32 (2, n_channels, n_samples).
+    Returns, by system and stem: lists of ``sdr``, ``isr``, ``sir``, ``sar`` (BSSEval v4, a number a
+    second); of the whole song ``si_sdr`` and, of mono songs, of which it has been reported,
+    ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3) and ``nsdr`` (``v3_sdr`` minus that of the
+    floor). What is averaged over songs is limited: ``v3_sdr`` and ``si_sdr`` to `WORST_DB` and
+    `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and `BITS_DB`. None is a score that nobody
+    has: a reference is silent in the frame or song.
     """
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}
@@ -322,27 +287,23 @@ def score_song(
     guesses = torch.empty(len(estimates), *truth.shape)  # filled one by one: they are large
     for guess, estimate in zip(guesses, estimates.values(), strict=True):
         guess.copy_(_to_16_bits(estimate))
-    found = metrics.bss_eval_v4(truth, guesses, sample_rate)._asdict()
+    scores = metrics.bss_eval_v4(truth, guesses, sample_rate)
     if is_mono := len(mixture) == 1:
-        whole = metrics.bss_eval_v3(truth[:, 0], guesses[:, :, 0])
-        found["v3_sdr"] = whole.sdr.clamp(WORST_DB, BEST_DB)
-        found["v3_sir"] = whole.sir.clamp(WORST_DB, BITS_DB)
-        found["v3_sar"] = whole.sar.clamp(WORST_DB, BITS_DB)
-    found = {name: _worst_where_silent(score) for name, score in found.items()}
+        for name, score in metrics.bss_eval_v3(truth[:, 0], guesses[:, :, 0]).items():
+            most_db = BEST_DB if name == "sdr" else BITS_DB
+            scores[f"v3_{name}"] = score.clamp(WORST_DB, most_db)
+    scores = {name: _worst_where_silent(score) for name, score in scores.items()}
     if is_mono:
-        found["nsdr"] = found["v3_sdr"] - found["v3_sdr"][0]
+        scores["nsdr"] = scores["v3_sdr"] - scores["v3_sdr"][0]
     has_truth = truth.flatten(1).any(-1).all()
     si_sdr = [
-        [
-            limited_si_sdr(*pair) if has_truth else math.nan
-            for pair in zip(both, references, strict=True)
-        ]
+        [limited_si_sdr(*pair) for pair in zip(both, references, strict=True)]
         for both in estimates.values()
     ]
-    found["si_sdr"] = torch.tensor(si_sdr, dtype=torch.float64)
+    scores["si_sdr"] = torch.tensor(si_sdr, dtype=torch.float64).where(has_truth, math.nan)
     return {
         system: {
-            stem: {name: rounded(score[i, j].tolist()) for name, score in found.items()}
+            stem: {name: rounded(score[i, j].tolist()) for name, score in scores.items()}
             for j, stem in enumerate(STEMS)
         }
         for i, system in enumerate(estimates)

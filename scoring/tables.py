@@ -70,18 +70,10 @@ def rounded(value: Any) -> Any:
 
 
 def summarise(songs: list[Record]) -> Summary:
-    """Bring songs together.
+    """Bring the scores of songs together.
 
-    Parameters
-    ----------
-    songs : list of dict
-        Each with ``scores`` as `songs.score_song` gives them and ``seconds``.
-
-    Returns
-    -------
-    dict
-        By system, stem and metric: ``value`` [dB], ``n_songs`` that have it, and ``share``, the
-        part of the way from the floor to the ideal ratio mask; None where no way leads up.
+    Returns, by system, stem and metric: ``value`` [dB], ``n_songs`` that have it, and ``share``,
+    the part of the way from the floor to the ideal ratio mask; None where no way leads up.
     """
     systems = list(songs[0]["scores"]) if songs else []
     summary: Summary = {system: {stem: {} for stem in STEMS} for system in systems}
@@ -91,12 +83,10 @@ def summarise(songs: list[Record]) -> Summary:
         for system in systems:
             values = np.array([song_score(s["scores"][system][stem], metric.name) for s in songs])
             there = ~np.isnan(values)
-            if metric.across == "median" or not there.any():
-                mean = median(values)
-            else:
-                mean = float(np.average(values[there], weights=weights[there]))
-            means[system] = mean
-            cell = {"value": rounded(mean), "n_songs": int(there.sum()), "share": None}
+            means[system] = median(values)
+            if metric.across != "median" and there.any():
+                means[system] = float(np.average(values[there], weights=weights[there]))
+            cell = {"value": rounded(means[system]), "n_songs": int(there.sum()), "share": None}
             summary[system][stem][metric.name] = cell
         way = means.get(CEILING, math.nan) - means.get(FLOOR, math.nan)
         for system in systems if way > 0.01 else ():
@@ -116,9 +106,9 @@ def ordered(systems: Iterable[str]) -> list[str]:
 def tables(summary: Summary) -> list[str]:
     """Write a table for each stem, its rows the systems, as lines; metrics nobody has stay out."""
     names = [
-        m
-        for m in METRICS
-        if any(of[stem][m.name]["n_songs"] for of in summary.values() for stem in STEMS)
+        metric
+        for metric in METRICS
+        if any(of[stem][metric.name]["n_songs"] for of in summary.values() for stem in STEMS)
     ]
     width = max([len(system) for system in summary] + [13]) + 1
     lines = []
@@ -159,11 +149,6 @@ class Difference(NamedTuple):
     before: float  # [dB]
     after: float
 
-    @property
-    def gain(self) -> float:
-        """How much better it is after [dB]."""
-        return self.after - self.before
-
 
 def write_scores(path: Path, about: dict[str, Any], summary: Summary, songs: list[Record]) -> None:
     """Write the file that `read_scores` reads: every song's scores and what they are of."""
@@ -172,13 +157,16 @@ def write_scores(path: Path, about: dict[str, Any], summary: Summary, songs: lis
     cli.replace_atomically(path, lambda file: file.write(data))
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise InputError if a file is there that `write_scores` did not write."""
+    if path.is_file() and b"vocal-mask scores" not in path.read_bytes()[:100]:
+        raise InputError(f"{path}: is there and holds no scores (choose another --output)")
+
+
 def read_scores(path: Path, system: str) -> dict[str, Record]:
     """Read what evaluate.py wrote; returns the songs by name.
 
-    Raises
-    ------
-    InputError
-        If the file cannot be read, is something else, or lacks the system.
+    InputError if the file cannot be read, is something else, or lacks the system.
     """
     try:
         stored = json.loads(path.read_text())
@@ -219,32 +207,32 @@ def song_differences(
     pairs: list[tuple[Record, Record]], systems: tuple[str, str], stem: str, metric: str
 ) -> list[Difference]:
     """Take one metric of the songs that have it before and after."""
-    found = []
+    differences = []
     for both in pairs:
         before, after = (
             song_score(song["scores"][system][stem], metric)
             for song, system in zip(both, systems, strict=True)
         )
         if math.isfinite(after - before):
-            found.append(Difference(both[0]["name"], both[0]["group"], before, after))
-    return found
+            differences.append(Difference(both[0]["name"], both[0]["group"], before, after))
+    return differences
 
 
-def verdict(found: list[Difference]) -> str:
+def verdict(differences: list[Difference]) -> str:
     """Say in words how large a difference is on average, and whether it is more than chance."""
-    if not found:
+    if not differences:
         return "no song has it in both"
-    gains, groups = np.array([one.gain for one in found]), [one.group for one in found]
+    gains = np.array([song.after - song.before for song in differences])
+    groups = [song.group for song in differences]
     text, n_groups = f"{gains.mean():+.2f} dB on average", len(set(groups))
     if n_groups < FEWEST:
         return f"{text}; {n_groups} songs are too few to tell"
     low, high = bootstrap(gains, groups)
+    judgement = "holds 0: it may be chance"
     if low > 0 or high < 0:
-        judgement = f"the interval excludes 0: {'better' if low > 0 else 'worse'}"
-    else:
-        judgement = "the interval holds 0: it may be chance"
+        judgement = f"excludes 0: {'better' if low > 0 else 'worse'}"
     return (
-        f"{text}, 95 % interval {low:+.2f} to {high:+.2f}; {judgement} "
+        f"{text}, 95 % interval {low:+.2f} to {high:+.2f}; the interval {judgement} "
         f"({(gains > 0).sum()} of {len(gains)} songs better)"
     )
 
@@ -252,14 +240,10 @@ def verdict(found: list[Difference]) -> str:
 def bootstrap(
     gains: np.ndarray, groups: list[str], n_resamples: int = 10_000
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a mean of paired differences.
+    """Return the 95 % interval of a mean of paired differences [1].
 
-    Parameters
-    ----------
-    gains : np.ndarray, shape=(n,)
-    groups : list of str
-        The song that each belongs to. Clips of one song are drawn together, as they are no
-        independent witnesses.
+    `groups` names the song that each gain belongs to: clips of one song are drawn together, as they
+    are no independent witnesses.
 
     References
     ----------
@@ -268,9 +252,6 @@ def bootstrap(
     names, index = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(index, gains), np.bincount(index)
     rng = np.random.default_rng(0)
-    means = np.empty(n_resamples)
-    for i in range(n_resamples):
-        drawn = rng.integers(len(names), size=len(names))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = rng.integers(len(names), size=(n_resamples, len(names)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
     return float(low), float(high)

@@ -43,42 +43,25 @@ def tune_track(task: songs.Evaluation, track: tracks.Track) -> tuple[str, list[f
 def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) -> list[float]:
     """Return the SI-SDR of the vocals for every entry of `mask_grid`; NaN if they are silent.
 
-    Parameters
-    ----------
-    separator : Separator
-    references : np.ndarray, shape=(2, n_channels, n_samples), float32
-    sample_rate : int
+    `references` are the true vocals and accompaniment, (2, n_channels, n_samples), float32.
     """
-    mixture = references.sum(0)
+    mixture, scores = references.sum(0), []
     mask = separator.song_mask(mixture, sample_rate)
-
-    def score(settings: dict[str, Any]) -> float:
-        settings = {**UNTUNED_MASK, **settings}
+    is_mid_side = separator.is_mid_side(len(mixture))
+    for settings in mask_grid():
         vocals, _ = songs.separate_by_mask(
-            mixture, mask, sample_rate, separator.hp, settings, separator.is_mid_side(len(mixture))
+            mixture, mask, sample_rate, separator.hp, {**UNTUNED_MASK, **settings}, is_mid_side
         )
-        return songs.limited_si_sdr(vocals, references[0])
-
-    return [score(settings) for settings in mask_grid()]
+        scores.append(songs.limited_si_sdr(vocals, references[0]))
+    return scores
 
 
 def best_settings(scores: np.ndarray) -> dict[str, Any]:
-    """Choose the mask settings with the best scores.
+    """Choose the mask settings with the best of the scores, (len(mask_grid()),).
 
-    Parameters
-    ----------
-    scores : np.ndarray, shape=(len(mask_grid()),)
-
-    Returns
-    -------
-    dict
-        All of ``MASK_SETTINGS``: the best threshold, the best gate with its sharpness, and in
-        ``mask_at_eval`` which of the two sounds better.
-
-    Raises
-    ------
-    InputError
-        If all binary masks score the same, or all soft ones: there is nothing to choose by.
+    Returns all of ``MASK_SETTINGS``: the best threshold, the best gate with its sharpness, and in
+    ``mask_at_eval`` which of the two sounds better. InputError if all binary masks score the same,
+    or all soft ones: there is nothing to choose by.
     """
     grid = mask_grid()
     for kind, part in zip(("binary", "soft"), np.split(scores, [len(THRESHOLDS)]), strict=True):
@@ -108,13 +91,7 @@ def curves(scores: np.ndarray) -> list[str]:
 def store(path: Path, settings: dict[str, Any], names: list[str]) -> None:
     """Put mask settings into a checkpoint, and leave all else in it as it is.
 
-    Parameters
-    ----------
-    path : Path
-    settings : dict
-        All of ``MASK_SETTINGS``.
-    names : list of str
-        The songs they were chosen on, so that evaluate.py can tell them when it scores them.
+    `names` are the songs they were chosen on, so that evaluate.py can tell when it scores them.
     """
     contents = load_checkpoint(path)
     model, hp = restore_model(path, contents)

@@ -250,6 +250,7 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
         (("bounds", "TREE", "--seconds", "0"), 2, "0 is not more than 0"),
         (("bounds", "TREE", "--every", "0"), 2, "0 is not 1 or more"),
         (("bounds", "TREE", "--output", "net.pth"), 2, "net.pth: is written as json"),
+        (("bounds", "TREE", "--output", "my.json"), 1, "my.json: is there and holds no scores"),
         (("bounds", "TREE", "--plot", "net.pth"), 2, "net.pth: a picture's name ends in .svg"),
         (("bounds", "TREE", "--output", "file/a.json"), 1, "file/a.songs: "),
         (("compare", "gone.json", "gone.json"), 1, "gone.json: no such file"),
@@ -262,12 +263,14 @@ def test_what_is_wrong_is_said_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
+    Path("my.json").write_text("{}")
     folders = {"TREE": str(toy_tree), "BUILT": str(toy_dataset), "NET": str(checkpoint)}
     words = [folders.get(word, word) for word in words]
     with contextlib.suppress(SystemExit):  # of argparse, which says 2
         code -= run(*words)
     assert code in (0, 2)
     assert told in capsys.readouterr().err
+    assert Path("my.json").read_text() == "{}"
 
 
 def test_layouts_without_a_split_for_testing_give_all_their_songs(toy_tree, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import collections
+import graphlib
 import subprocess
 import sys
 from dataclasses import fields
@@ -27,6 +29,7 @@ STOREYS = (  # a file imports only from what stands below it, and its own folder
 STOREY_OF = {name: i for i, names in enumerate(STOREYS) for name in names}
 ROOMS = [name for name in STOREY_OF if (ROOT / name).is_dir()]
 FILES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))
+CODE_LINES, TEST_LINES = 9270, 8320  # today's; 7600 and 6300 are the aim
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 SCRIPTS = [*VERBS, "demo", "tools.benchmark", "tools.figures", "tools.publish"]
 
@@ -50,32 +53,28 @@ def imports_of(file: str) -> set[str]:
     return {name for name in names if name.split(".")[0] in STOREY_OF}
 
 
-def reached_from(file: str, room: str) -> set[str]:
-    """Follow a file's imports inside its room."""
-    seen, waiting = set(), [file]
-    while waiting:
-        for name in imports_of(waiting.pop()):
-            if name.startswith(f"{room}.") and MODULES[name] not in seen:
-                seen.add(MODULES[name])
-                waiting.append(MODULES[name])
-    return seen
-
-
-@pytest.mark.parametrize("file", TREES)
-def test_a_file_imports_only_what_stands_below_it(file):
-    room = file.split("/")[0].removesuffix(".py")
-    outside = {name.split(".")[0] for name in imports_of(file)} - {room}
-    too_high = {name for name in outside if STOREY_OF[name] <= STOREY_OF[room]}
-    assert not too_high, f"{file} imports {too_high}"
-    if "/" in file:
-        assert file not in reached_from(file, room), "siblings import each other in a circle"
+def test_a_file_imports_only_what_stands_below_it_and_siblings_without_circles():
+    siblings = {}
+    for file in TREES:
+        room = file.split("/")[0].removesuffix(".py")
+        names = imports_of(file)
+        outside = {name.split(".")[0] for name in names} - {room}
+        too_high = {name for name in outside if STOREY_OF[name] <= STOREY_OF[room]}
+        assert not too_high, f"{file} imports {too_high}"
+        siblings[module_of(file)] = {name for name in names if name.startswith(f"{room}.")}
+    graphlib.TopologicalSorter(siblings).prepare()
 
 
 def test_the_house_stays_small():
+    """A ratchet: lower both numbers with every cut, and never raise them."""
     assert len(FILES) <= 34
     assert sum("/" not in file for file in TREES) <= 10
-    n_lines = sum(len(path.read_text().splitlines()) for path in FILES)
-    assert n_lines <= 9_500, "8000 is the aim: lower this with every cut, and never raise it"
+    code, tests = (
+        sum(len(path.read_text().splitlines()) for path in paths)
+        for paths in (FILES, (ROOT / "tests").glob("*.py"))
+    )
+    assert code <= CODE_LINES
+    assert tests <= TEST_LINES
 
 
 def test_every_file_says_its_job_and_does_nothing_at_import():
@@ -99,13 +98,11 @@ def test_scripts_have_a_main_and_all_else_prints_nothing():
 
 
 def test_no_public_function_or_class_is_called_like_one_in_another_file():
-    found = [
-        (node.name, file)
-        for file, tree in TREES.items()
-        for node in tree.body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
-    ]
-    files_of = {name: sorted(file for other, file in found if other == name) for name, _ in found}
+    files_of = collections.defaultdict(list)
+    for file, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
+                files_of[node.name].append(file)
     of_scripts = {"main", "make_parser"}
     assert not {n: files for n, files in files_of.items() if files[1:] and n not in of_scripts}
 
@@ -123,7 +120,8 @@ def test_every_setting_is_read_somewhere():
 def test_every_file_can_be_imported_where_nothing_is_posix():
     """As on Windows; and what sound files need is there before torch is."""
     hidden = "fcntl grp posix_ipc pwd resource termios"
-    names = sorted((name for name in MODULES if "__main__" not in name), key=by_weight)
+    names = [name for name in MODULES if "__main__" not in name]
+    names.sort(key=lambda name: not name.startswith(("sound", "cli", "hparams")))
     code = f"""
 import importlib, sys
 hidden = {hidden.split()}
@@ -131,19 +129,11 @@ class Hide:
     def find_spec(self, name, path=None, target=None):
         if name in hidden: raise ImportError(name + " is not there on Windows")
 sys.meta_path.insert(0, Hide())
-ours = {{}}
 for name in {names}:
-    try: importlib.import_module(name)
-    except ImportError as error: ours[name] = str(error)
-    if name.startswith("sound.") and "torch" in sys.modules: ours[name] = "imports torch"
-assert not ours, ours
+    importlib.import_module(name)
+    assert not (name.startswith("sound.") and "torch" in sys.modules), name
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def by_weight(name: str) -> tuple[bool, int, str]:
-    """Sort the rooms so that those which do without torch come first."""
-    return (not name.startswith(("sound", "cli", "hparams")), -STOREY_OF[name.split(".")[0]], name)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
