@@ -39,19 +39,10 @@ Past = dict[nn.Module, torch.Tensor]  # per layer the last frames that it saw
 def time_reach(n_convolutions: int, lookahead: int, lookback: int) -> list[tuple[int, int]]:
     """Spread what a network sees in time over a chain of convolutions.
 
-    Parameters
-    ----------
-    n_convolutions : int
-    lookahead, lookback : int
-        Frames after and before the answered one. Their difference is even.
-
-    Returns
-    -------
-    list of (int, int)
-        How many frames each convolution consumes before and after: (0, 0) is one wide in time,
-        (1, 1) three wide, (3, 1) three wide and dilated by 2. They sum to `lookback` and
-        `lookahead`. What is seen ahead is spread evenly; further looks back come in dilations that
-        double, so that no frame between is left out, and cost nothing.
+    Returns how many frames each consumes before and after: (0, 0) is one wide in time, (1, 1) three
+    wide, (3, 1) three wide and dilated by 2. They sum to `lookback` and `lookahead`, whose
+    difference is even. What is seen ahead is spread evenly; further looks back come in dilations
+    that double, so that no frame between is left out, and cost nothing.
     """
     n_looks = (lookback + lookahead) // 2  # what is seen is twice the sum of all dilations
     dilations = _spread(max(lookahead, min(len(FURTHER_BACK), n_looks)), n_convolutions)
@@ -243,13 +234,7 @@ MODELS = {"resnet18": ResNet18, "convnet": ConvNet}
 
 
 def build_model(hp: HParams) -> nn.Module:
-    """Make the network that `hp` names, untrained, channels last.
-
-    Parameters
-    ----------
-    hp : HParams
-        Reads ``model_type``, ``width``, ``stft_frames`` and the number of bins.
-    """
+    """Make the network that ``model_type`` names, untrained, channels last."""
     return MODELS[hp.model_type](hp).to(memory_format=torch.channels_last)
 
 
@@ -266,10 +251,7 @@ def for_inference(model: nn.Module) -> nn.Module:
 
 
 def is_narrow(hp: HParams, device: torch.device, for_inference: bool = False) -> bool:
-    """Return whether ``precision`` means bfloat16 on this device.
-
-    "auto" means it where the hardware computes in it; of CPUs, only to separate.
-    """
+    """Return whether ``precision`` means bfloat16 here; on a CPU "auto" does only to separate."""
     if device.type == "cuda":
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -278,11 +260,7 @@ def is_narrow(hp: HParams, device: torch.device, for_inference: bool = False) ->
 
 
 def operations_per_column(hp: HParams) -> int:
-    """Count the floating-point operations of one more column in a dense pass.
-
-    Multiplications and additions of convolutions and linear layers, as torch counts them; one
-    column more than some others, so that what the first column alone costs drops out.
-    """
+    """Count the multiplications and additions of one more column in a dense pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):  # nothing is computed
@@ -298,17 +276,10 @@ def operations_per_column(hp: HParams) -> int:
 
 
 def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> None:
-    """Write weights with their hparams, atomically.
+    """Write the weights of a model, as `build_model` made it, with their hparams, atomically.
 
-    Parameters
-    ----------
-    path : Path
-    model : nn.Module
-        As built by `build_model`, not folded.
-    hp : HParams
-    **extra
-        Plain dicts, lists, numbers, strings and tensors: ``curve_db``, ``mask_settings``, the
-        datasets' identity, scores, optimizer and so on.
+    `extra` are plain dicts, lists, numbers, strings and tensors: ``curve_db``, ``mask_settings``,
+    the datasets' identity, scores, optimizer and so on.
     """
     contents = {"format": FORMAT, "weights": model.state_dict(), "hparams": asdict(hp), **extra}
     buffer = io.BytesIO()  # torch would turn a full disk into an error of its own
@@ -317,18 +288,10 @@ def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> 
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU and make sure that it is whole.
+    """Read what `save_checkpoint` was given, to the CPU; ``hparams`` is a dict.
 
-    Returns
-    -------
-    dict
-        ``weights``, ``hparams`` (a dict) and whatever `save_checkpoint` was given beside them.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, not a checkpoint of this project, damaged, or holds weights that
-        are not finite.
+    InputError if the file is missing, not a checkpoint of this project, damaged, or holds weights
+    that are not finite.
     """
     path = Path(path)
     cli.refuse_missing(path)
@@ -371,10 +334,7 @@ def song_key(name: str) -> str:
 def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HParams]:
     """Build the network of a loaded checkpoint, weights included.
 
-    Raises
-    ------
-    InputError
-        If the weights do not fit the network that the checkpoint's hparams describe.
+    InputError if the weights do not fit the network that the checkpoint's hparams describe.
     """
     try:
         hp = from_dict(checkpoint["hparams"])

@@ -83,7 +83,12 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
                 break  # also after the last step: the resumed run begins with the validation
             seconds = time.perf_counter() - started
             scores = validate(run.validator, run.valid)
-            refuse_divergence(run, scores["loss"])
+            if not math.isfinite(scores["loss"]):  # nothing is saved then
+                raise InputError(
+                    f"the loss on held-out songs is {scores['loss']} after step {run.step}: the "
+                    "weights have diverged (--set learning_rate= a smaller one); what was saved "
+                    "before is untouched"
+                )
             run.finish_epoch(loss, scores)
             if run.latest_db > run.best_db and save_best(cli.warn):
                 run.best_db = run.latest_db
@@ -112,10 +117,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
 def set_up(
     args: argparse.Namespace, hp: HParams, world: World, device: torch.device
 ) -> tuple[Run, bool]:
-    """Make the run that the command line asks for, new or resumed, and print what it is.
-
-    Also returns whether it goes on where a checkpoint stopped.
-    """
+    """Make the run that is asked for, print it, and tell whether it goes on where one stopped."""
     from learning.run import Run
 
     checkpoint = load_newest(args.checkpoint, world) if args.checkpoint else None
@@ -133,11 +135,8 @@ def set_up(
         songs = [replace(s, song=replace(s.song, split="train")) for s in songs]
     others = dataset.open_songs(args.validate_on, hp) if args.validate_on else None
     learn, valid = dataset.hold_out(songs, hp, others)
-    check_shares(shares, args.data, learn)
     print_songs(hp, learn, valid)
-    if shares:
-        each = (f"{x / sum(shares):.0%} {f}" for x, f in zip(shares, args.data, strict=True))
-        print(f"of every epoch: {', '.join(each)}")
+    check_shares(shares, args.data, learn)
     feed = dataset.Feed(learn, hp, device, resident=fits(learn, device))
     run = Run(hp, feed, valid, world, shares)
     goes_on = checkpoint is not None and resume(run, checkpoint, args)
@@ -153,40 +152,27 @@ def set_up(
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    parser.add_argument("data", type=Path, nargs="+", help="folders that build_dataset.py made")
-    parser.add_argument(
-        "--share",
-        type=cli.positive_number,
-        nargs="+",
-        metavar="X",
-        help="how much of an epoch each folder gets, whatever its length: 1 3 for a quarter and "
-        "three quarters; by default as much as it is long",
+    add = parser.add_argument
+    add("data", type=Path, nargs="+", help="folders that build_dataset.py made")
+    text = (
+        "how much of an epoch each folder gets, whatever its length: 1 3 for a quarter and three "
+        "quarters; by default as much as it is long"
     )
-    parser.add_argument("--name", help="the run's folder is runs/<name> (the model type)")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="resume from this last.pth, with the settings it holds"
-    )
-    parser.add_argument(
-        "--adapt",
-        action="store_true",
-        help="go on from --checkpoint although data, settings or number of processes differ: the "
+    add("--share", type=cli.positive_number, nargs="+", metavar="X", help=text)
+    add("--name", help="the run's folder is runs/<name> (the model type)")
+    text = "resume from this last.pth, with the settings it holds"
+    add("--checkpoint", type=Path, help=text)
+    text = (
+        "go on from --checkpoint although data, settings or number of processes differ: the "
         "weights stay and a new schedule starts; with only another number of processes the run "
-        "goes on where it was",
+        "goes on where it was"
     )
-    parser.add_argument(
-        "--validate-on",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DATA",
-        help="score on the songs of these datasets (not those learnt from), and hold out none",
-    )
-    parser.add_argument(
-        "--all-songs",
-        action="store_true",
-        help="learn from the songs of test splits, too: for a network that ships, not for scores",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
+    add("--adapt", action="store_true", help=text)
+    text = "score on the songs of these datasets (not those learnt from), and hold out none"
+    add("--validate-on", type=Path, nargs="+", default=[], metavar="DATA", help=text)
+    text = "learn from the songs of test splits, too: for a network that ships, not for scores"
+    add("--all-songs", action="store_true", help=text)
+    add("--overwrite", action="store_true", help="replace the run of this name")
     cli.add_device_option(parser)
     return parser
 
@@ -277,10 +263,7 @@ def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HP
 
 
 def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bool:
-    """Go on where the checkpoint stopped and return true; if the run differs, only deliberately.
-
-    False means that it starts anew, from the weights of the checkpoint.
-    """
+    """Go on where the checkpoint stopped; false if the run differs and starts from its weights."""
     import model
 
     differing = run.differences(checkpoint)
@@ -306,14 +289,18 @@ def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bo
 
 
 def check_shares(shares: list[float], folders: list[Path], learn: list[OpenSong]) -> None:
-    """Refuse a share for a dataset from which there is nothing to learn."""
-    if shares and len(shares) != len(folders):
+    """Print each dataset's share; InputError if there is nothing to learn from one."""
+    if not shares:
+        return
+    if len(shares) != len(folders):
         raise InputError(
             f"the checkpoint has shares of {len(shares)} folders, not {len(folders)} (give --share)"
         )
     for index, folder in enumerate(folders):
-        if shares and not any(song.dataset == index for song in learn):
+        if not any(song.dataset == index for song in learn):
             raise InputError(f"{folder}: no song to learn from, so it can have no --share")
+    each = (f"{x / sum(shares):.0%} {f}" for x, f in zip(shares, folders, strict=True))
+    print(f"of every epoch: {', '.join(each)}")
 
 
 def fits(songs: list[OpenSong], device: torch.device) -> bool:
@@ -334,20 +321,10 @@ def print_songs(hp: HParams, learn: list[OpenSong], valid: list[OpenSong]) -> No
         minutes = n_frames * hp.hop_length / hp.sample_rate / 60
         n_singers = len({song.song.singer for song in songs})
         n_taught = sum(song.song.taught for song in songs)
+        taught = f", {n_taught} songs labelled by a teacher" * bool(n_taught)
         print(
-            f"{what} {len(songs)} songs of {n_singers} singers or bands, "
-            f"{minutes:.1f} min, {n_frames // hp.stft_stride} slices"
-            + f", {n_taught} songs labelled by a teacher"
-            * bool(n_taught)
-        )
-
-
-def refuse_divergence(run: Run, loss: float) -> None:
-    """Raise InputError if the loss on held-out songs is no number: nothing is saved then."""
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss on held-out songs is {loss} after step {run.step}: the weights have "
-            "diverged (--set learning_rate= a smaller one); what was saved before is untouched"
+            f"{what} {len(songs)} songs of {n_singers} singers or bands, {minutes:.1f} min, "
+            f"{n_frames // hp.stft_stride} slices{taught}"
         )
 
 
