@@ -37,7 +37,7 @@ BEFORE = {  # what was done before there was a setting for it
     "optimizer": "adamw",
     "level_db": 0.0,
 }
-GONE = ("reverb", "compression")  # settings that older files hold; nothing reads them any more
+GONE = ("reverb", "compression", "compile")  # in older files; nothing reads them any more
 
 
 class InputError(Exception):
@@ -84,7 +84,6 @@ class HParams:
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
     precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
-    compile: str = "off"  # torch.compile: "off" or "default"
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
     second_voice: float = 0.0  # share of chunks with a voice in which another sings along, 0..1
@@ -160,7 +159,6 @@ CHOICES = {
     "schedule": ("one-cycle", "cyclic", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
     "stereo": ("mean", "mid-side", "channels"),
-    "compile": ("off", "default"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "sample_rate": (4000, 384_000),
@@ -234,8 +232,6 @@ def from_dict(stored: dict[str, typing.Any]) -> HParams:
     that were given up are dropped. InputError if one is unknown: a newer version wrote the file.
     """
     stored = {name: value for name, value in stored.items() if name not in GONE}
-    if stored.get("compile") == "reduce-overhead":  # one CUDA graph a step needs no asking now
-        stored["compile"] = "off"
     unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
     if unknown:
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")

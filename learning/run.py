@@ -43,7 +43,7 @@ DIFFERS = {  # by the names of `Run.origin`
     "shares": "its datasets had other shares",
     "processes": "it ran on another number of processes",
 }
-FREE = (*MASK_SETTINGS, "block_frames", "precision", "compile")  # a resumed run may change them
+FREE = (*MASK_SETTINGS, "block_frames", "precision")  # a resumed run may change them
 
 
 class Run:
@@ -70,7 +70,13 @@ class Run:
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all steps have one shape
             torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for
-        self.network = _as_trained(self.model, hp, device, self.world)
+        self.network = self.model  # as the steps call it
+        if self.world.size > 1:
+            if device.type == "cuda":
+                self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            self.network = torch.nn.parallel.DistributedDataParallel(
+                self.network, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self.curve_db = audio.weighting_curve_db(hp).to(device)
         self.validator = Validator(self.averaged, self.curve_db, hp, self.world)
         # What a captured step is to read anew every time lies on the device.
@@ -210,26 +216,6 @@ class Run:
 
     def _inherit(self, checkpoint: dict[str, Any]) -> None:
         self.inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
-
-
-def _as_trained(
-    model: torch.nn.Module, hp: HParams, device: torch.device, world: World
-) -> torch.nn.Module:
-    """Wrap the network as the steps call it: shared among processes, compiled; same weights."""
-    if world.size > 1:
-        if device.type == "cuda":
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model = torch.nn.parallel.DistributedDataParallel(
-            model, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
-    if hp.compile != "off":
-        if world.size > 1 and device.type == "cuda":
-            raise InputError(
-                f"compile is {hp.compile}: batch norms shared among GPUs cannot be compiled "
-                "(--set compile=off)"
-            )
-        model = torch.compile(model, mode=hp.compile)
-    return model
 
 
 def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) -> float:

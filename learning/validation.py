@@ -32,20 +32,13 @@ class Validator:
     hp: HParams
     world: World
 
-    def features(self, mixture: torch.Tensor) -> torch.Tensor:
-        """Return the features of a mixture, (..., n_bins, n_frames)."""
-        return audio.features(mixture, self.curve_db, self.hp.mixture_power, self.hp)
-
     @torch.inference_mode()
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
+    def logits(self, mixture: torch.Tensor) -> torch.Tensor:
         """Return the network's answer to every frame, with silence around the excerpt."""
+        features = audio.features(mixture, self.curve_db, self.hp.mixture_power, self.hp)
         padded = F.pad(features, (self.hp.lookback, self.hp.lookahead))
         with _of_any_length():
             return self.model(padded[:, None].contiguous())
-
-    def target(self, vocals: torch.Tensor, accompaniment: torch.Tensor) -> torch.Tensor:
-        """Return the mask that the network is to learn."""
-        return targets.mask_target(vocals, accompaniment, self.curve_db, self.hp)
 
     def excerpt(self, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the vocals and accompaniment of a song's middle, (1, n_bins, n_frames) each."""
@@ -67,8 +60,8 @@ def validate(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
     def score(song: OpenSong) -> tuple[float, float, float]:
         vocals, accompaniment = validator.excerpt(song)
         mixture = vocals + accompaniment
-        logits = validator.logits(validator.features(mixture))
-        target = validator.target(vocals, accompaniment)
+        logits = validator.logits(mixture)
+        target = targets.mask_target(vocals, accompaniment, validator.curve_db, validator.hp)
         mask = audio.quantize_mask(logits.sigmoid())
         pieces = (_chunks(x, validator.hp) for x in (logits, target, mixture))
         loss = float(targets.mask_loss(*pieces, validator.curve_db, validator.hp))

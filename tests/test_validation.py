@@ -92,7 +92,7 @@ def test_a_network_that_knows_the_answer_scores_as_the_ideal_masks(songs):
 def test_every_frame_of_a_song_is_predicted_with_silence_around(songs):
     validator = validator_of(songs)
     mixture = sum(validator.excerpt(songs[0]))
-    logits = validator.logits(validator.features(mixture))
+    logits = validator.logits(mixture)
     features = audio.features(mixture[0], validator.curve_db, HP.mixture_power, HP)
     with torch.no_grad():
         one_by_one = validator.model(sounds.slices(features, HP))  # (n_frames, n_bins, 1)
