@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from test_run import HP, first_batch, go, make_run, poison_gradient, song_of_noise
-from test_train import settings
+from test_train import TRAIN, settings
 
 import model
 import train
@@ -38,10 +35,28 @@ WIDE = replace(
 LONG = replace(HP, steps=50, epochs=1000)
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+def torchrun(*argv: object) -> subprocess.Popen:
+    """Start a script on two processes."""
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    more = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*starter, *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | more,
+    )
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen):
+    """Leave no process behind, whatever a test finds; torchrun ends those that it started."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 def some_songs() -> list[OpenSong]:
@@ -85,20 +100,6 @@ def test_others_that_never_come_and_bugs_of_ours_are_told_apart(monkeypatch):
 
 
 # --- Two processes ------------------------------------------------------------------------------
-
-
-def collective(here: World) -> dict[str, Any]:
-    """What two ranks tell each other."""
-    mine = torch.tensor([1.0 + here.rank, 10.0])
-    agreed = [torch.full((2,), float(here.rank)), torch.tensor([here.rank])]
-    here.agree(agreed)
-    return {
-        "gather": here.gather({"rank": here.rank}),
-        "any": [here.any(flag) for flag in (False, here.rank == 1, here.rank == 0, True)],
-        "mean": here.mean(mine),
-        "untouched": mine,
-        "agreed": agreed,
-    }
 
 
 def one_gradient(here: World) -> dict[str, torch.Tensor]:
@@ -150,49 +151,30 @@ def other_ends(here: World) -> dict[str, Any]:
     return found
 
 
-def be_a_rank(rank: int, port: int, folder: Path) -> None:
+def be_a_rank(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= dict(zip(NAMES, map(str, ("any", rank, 2, rank)), strict=True))
     here = ranks.world()
-    own = folder / str(rank)
+    own = folder / str(here.rank)
     own.mkdir()
     with ranks.joined(here):
         found = {
-            "collective": collective(here),
             "gradient": one_gradient(here),
             "run": fifty_steps(here, own),
             "ends": other_ends(here),
         }
     assert not torch.distributed.is_initialized()
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(found, folder / f"{here.rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of two processes, and what each of them found."""
-    folder, port = tmp_path_factory.mktemp("two"), free_port()
-    context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=be_a_rank, args=(rank, port, folder)) for rank in (0, 1)]
-    for process in both:
-        process.start()
-    deadline = time.monotonic() + 300
-    for process in both:
-        process.join(max(0, deadline - time.monotonic()))
-    for process in both:
-        process.kill()  # those that wait for one another for ever
-    assert [process.exitcode for process in both] == [0, 0]
+    folder = tmp_path_factory.mktemp("two")
+    with ended(torchrun(__file__, folder)) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
-
-
-def test_two_ranks_tell_each_other(two):
-    for rank, found in enumerate(of_rank["collective"] for of_rank in two[1]):
-        assert found["gather"] == [{"rank": 0}, {"rank": 1}]
-        assert found["any"] == [False, True, True, True]
-        assert found["mean"].tolist() == [1.5, 10]
-        assert found["untouched"].tolist() == [1 + rank, 10]
-        assert [tensor.tolist() for tensor in found["agreed"]] == [[0, 0], [0]]
 
 
 def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(two):
@@ -208,39 +190,35 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(tw
 
 
 def test_after_fifty_steps_both_ranks_have_the_same_weights_and_scores(two):
-    ours, theirs = (of_rank["run"] for of_rank in two[1])
-    assert ours["step"] == theirs["step"] == 50
+    first, second = (of_rank["run"] for of_rank in two[1])
+    assert first["step"] == second["step"] == 50
     for network in ("weights", "averaged"):
-        for name, value in ours[network].items():
-            assert torch.equal(value, theirs[network][name]), name
-    assert ours["losses"] == theirs["losses"]
-    assert ours["losses"][-1] < ours["losses"][0]
-    assert ours["scores"] == theirs["scores"]
-    assert ours["bounds"] == theirs["bounds"]
+        for name, value in first[network].items():
+            assert torch.equal(value, second[network][name]), name
+    for name in ("losses", "scores", "bounds"):
+        assert first[name] == second[name]
+    assert first["losses"][-1] < first["losses"][0]
 
 
 def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two):
-    folder, (ours, theirs) = two
-    assert ours["run"]["files"] == ["best.pth", "last.pth"]
-    assert theirs["run"]["files"] == []
+    folder, found = two
+    first, second = (of_rank["run"] for of_rank in found)
+    assert (first["files"], second["files"]) == (["best.pth", "last.pth"], [])
     songs = some_songs()
-    run, checkpoint = (
-        make_run(songs, LONG, valid=songs),
-        model.load_checkpoint(folder / "0" / "last.pth"),
-    )
+    run = make_run(songs, LONG, valid=songs)
+    checkpoint = model.load_checkpoint(folder / "0" / "last.pth")
     assert run.differences(checkpoint).keys() == {"processes"}
     run.restore(checkpoint)
     scores = validation.validate(run.validator, songs)
-    assert scores == pytest.approx(ours["run"]["scores"], rel=1e-6)
-    assert validation.bounds(run.validator, songs) == pytest.approx(ours["run"]["bounds"])
+    assert scores == pytest.approx(first["scores"], rel=1e-6)
+    assert validation.bounds(run.validator, songs) == pytest.approx(first["bounds"])
 
 
 def test_ranks_agree_on_the_end(two):
-    ours, theirs = (of_rank["ends"] for of_rank in two[1])
-    for name in ("stopped", "error"):
-        assert ours[name] == theirs[name], name
-    assert ours["stopped"] == 3
-    assert ours["error"].startswith("step 2: loss is ")
+    first, second = (of_rank["ends"] for of_rank in two[1])
+    assert first == second
+    assert first["stopped"] == 3
+    assert first["error"].startswith("step 2: loss is ")
 
 
 # --- The script ---------------------------------------------------------------------------------
@@ -249,29 +227,6 @@ def test_ranks_agree_on_the_end(two):
 @pytest.fixture
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def torchrun(*argv: object) -> subprocess.Popen:
-    """Start train.py on two processes."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    return subprocess.Popen(
-        [*starter, f"--master-port={free_port()}", ROOT / "train.py", *map(str, argv)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-    )
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen):
-    """Leave no process behind, whatever a test finds; torchrun ends those that it started."""
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.communicate(timeout=60)
 
 
 def said(process: subprocess.Popen, beginning: str) -> list[str]:
@@ -295,42 +250,38 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     assert list(Path().rglob("*.pth")) == []
 
 
-def ranks_of(process: subprocess.Popen) -> dict[str, int]:
+def ranks_of(process: subprocess.Popen) -> list[int]:
     """Return the process ids of torchrun's ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = {}
-    for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
-        environment = dict(variable.split("=", 1) for variable in variables if "=" in variable)
-        if "RANK" in environment:
-            found[environment["RANK"]] = int(child)
-    return found
+    return [pid for pid in map(int, children) if is_running(pid, b"train.py")]
 
 
-def is_running(pid: int) -> bool:
+def is_running(pid: int, what: bytes = b"") -> bool:
+    """Tell whether a process is there and no zombie, whose command line is empty."""
     with contextlib.suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return bool(words) and what in words
     return False
 
 
 @pytest.mark.torture
 def test_a_rank_that_is_killed_ends_all_within_seconds(toy_dataset, in_an_empty_folder):
-    with ended(torchrun(toy_dataset, *settings(epochs=1000))) as process:
+    with ended(torchrun(TRAIN, toy_dataset, *settings(epochs=1000))) as process:
         said(process, "epoch   2")
         pids = ranks_of(process)
-        assert pids.keys() == {"0", "1"}
-        os.kill(pids["1"], signal.SIGKILL)
+        assert len(pids) == 2
+        os.kill(pids[1], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     assert "train.py: error: rank" in err
     assert "lost the others" in err
-    assert not any(is_running(pid) for pid in pids.values())
+    assert not any(is_running(pid) for pid in pids)
     model.load_checkpoint(Path("runs/convnet/last.pth"))
 
 
 @pytest.mark.torture
 def test_torchrun_that_is_stopped_saves_one_step_of_all_ranks(toy_dataset, in_an_empty_folder):
-    with ended(torchrun(toy_dataset, *settings(epochs=1000))) as process:
+    with ended(torchrun(TRAIN, toy_dataset, *settings(epochs=1000))) as process:
         said(process, "epoch   2")
         pids = ranks_of(process)
         process.send_signal(signal.SIGTERM)
@@ -338,8 +289,12 @@ def test_torchrun_that_is_stopped_saves_one_step_of_all_ranks(toy_dataset, in_an
     assert process.returncode not in (0, None)
     (step,) = re.findall(r"^stopped at step (\d+); resume with", out, re.MULTILINE)
     assert "lost the others" not in err
-    assert not any(is_running(pid) for pid in pids.values())
+    assert not any(is_running(pid) for pid in pids)
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
     assert last["step"] == int(step)
-    with ended(torchrun(toy_dataset, "--checkpoint", "runs/convnet/last.pth")) as process:
+    with ended(torchrun(TRAIN, toy_dataset, "--checkpoint", "runs/convnet/last.pth")) as process:
         said(process, f"epoch {last['resume']['epoch'] + 1:3d}")
+
+
+if __name__ == "__main__":
+    be_a_rank(Path(sys.argv[1]))

@@ -17,7 +17,7 @@ import audio
 import dataset
 import model
 from dataset import PARTS, Batch, Feed, OpenSong, Song
-from hparams import BEFORE, HParams, InputError
+from hparams import HParams, InputError
 from learning import run as training
 from learning import targets, validation
 from learning.ranks import World
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 def song(name: str, vocals: np.ndarray, accompaniment: np.ndarray) -> OpenSong:
-    """Make a song in memory from two waveforms at 4 kHz."""
+    """Make a song in memory of two waveforms at 4 kHz."""
     both = torch.from_numpy(np.stack([vocals, accompaniment])).float()
     spec = audio.stft(both, audio.grid_at(4000, HP))  # (2, n_bins, n_frames)
     array = torch.view_as_real(spec.permute(2, 0, 1)).half().contiguous().numpy()
@@ -136,10 +136,10 @@ def state(run: training.Run) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_same(ours: training.Run, theirs: training.Run) -> None:
-    ours, theirs = state(ours), state(theirs)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+def assert_same(run: training.Run, other: training.Run) -> None:
+    states = state(run), state(other)
+    assert states[0].keys() == states[1].keys()
+    assert [name for name in states[0] if not torch.equal(*(s[name] for s in states))] == []
 
 
 def averaged_equal(run: training.Run, weights: dict[str, torch.Tensor]) -> bool:
@@ -192,21 +192,6 @@ def test_an_example_is_made_of_the_frames_it_is_asked_about(songs):
             np.testing.assert_array_equal(target[..., i : i + 1], audio.ideal_ratio_mask(*answered))
 
 
-def test_the_gains_reach_the_mixture_and_the_target(songs):
-    run = make_run(songs)
-    batch = first_batch(run)
-
-    def example(*gains: float) -> tuple[torch.Tensor, ...]:
-        return example_of(run, batch._replace(gains=torch.tensor([gains] * len(batch.gains))))
-
-    no_voice, target, _ = example(0.0, 1.0)
-    assert not target.any()
-    _, target, _ = example(1.0, 0.0)
-    np.testing.assert_allclose(target[target > 0], 1, rtol=1e-6)
-    np.testing.assert_array_equal(example(0.0, -1.0)[0], no_voice)
-    assert not example(0.0, 0.0)[0].any()
-
-
 @pytest.mark.parametrize("kind", sorted(training.OPTIMIZERS))
 def test_a_step_with_its_pace_on_the_device_is_the_step_with_numbers(songs, kind):
     """The slow twin: learning rate and decay as Python numbers, torch's own moving average."""
@@ -232,12 +217,11 @@ def test_a_step_with_its_pace_on_the_device_is_the_step_with_numbers(songs, kind
         averaged.multi_avg_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
         averaged.n_averaged += 1  # the first call would only copy
         averaged.update_parameters(twin.model)
-    for ours, theirs in ((run.model, twin.model), (run.averaged, averaged.module)):
-        for name, value in theirs.state_dict().items():
-            if "num_batches" not in name:
-                np.testing.assert_allclose(
-                    ours.state_dict()[name], value, rtol=1e-3, atol=1e-5, err_msg=name
-                )
+    for network, expected in ((run.model, twin.model), (run.averaged, averaged.module)):
+        for name, value in expected.state_dict().items():
+            if value.is_floating_point():
+                found = network.state_dict()[name]
+                np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_the_worst_of_what_a_teacher_labelled_is_left_out_of_the_step(songs):
@@ -295,14 +279,14 @@ def test_schedules_are_those_of_the_papers():
     hp = replace(HP, learning_rate=0.1, schedule="one-cycle")
     for n_steps in (1, 2, 199):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-        theirs = torch.optim.lr_scheduler.OneCycleLR(
+        reference = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 0.1, total_steps=n_steps + 1, cycle_momentum=False
         )
         for step in range(n_steps):
             found = training.learning_rate(step, hp, n_steps, 10)
-            assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+            assert found == pytest.approx(reference.get_last_lr()[0], rel=1e-6)
             optimizer.step()
-            theirs.step()
+            reference.step()
     hp, steps = replace(hp, schedule="cyclic"), range(120)  # 10 an epoch
     expected = np.interp(np.arange(120) % 40, [0, 20, 40], [0.01, 0.1, 0.01])
     found = [training.learning_rate(step, hp, 120, 10) for step in steps]
@@ -314,34 +298,31 @@ def test_schedules_are_those_of_the_papers():
 # --- Stopping and going on ----------------------------------------------------------------------
 
 
-def test_resuming_equals_not_stopping(songs, tmp_path):
-    last = tmp_path / "last.pth"
-    for schedule in ("one-cycle", "cyclic"):
-        hp = replace(HP, schedule=schedule)
-        whole = go(make_run(songs, hp))
-        first, second = [dataset.count_batches(songs, hp, epoch) for epoch in range(2)]
-        assert whole.step == whole.n_steps == first + second
-        for until in (0, 3, first, first + 1, first + second):
-            stopped = go(make_run(songs, hp), until=until)
-            assert stopped.step == until
-            stopped.write(last)
-            torch.manual_seed(until)  # a new process starts with other random numbers
-            resumed = resumed_from(last, make_run(songs, hp))
-            assert_same(resumed, stopped)
-            assert_same(go(resumed), whole)
+EVERYTHING = {
+    "second_voice": 0.5,
+    "second_backing": 0.5,
+    "mask_target": "phase",
+    "equalizer_db": 3,
+    "trim": 0.3,
+    "steps": 11,  # in an epoch cut short
+}
 
 
-def test_resuming_equals_not_stopping_with_all_that_can_be_drawn_and_from_disk(songs, tmp_path):
-    hp = replace(HP, second_voice=0.5, second_backing=0.5, mask_target="phase", equalizer_db=3)
-    hp = replace(hp, trim=0.3, steps=11)  # in an epoch cut short
+@pytest.mark.parametrize("settings", [{}, {"schedule": "cyclic"}, EVERYTHING])
+def test_resuming_equals_not_stopping(songs, tmp_path, settings):
     mixed = [songs[0], *(replace(one, dataset=1) for one in songs[1:])]
     mixed[1] = replace(mixed[1], song=replace(mixed[1].song, taught=True))
-    how = {"hp": hp, "shares": (1, 3)}
-    whole, last = go(make_run(mixed, **how)), tmp_path / "last.pth"
-    for until in (3, 9):
-        stopped = go(make_run(mixed, **how), until=until)
+    hp, last = replace(HP, **settings), tmp_path / "last.pth"
+    whole = go(make_run(mixed, hp, shares=(1, 3)))
+    first, both = dataset.count_batches(mixed, hp, 0), whole.n_steps
+    for until in (0, 3, first, first + 1, both):
+        stopped = go(make_run(mixed, hp, shares=(1, 3)), until=until)
+        assert stopped.step == until
         stopped.write(last)
-        assert_same(go(resumed_from(last, make_run(mixed, **how, resident=False))), whole)
+        torch.manual_seed(until)  # a new process starts with other random numbers
+        resumed = resumed_from(last, make_run(mixed, hp, shares=(1, 3), resident=False))
+        assert_same(resumed, stopped)
+        assert_same(go(resumed), whole)
     checkpoint = model.load_checkpoint(last)
     assert checkpoint["taught"] == ["b hash of b"]
     assert make_run(mixed, hp, shares=(1, 2)).differences(checkpoint) == {
@@ -447,17 +428,6 @@ def test_a_number_that_is_none_stops_the_run_and_the_last_save_stays(songs, tmp_
             go(run, last)
         assert f"songs {', '.join(ids)} (" in str(error.value)
         assert model.load_checkpoint(last)["step"] == 3, "finite weights, from before"
-
-
-def test_a_run_from_before_a_setting_had_the_value_of_then(songs, tmp_path):
-    run = make_run(songs, replace(HP, **BEFORE))
-    run.write(tmp_path / "last.pth")
-    checkpoint = model.load_checkpoint(tmp_path / "last.pth")
-    for name in BEFORE:
-        del checkpoint["hparams"][name]
-    assert run.differences(checkpoint) == {}
-    today = make_run(songs, replace(HP, **(BEFORE | {"level_db": 12.0})))
-    assert today.differences(checkpoint) == {"level_db": "its level_db is 0.0, not 12.0"}
 
 
 def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypatch):
