@@ -58,7 +58,7 @@ def open_sound(path: Path, file: BinaryIO, container: str, stream: int = 0) -> S
         raise InputError(f"{path}: {container} needs PyAV (pip install av)") from None
     file.seek(0)
     try:
-        opened = av.open(file)
+        opened = av.open(file, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise DecoderError(_words(error)) from error
     try:

@@ -193,7 +193,8 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
         sample_format=sample_format(sound.subtype),
         container=sound.format,
         warnings=tuple(text for text in (problem, warning) if text),
-        tags={name: tags[name] for name in sorted(tags) if name != "software"},
+        # What is not in UTF-8 came as "\ufffd".
+        tags={k: tags[k] for k in sorted(tags) if k != "software" and "\ufffd" not in tags[k]},
     )
 
 

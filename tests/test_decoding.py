@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from sounds import RATE, read_codes, write
+from sounds import RATE, read_codes, wav_bytes, write
 
 import build_dataset
 import dataset
@@ -76,6 +76,18 @@ def test_an_m4a_has_the_length_of_its_original_and_is_in_step(folder):
     errors = [np.mean((np.roll(wav, shift) - true)[:, middle] ** 2) for shift in (-1, 0, 1)]
     assert errors[1] < 0.02 * np.mean(true**2)  # and a shift by one sample is heard:
     assert errors[1] < 0.2 * min(errors[0], errors[2])
+
+
+def test_a_title_in_another_encoding_is_left_out(folder, tmp_path):
+    wav = wav_bytes(bytes(2000))
+    latin1 = "Träume ist".encode("latin-1")
+    for name, content in (
+        ("song.wav", wav + b"LIST\x16\0\0\0INFOINAM\x0a\0\0\0" + latin1),
+        ("song.m4a", (folder / "song.m4a").read_bytes().replace("ä".encode(), b"\xe4\xe4")),
+        ("song.mka", (folder / "song.mka").read_bytes().replace("ä".encode(), b"\xe4\xe4")),
+    ):
+        assert "title" not in probe(write(tmp_path / name, content)).tags
+        assert len(read_codes(tmp_path / name)) in (1, 2)
 
 
 def test_alac_is_the_original_to_the_bit(folder):
