@@ -163,7 +163,10 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Pa
     songs, jobs, failed, taken, n_done = {}, {}, [], {}, 0
     for root in args.audio:
         try:
-            songs |= tracks.find_songs(root, args.output_dir)
+            found, left_out = tracks.find_songs(root, args.output_dir)
+            songs |= found
+            if left_out:
+                print(cli.printable(f"{root}: {left_out}"))
         except InputError as error:
             cli.complain(error)
             failed.append(root)

@@ -1,20 +1,20 @@
 """Music on the user's disk, in the layouts people have: folders → tracks, read on demand.
 
 `find_tracks` recognises the layout and lists every song as a `Track`: a name, a split and the
-files of its signals. `measure` reads only headers; `read_blocks` decodes, mixes to mono and
-yields vocals and accompaniment block by block, so memory does not grow with the song;
-`read_channels` returns them whole, with the channels that they have.
+files of its signals. `measure` reads only headers; `read_blocks` yields vocals and accompaniment
+block by block, so memory does not grow with the song; `read_channels` returns them whole.
 Names are compared as people read them: composed Unicode, upper and lower case alike.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,12 +33,24 @@ STEM_MP4 = ".stem.mp4"
 STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, bass, other, vocals
 KINDS = ("songs", "voices", "backings")
 MIXTURE_NAMES = ("mixture", "mix", "full mix", "fullmix", "master")
-# Searched in a file's name in lower case, with everything but letters and digits as one space.
-VOICE_PATTERN = (
-    r"(?<!\bno )(?<!\bnon )(?<!\bwithout )(?<!\bminus )"
-    r"(vocal|vox|voice|choir|singer|acc?app?ella|\b(voc|bv|bgv)s?\d*\b)"
+_VOICE = r"(vocal|vox|voice|choir|singer|a ?cc?app?ell?a|\b(voc|bv|bg ?v)s?\d*\b)"
+# A stem that says it has no voice: all of its name where that is a word for the band, else a part.
+_NO_VOICE = (
+    r"(.*\b(instrumentals?|karaoke|minus ?one|playback|off vocal)\b.*$"
+    r"|\b(no|non|not|without|w o|sans|minus)( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
+    rf"{_VOICE}\w*\b"
+    rf"|{_VOICE}\w*? ?(less|free|off|muted?|remov\w*|eliminat\w*|suppressed|deleted)\b)"
 )
-BACKING_PATTERN = r"backing|accompaniment|instrumental|karaoke"
+# Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
+VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"
+BACKING_PATTERN = r"backing|accompaniment|instrumental|karaoke|minus ?one|playback"
+# What systems, servers and programs leave in folders; whatever else has a dot in front is music.
+_LEFTOVERS = (
+    r"\._.*|\.ds_store|\.apple(double|db|desktop)|\.(spotlight|documentrevisions)-v100|\.fseventsd"
+    r"|\.trash.*|\.temporaryitems|__macosx|thumbs\.db|desktop\.ini|\$recycle\.bin|#recycle|@eadir"
+    r"|system volume information|lost\+found|\.snapshots?|\.stversions|\.(git|hg|svn|dvc|tox|venv)"
+    r"|\.(cache|config|local|npm|cargo|ipynb_checkpoints)|\..*\.tmp-\d+"
+)
 TRIM_SECONDS = 0.05  # encoders pad by less; a mixture and vocals further apart do not belong
 MIR1K_TRAIN = ("abjones", "amy")
 
@@ -89,6 +101,7 @@ class Found(NamedTuple):
     layout: str
     tracks: list[Track]  # sorted by name
     bad: list[str]  # one message per song that cannot be used
+    left_out: str = ""  # how many files are in no song, and why
 
 
 class Extent(NamedTuple):
@@ -96,6 +109,7 @@ class Extent(NamedTuple):
 
     sample_rate: int  # [Hz]
     n_samples: int
+    n_channels: int | None  # None where its files have such that do not go together
     notes: tuple[str, ...]  # what was trimmed, and what is odd about a file; for the user to read
 
     @property
@@ -142,7 +156,9 @@ def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_
             f"{root}: no songs found as {found.layout}; expected for example "
             "Mixtures/<set>/<song>/mixture.wav, train/<song>/mixture.wav or <song>/vocals.wav"
         )
-    return _without_twins(found)
+    sounds = {path for track in found.tracks for path in track.paths}
+    left_out = _left_out(_files(root), sounds, "that no usable song needs")
+    return _without_twins(found)._replace(left_out=left_out)
 
 
 def _refuse_missing(folder: Path) -> None:
@@ -217,7 +233,7 @@ def _mir1k_clips(root: Path) -> Found:
 
 
 def _found(layout: str, track: Callable[..., Track], jobs: Iterable) -> Found:
-    """Make the tracks of a layout; what cannot be one is told."""
+    """Make the tracks of a layout, and messages for what cannot be one."""
     tracks, bad = [], []
     for job in jobs:
         try:
@@ -319,24 +335,46 @@ def _only(folder: Path, stem: str) -> tuple[Part]:
     return (Part(files[0]),)
 
 
-def find_songs(root: Path, output_dir: Path) -> dict[Path, Path]:
+def find_songs(root: Path, output_dir: Path) -> tuple[dict[Path, Path], str]:
     """List the songs that `root` is or holds, each with its folder within `root`.
 
-    What an earlier run wrote into `output_dir` is no song. InputError if there is none, or if a
-    folder cannot be read.
+    Returns, too, what else is there and why it is not taken. ``<name>_vocals.*`` is an output of an
+    earlier run, no song, if ``<name>.*`` lies beside it, or if it lies where the stems of that song
+    go when `root`, a folder in it or the song itself is separated into `output_dir`; the same with
+    accompaniment. InputError if there is no song, or if a folder cannot be read.
     """
     if not os.path.isdir(root):
-        return {root: Path()}
-    songs, outputs = _all_audio(root), output_dir.resolve()
-    if outputs == root.resolve():
-        stems = ("vocals", "accompaniment")
-        written = {(p.parent, f"{p.stem}_{stem}") for p in songs for stem in stems}
-        songs = [path for path in songs if (path.parent, path.stem) not in written]
-    else:
-        songs = [path for path in songs if not path.resolve().is_relative_to(outputs)]
+        return {root: Path()}, ""
+    files = _files(root)
+    sounds = {path: path.parent.relative_to(root) for path in files if _is_sound(path)}
+    outputs = set()
+    for path, folder in sounds.items():
+        tails = [folder.parts[i:] for i in range(len(folder.parts) + 1)]
+        for place in (path.parent, *(output_dir.joinpath(*tail) for tail in tails)):
+            place = os.path.realpath(place)
+            outputs |= {(place, f"{path.stem}_{stem}") for stem in ("vocals", "accompaniment")}
+    songs = {
+        path: folder
+        for path, folder in sounds.items()
+        if (os.path.realpath(path.parent), path.stem) not in outputs
+    }
+    left_out = _left_out(files, songs, "written by earlier runs")
     if not songs:
-        raise InputError(f"{root}: no audio files in this folder (name another one)")
-    return {path: path.parent.relative_to(root) for path in songs}
+        raise InputError(
+            f"{root}: no songs in this folder (name another one); {left_out or 'it is empty'}"
+        )
+    return songs, left_out
+
+
+def _left_out(files: list[Path], taken: Container[Path], reason: str) -> str:
+    """Say how many files are not taken: those that are no sound, and others for this reason."""
+    others = [path for path in files if path not in taken]
+    endings = Counter(path.suffix.lower() for path in others if not _is_sound(path))
+    n_silent, n_sounds = endings.total(), len(others) - endings.total()
+    names = ", ".join(ending or "none" for ending, _ in endings.most_common(5))
+    silent = f"{n_silent} without a sound's extension ({names})"
+    texts = [silent] * bool(n_silent) + [f"{n_sounds} {reason}"] * bool(n_sounds)
+    return f"not taken: {' and '.join(texts)}" if texts else ""
 
 
 def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
@@ -347,8 +385,8 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     folder is missing, or holds two files for the same signal of a song.
     """
     _refuse_missing(folder)
-    place = folder.resolve().name
-    files = {path: _key(f"/{place}/{path.relative_to(folder)}") for path in _all_audio(folder)}
+    place, sounds = folder.resolve().name, filter(_is_sound, _files(folder))
+    files = {path: _key(f"/{place}/{path.relative_to(folder)}") for path in sounds}
     estimates: dict[str, dict[str, Path]] = {track.name: {} for track in found}
     for track, signal in itertools.product(found, ("vocals", "accompaniment")):
         endings = tuple(f"/{_key(track.name)}{end}{signal}" for end in ("/", "_", "/mixture_"))
@@ -362,9 +400,9 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     return estimates
 
 
-def _all_audio(root: Path) -> list[Path]:
-    """List the audio files in a folder and in those inside it, by their extension, in order."""
-    return [path for folder in _walk(root) for path in _audio_files(folder)]
+def _files(root: Path) -> list[Path]:
+    """List the files in a folder and in those inside it, in order."""
+    return [p for folder in _walk(root) for p in _entries(folder) if not os.path.isdir(p)]
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -385,19 +423,23 @@ def _named(root: Path, key: str) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List a folder in one order everywhere, without what operating systems leave behind."""
+    """List a folder in one order everywhere, without what is known to be no music."""
     if not os.path.isdir(folder):
         return []
     try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        paths = [p for p in folder.iterdir() if not re.fullmatch(_LEFTOVERS, _key(p.name))]
     except PermissionError:
         raise InputError(f"{folder}: permission denied") from None
     return sorted(paths, key=lambda path: (_key(path.name), path.name))
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    """List the audio files of a folder; a dangling link is one, to be complained of later."""
-    return [p for p in _entries(folder) if p.suffix.lower() in AUDIO and not os.path.isdir(p)]
+    """List the sounds of a folder; a dangling link is one, to be complained of later."""
+    return [p for p in _entries(folder) if _is_sound(p) and not os.path.isdir(p)]
+
+
+def _is_sound(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO
 
 
 def _composed(name: str) -> str:
@@ -411,8 +453,9 @@ def _key(name: str) -> str:
 
 
 def _words(name: str) -> str:
-    """Return a name in lower case, with one space for everything but letters and digits."""
-    return re.sub(r"[\W_]+", " ", _key(name)).strip()
+    """Return a name in lower case, LeadVox as two words, with spaces between words; " - " stays."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})", " ", _composed(name))
+    return re.sub(r"[\W_]+", lambda m: " - " if m[0] == " - " else " ", _key(name)).strip()
 
 
 def _names(paths: Iterable[Path]) -> str:
@@ -425,121 +468,87 @@ def _names(paths: Iterable[Path]) -> str:
 def measure(track: Track) -> Extent:
     """Read a track's headers; played faster, the same samples have a higher rate.
 
-    Raises
-    ------
-    InputError
-        If a file cannot be read, if sample rates differ, or if mixture and vocals differ in length
-        by more than 50 ms. Stems that end early are silent from there.
+    InputError if a file cannot be read, if sample rates differ, or if mixture and vocals differ in
+    length by more than 50 ms. Stems that end early are silent from there.
     """
     probed = {
-        name: [reading.probe(part.path, stream=part.stream) for part in parts]
+        name: [(part, reading.probe(part.path, stream=part.stream)) for part in parts]
         for name, parts in track.parts.items()
     }
-    infos = [info for infos in probed.values() for info in infos]
-    first, rate = infos[0].path, infos[0].sample_rate
-    played = round(rate * track.speed)
-    for info in infos:
-        if info.sample_rate != rate:
+    files = [file for files in probed.values() for file in files]
+    first = files[0][1]
+    notes, counts = [], {1}
+    for part, info in files:
+        if info.sample_rate != first.sample_rate:
             raise InputError(
-                f"{info.path}: {info.sample_rate} Hz, but {first.name} has {rate} Hz; convert one"
+                f"{info.path}: {info.sample_rate} Hz, but {first.path.name} has "
+                f"{first.sample_rate} Hz; convert one"
             )
-    notes = [f"{info.path}: {text}" for info in infos for text in info.warnings]
-    lengths = {name: max(info.n_samples for info in infos) for name, infos in probed.items()}
-    apart = abs(lengths.get("mixture", 0) - lengths.get("vocals", 0))
-    if "mixture" not in lengths or "vocals" not in lengths or not apart:
-        return Extent(played, max(lengths.values()), tuple(dict.fromkeys(notes)))
-    both = f"mixture {lengths['mixture']} and vocals {lengths['vocals']} samples"
-    if apart > TRIM_SECONDS * rate:
-        raise InputError(
-            f"{track.vocals[0].path}: {both}, {apart / rate:.2f} s apart; "
-            "export both again from the same start to the same end"
-        )
-    notes.append(f"{track.vocals[0].path}: {both}; trimmed to the shorter")
-    return Extent(played, min(lengths["mixture"], lengths["vocals"]), tuple(dict.fromkeys(notes)))
+        notes += [f"{info.path}: {text}" for text in info.warnings]
+        counts.add(info.n_channels if part.channel is None else 1)
+    lengths = {name: max(info.n_samples for _, info in files) for name, files in probed.items()}
+    n_samples = max(lengths.values())
+    apart = abs(lengths.get("mixture", n_samples) - lengths.get("vocals", n_samples))
+    if track.mixture and track.vocals and apart:
+        both = f"mixture {lengths['mixture']} and vocals {lengths['vocals']} samples"
+        if apart > TRIM_SECONDS * first.sample_rate:
+            raise InputError(
+                f"{track.vocals[0].path}: {both}, {apart / first.sample_rate:.2f} s apart; "
+                "export both again from the same start to the same end"
+            )
+        notes.append(f"{track.vocals[0].path}: {both}; trimmed to the shorter")
+        n_samples -= apart
+    n_channels = max(counts) if len(counts) < 3 else None
+    played = round(first.sample_rate * track.speed)
+    return Extent(played, n_samples, n_channels, tuple(dict.fromkeys(notes)))
 
 
 def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
-    """Decode a track as mono vocals and accompaniment.
+    """Decode a track: (len(track.signals), n_channels, <= n_samples), float32, in that order.
 
-    Yields
-    ------
-    np.ndarray, shape=(len(track.signals), <=n_samples), float32
-        In the order of ``track.signals``. Channels are averaged, parts are summed.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read to its end.
+    Parts are summed; a mono part beside others is the same in all channels. Where numbers of
+    channels do not go together, all are mixed to mono. InputError if a file cannot be read to its
+    end.
     """
-    for block in _signals(track, n_samples, is_mono=True):
-        yield block[:, 0]
-
-
-def read_channels(track: Track) -> np.ndarray:
-    """Decode a whole track with all its channels.
-
-    Returns
-    -------
-    np.ndarray, shape=(len(track.signals), n_channels, n_samples), float32
-        In the order of ``track.signals``, at the rate that `measure` tells. Parts are summed; a
-        mono part beside others is the same in all channels.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read to its end, or if numbers of channels do not go together.
-    """
-    return np.concatenate(list(_signals(track, reading.DISK_BLOCK, is_mono=False)), axis=-1)
-
-
-def _signals(track: Track, n_samples: int, is_mono: bool) -> Iterator[np.ndarray]:
-    """Yield (len(track.signals), n_channels, <= n_samples), mixed to mono where asked."""
-    total = measure(track).n_samples
-    sums = [_sum(parts, n_samples, total, is_mono) for parts in track.parts.values()]
+    extent = measure(track)
+    size = n_samples, extent.n_samples, extent.n_channels or 1
+    sums = [_sum(parts, *size) for parts in track.parts.values()]
     for blocks in zip(*sums, strict=True):
-        n_channels = max(map(len, blocks))
-        for (part, *_), block in zip(track.parts.values(), blocks, strict=True):
-            _check_channels(part, len(block), n_channels)
         signals = dict(zip(track.parts, blocks, strict=True))
         if track.mixture:
             signals["accompaniment"] = signals["mixture"] - signals.get("vocals", np.float32(0))
-        shape = (n_channels, blocks[0].shape[1])
-        yield np.stack([np.broadcast_to(signals[name], shape) for name in track.signals])
+        yield np.stack([signals[name] for name in track.signals])
 
 
-def _sum(parts: tuple[Part, ...], n_samples: int, total: int, mono: bool) -> Iterator[np.ndarray]:
+def read_channels(track: Track) -> np.ndarray:
+    """Decode a whole track with all its channels: (len(track.signals), n_channels, n_samples).
+
+    As `read_blocks`, at the rate that `measure` gives; InputError, too, if numbers of channels do
+    not go together.
+    """
+    if measure(track).n_channels is None:
+        raise InputError(f"{track.paths[0]}: its song's files have different numbers of channels")
+    return np.concatenate(list(read_blocks(track, reading.DISK_BLOCK)), axis=-1)
+
+
+def _sum(
+    parts: tuple[Part, ...], n_samples: int, total: int, n_channels: int
+) -> Iterator[np.ndarray]:
     """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
-    sources, n_channels = [_blocks(part, n_samples, mono) for part in parts], 1
-    for start in range(0, total, n_samples):
-        n = min(n_samples, total - start)
-        summed = np.zeros((n_channels, n), np.float32)  # as many also where a part has ended
-        for part, source in zip(parts, sources, strict=True):
-            block = next(source, np.zeros((1, 0), np.float32))[:, :n]
-            if block.shape[1]:
-                _check_channels(part, len(block), len(summed))
-                summed = summed + np.pad(block, ((0, 0), (0, n - block.shape[1])))
-        n_channels = len(summed)
-        yield summed
-    for source in sources:  # to its end, where what is missing is noticed
-        for _ in source:
-            pass
-
-
-def _check_channels(part: Part, n_channels: int, n_others: int) -> None:
-    if n_channels != n_others and 1 not in (n_channels, n_others):
-        raise InputError(
-            f"{part.path}: {n_channels} channels beside {n_others} of others; "
-            "export all with as many"
-        )
-
-
-def _blocks(part: Part, n_samples: int, is_mono: bool) -> Iterator[np.ndarray]:
-    """Yield all channels of a file, (n_channels, n), the one that is taken, or their mean."""
-    with reading.Reader(part.path, stream=part.stream) as reader:
-        for block in reader.float_blocks(n_samples):
-            if part.channel is not None:
-                yield block[part.channel : part.channel + 1]
-            elif is_mono and len(block) > 1:
-                yield (sum(block[1:], block[0]) / np.float32(len(block)))[None]
-            else:
-                yield block
+    with contextlib.ExitStack() as stack:
+        readers = (reading.Reader(part.path, stream=part.stream) for part in parts)
+        sources = [stack.enter_context(reader).float_blocks(n_samples) for reader in readers]
+        for start in range(0, total, n_samples):
+            n = min(n_samples, total - start)
+            summed = np.zeros((n_channels, n), np.float32)
+            for part, source in zip(parts, sources, strict=True):
+                block = next(source, np.zeros((1, 0), np.float32))[:, :n]
+                if part.channel is not None and block.size:
+                    block = block[[part.channel]]
+                if len(block) > n_channels:
+                    block = block.mean(0, keepdims=True)
+                summed[:, : block.shape[1]] += block
+            yield summed
+        for source in sources:  # to its end, where what is missing is noticed
+            for _ in source:
+                pass

@@ -324,7 +324,7 @@ def real_song(data_folder: Path, path: str | Path, seconds: float = 4.0) -> Path
 
 
 def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, capsys):
-    for name in ("in/b.wav", "in/deep/er/a.flac", "in/.hidden.wav", "in/deep/note.txt"):
+    for name in ("in/b.wav", "in/deep/er/a.flac", "in/._b.wav", "in/deep/note.txt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         song(name, 3000, format="FLAC" if name.endswith("flac") else "WAV")
     Path("in/deep/bad.wav").write_bytes(Path("in/b.wav").read_bytes()[:10_000])

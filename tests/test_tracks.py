@@ -29,7 +29,8 @@ def write_all(root: Path, *paths: str) -> Path:
 
 
 def read(track: tracks.Track, n_samples: int = 300) -> np.ndarray:
-    return np.concatenate(list(tracks.read_blocks(track, n_samples)), 1)
+    """The mean of the channels, (n_signals, n_samples), read in blocks."""
+    return np.concatenate(list(tracks.read_blocks(track, n_samples)), -1).mean(1)
 
 
 def splits(found: tracks.Found) -> dict[str, str]:
@@ -80,14 +81,35 @@ def test_mir1k_sings_on_the_right_channel(tmp_path):
     np.testing.assert_array_equal(read(found.tracks[0])[:, :2], [[0.5, 0.5], [0.25, 0.25]])
 
 
-def test_stems_are_divided_by_what_their_names_say(tmp_path):
-    names = ("Vox Lead", "Bgvox Ooh", "Backing Vocals", "voc_2", "Drums", "Vocoder", "No Vocals")
-    write_all(tmp_path, *(f"song/{name}.wav" for name in names))
-    (track,) = tracks.find_tracks(tmp_path).tracks
-    assert {part.path.stem for part in track.vocals} == set(names[:4])
-    assert {part.path.stem for part in track.accompaniment} == set(names[4:])
-    (track,) = tracks.find_tracks(tmp_path, voice_pattern="vocoder").tracks
-    assert [part.path.stem for part in track.vocals] == ["Vocoder"]
+VOICES = """
+    vocals; Vocal; VOX; Vox Lead; LeadVox; lead_vocals_dry; Bgvox Ooh; Backing Vocals; BackingVox;
+    BGVs; BV 2; bgv; voc_2; LeadVoc; Male Voice; voices; Choir; Singer 1; Acapella; ACapella; a
+    cappella; Accapella; acapela; vocals no reverb; Vocals (no FX); Vox -3dB; lead vox no bvs;
+    Song No 5 Vocals; No Woman No Cry vocals; Say No - Vocals; piano vox; Casino Vocals; vocals
+    minus 3 dB; Vocals-02; Without You vocals; Vocals_offset
+"""
+OTHERS = """
+    NoVocals; novox; NoVox; NOVOX; no vox; No-Vocals; no_voice; no lead vox; NoLeadVocals; without
+    vocals; Without Any Vocals; w_o vox; minus vocals; Minus One; minus-one; minusone; MinusOne
+    Vocals; instrumental; Instrumental with backing vox; instrumentals (BV); karaoke; Karaoke w.
+    Choir; vocals removed; VocalsRemoved; vox-off; vocals muted; Vocal Free; voiceless; vocalless;
+    off vocal ver.; non-vocal; nonvocal; no backing vocals; sans voice; Drums; Vocoder; Bass;
+    Advocate; No BVs; Vocal Remover
+"""
+
+
+def test_a_stem_is_a_voice_unless_its_name_denies_it(tmp_path):
+    voices, others = (" ".join(names.split()).split("; ") for names in (VOICES, OTHERS))
+    write_all(tmp_path, *(f"song/{i} {name}.wav" for i, name in enumerate(voices + others)))
+    (track,) = tracks.find_tracks(tmp_path, "songs").tracks
+    for parts, names in ((track.vocals, voices), (track.accompaniment, others)):
+        assert {part.path.stem.partition(" ")[2] for part in parts} == set(names)
+    (track,) = tracks.find_tracks(tmp_path, "songs", voice_pattern="vocoder|no bvs").tracks
+    assert [part.path.stem.partition(" ")[2] for part in track.vocals] == [
+        "lead vox no bvs",
+        "Vocoder",
+        "No BVs",
+    ]
 
 
 def test_material_for_remixing_is_told_by_the_name_of_its_folder(tmp_path):
@@ -161,13 +183,73 @@ def test_a_folder_of_stems_must_hold_voices_and_others(tmp_path):
         assert what in message
 
 
-def test_what_operating_systems_leave_behind_is_ignored(tmp_path):
-    root = dsd100(tmp_path, "Dev/051 - A")
-    for name in (".DS_Store", "Thumbs.db", "._mixture.wav", "desktop.ini", "notes.txt"):
-        for folder in (root, root / "Mixtures", root / "Mixtures/Dev/051 - A"):
-            (folder / name).write_bytes(b"x")
-    found = tracks.find_tracks(root)
-    assert (list(splits(found)), found.bad) == (["051 - A"], [])
+def test_only_what_is_known_to_be_no_music_is_ignored(tmp_path):
+    titles = ("...One More Time", "..Hits/track", ".38 Special", "__init", "Thumbs up")
+    write_all(tmp_path / "voices", *(f"{title}.wav" for title in titles))
+    left = ("._Hits.wav", "__MACOSX/a.wav", "@eaDir/b.wav", ".Trash-1000/c.wav", ".venv/d.wav")
+    write_all(tmp_path / "voices", *left)
+    for name in (
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        ".a.wav.tmp-12",
+        "notes.txt",
+        "x.JPG",
+        "README",
+    ):
+        (tmp_path / "voices" / name).write_bytes(b"x")
+    found = tracks.find_tracks(tmp_path / "voices")
+    assert sorted(track.name for track in found.tracks) == sorted(titles)
+    assert found.left_out == "not taken: 3 without a sound's extension (.txt, none, .jpg)"
+    songs, left_out = tracks.find_songs(tmp_path / "voices", tmp_path / "out")
+    assert sorted(str(f / path.stem) for path, f in songs.items()) == sorted(titles)
+    assert left_out == found.left_out
+
+
+@pytest.mark.parametrize(
+    ("root", "output_dir", "songs", "outputs"),
+    [
+        (
+            "album",
+            ".",
+            "album/a album/b.c",
+            "a_vocals album/a_accompaniment",
+        ),  # the first lies elsewhere
+        (
+            "album",
+            "album",
+            "album/a album/x/a",
+            "album/a_vocals album/x/a_accompaniment album/a_vocals_vocals",
+        ),
+        ("album", "album/out", "album/a album/x/b", "album/out/a_vocals album/out/x/b_vocals"),
+        (
+            ".",
+            "generated",
+            "a album/b",
+            "generated/a_vocals generated/album/b_vocals generated/b_vocals",
+        ),
+        (".", "generated", "album/a_vocals generated/old_vocals generated/song", ""),
+        ("album", "../else", "album/a album/x/a_vocals", ""),
+    ],
+)
+def test_outputs_are_told_from_songs_by_their_name_and_place(
+    tmp_path, monkeypatch, root, output_dir, songs, outputs
+):
+    monkeypatch.chdir(tmp_path)
+    write_all(tmp_path, *(f"{name}.wav" for name in songs.split()))
+    write_all(tmp_path, *(f"{name}.flac" for name in outputs.split()))
+    found, left_out = tracks.find_songs(Path(root), Path(output_dir))
+    assert sorted(path.with_suffix("").as_posix() for path in found) == sorted(songs.split())
+    n_outputs = sum(name.startswith(f"{root}/".removeprefix("./")) for name in outputs.split())
+    assert left_out == (f"not taken: {n_outputs} written by earlier runs" if n_outputs else "")
+
+
+def test_a_folder_without_a_song_says_what_it_holds(tmp_path):
+    (tmp_path / "cover.jpg").write_bytes(b"x")
+    with pytest.raises(
+        InputError, match=r"no songs in this folder .* 1 without a sound's ext.*\.jpg"
+    ):
+        tracks.find_songs(tmp_path, tmp_path)
 
 
 def test_one_name_in_two_spellings_is_one_song(tmp_path):
@@ -219,9 +301,10 @@ def test_what_does_not_belong_together_is_trimmed_with_a_note_or_refused(tmp_pat
         tracks.measure(pair(tmp_path, 1401, 1000))
     with pytest.raises(InputError, match=r"vocals\.wav: 16000 Hz, but mixture\.wav has 8000 Hz"):
         tracks.measure(pair(tmp_path, 1000, 1000, rate=16000))
-    write(tmp_path / "song/vocals.wav", np.zeros((1000, 3)))
-    write(tmp_path / "song/mixture.wav", np.zeros((1000, 2)))
-    with pytest.raises(InputError, match=r"mixture\.wav: 2 channels beside 3 of others"):
+    write(tmp_path / "song/vocals.wav", np.tile([0.1, 0.2, 0.3], (1000, 1)))
+    write(tmp_path / "song/mixture.wav", np.tile([0.2, 0.4], (1000, 1)))
+    np.testing.assert_allclose(read(track), [[0.2] * 1000, [0.1] * 1000], atol=1e-7)
+    with pytest.raises(InputError, match=r"mixture\.wav: .* different numbers of channels"):
         tracks.read_channels(track)
 
 
@@ -235,7 +318,7 @@ def test_whole_tracks_keep_their_channels_and_their_mean_is_what_blocks_give(tmp
     assert (both.shape, both.dtype) == ((2, 2, 1000), np.float32)
     for n_samples in (1, 7, 333, 5000):
         np.testing.assert_allclose(both.mean(1), read(track, n_samples), atol=1e-6)
-    assert tracks.measure(track) == (RATE, 1000, ())
+    assert tracks.measure(track) == (RATE, 1000, 2, ())
     assert not both[1, :, 700:].any()
     vox, bv = (soundfile.read(tmp_path / f"song/{name}.wav")[0] for name in ("vox", "bv"))
     np.testing.assert_allclose(both[0, 1, :900], vox[:, 1] + bv[:900], atol=1e-6)
