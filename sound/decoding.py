@@ -71,12 +71,7 @@ def open_sound(path: Path, file: BinaryIO, container: str, stream: int = 0) -> S
 class Sound:
     """A sound being decoded, with the attributes and the `read` of a SoundFile.
 
-    Attributes
-    ----------
-    frames : int
-        Samples per channel, as the container promises them.
-    slack : int
-        By how many that may be too many: 0 where it is the length to the sample.
+    `frames` is what the container promises, and by at most `slack` too many.
     """
 
     def __init__(self, container: Any, index: int, name: str) -> None:

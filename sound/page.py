@@ -40,11 +40,8 @@ MPEG = {
 class PageWriter:
     """Write a song's page; it appears at the end of the ``with`` block, whole or not at all.
 
-    Memory does not grow with the song, but for its compressed audio: 36 kB a second at most, and
-    no more than `MAX_SECONDS` of it.
-
     `info` is of the song, `sample_format` of the codes that `write` gets; `settings` are shown as
-    they are.
+    they are. Memory grows with the song by its compressed audio alone: 36 kB a second at most.
     """
 
     def __init__(

@@ -48,27 +48,13 @@ class RawFormat:
 class PipeReader:
     """Read sound from a pipe, as `reading.Reader` reads a file.
 
-    Parameters
-    ----------
-    file : file or None
-        ``sys.stdin``, which is None where it is closed, or a file open for binary reading.
-    raw : RawFormat, optional
-        The file holds raw PCM; by default it is a WAV.
-    allow_truncated : bool
-        As for `reading.Reader`.
-
-    Raises
-    ------
-    InputError
-        If the file is no such sound, closed, or empty; while reading, if samples are missing,
-        non-finite or far beyond full scale.
+    `file` is ``sys.stdin``, which is None where it is closed, or a file open for binary reading: a
+    WAV, or raw PCM where `raw` describes it. InputError if it is no such sound, closed, or empty;
+    while reading, if samples are missing, non-finite or far beyond full scale.
     """
 
     def __init__(
-        self,
-        file: IO | None,
-        raw: RawFormat | None = None,
-        allow_truncated: bool = False,
+        self, file: IO | None, raw: RawFormat | None = None, allow_truncated: bool = False
     ) -> None:
         if file is None or file.closed or file.isatty():
             raise InputError(f"{STDIN}: closed, or a terminal (pipe a sound into it)")

@@ -124,19 +124,10 @@ class Extent(NamedTuple):
 def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_PATTERN) -> Found:
     """Recognise the layout of a folder of music and list its songs.
 
-    Parameters
-    ----------
-    root : Path
-    kind : {"songs", "voices", "backings"}, optional
-        What a folder is that follows no data set's layout: songs as folders of stems, only
-        voices, or only backings. By default its own name and its files' names decide.
-    voice_pattern : str
-        Regular expression that says which stems are the vocals, see `VOICE_PATTERN`.
-
-    Raises
-    ------
-    InputError
-        If the folder is missing, holds no songs, or could be read in two ways.
+    A folder that follows no data set's layout is of this `kind`, one of `KINDS`: songs as folders
+    of stems, those with `voice_pattern` in their names the vocals, or material to remix; by default
+    its own name and its files' names decide. InputError if it is missing, holds no songs, or could
+    be read in two ways.
     """
     _refuse_missing(root)
     try:

@@ -22,7 +22,6 @@ from hparams import InputError
 from sound.reading import DISK_BLOCK, AudioInfo, SampleFormat, code_range
 
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
-CONTAINERS = ("wav", "flac", "ogg", "mp3")
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 _SUBTYPES = {  # what a lossless container keeps, and the bits of its samples
@@ -59,21 +58,10 @@ class OutputFormat:
 def choose_format(
     info: AudioInfo, container: str = "wav", subtype: str | None = None
 ) -> OutputFormat:
-    """Choose how to write a sound like an input, and refuse what the container cannot hold.
+    """Choose how to write a sound like an input: its rate, channels and sample format.
 
-    Parameters
-    ----------
-    info : AudioInfo
-        The input: its rate, channels and sample format.
-    container : {"wav", "flac", "ogg", "mp3"}
-    subtype : str, optional
-        libsndfile's name: PCM_16, PCM_24, FLOAT … By default the input's sample format; FLAC has
-        16 bits or 24.
-
-    Raises
-    ------
-    InputError
-        If the container has no such subtype, sample rate or number of channels.
+    `container` is wav, flac, ogg or mp3; `subtype` libsndfile's name, by default the input's (FLAC
+    has 16 bits or 24). InputError if the container has no such subtype, rate or number of channels.
     """
     _check_limits(info, container)
     if container in _LOSSY:
@@ -113,22 +101,14 @@ def _check_limits(info: AudioInfo, container: str) -> None:
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Refuse outputs that cannot be written, or would overwrite an input by whatever name."""
-    sources = {}
-    for path in inputs:
-        with contextlib.suppress(OSError, ValueError):  # what is wrong with it is told elsewhere
-            sources[_identity(path)] = path
+    inputs = list(filter(os.path.exists, inputs))
     for path in outputs:
         check_writable(path)
-        if path.exists() and (source := sources.get(_identity(path))):
+        source = path.exists() and next(filter(path.samefile, inputs), None)
+        if source:
             raise InputError(
                 f"{path}: would overwrite the input {source} (write to another folder)"
             )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Return what is the same for all names of a file."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def is_newer(outputs: Iterable[Path], sources: Iterable[Path]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from hparams import HParams
-from sound.reading import AudioInfo, Reader, SampleFormat
+from sound.reading import AudioInfo, Reader, SampleFormat, code_range
 
 RATE = 44100
 INT_FORMATS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
@@ -21,6 +21,16 @@ FORMATS = {**INT_FORMATS, "FLOAT": None, "DOUBLE": None}
 def noise(n_samples: int, n_channels: int = 2, seed: int = 0) -> np.ndarray:
     """Make (n_samples, n_channels) in soundfile's order."""
     return 0.3 * np.random.default_rng(seed).uniform(-1, 1, (n_samples, n_channels))
+
+
+def some_codes(subtype: str, shape: tuple[int, int] = (2, 50_000)) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if subtype in INT_FORMATS:
+        low, high = code_range(INT_FORMATS[subtype])
+        codes = rng.integers(low, high, shape, np.int64, endpoint=True)
+        codes[:, :2] = low, high
+        return codes.astype(np.int32)
+    return rng.normal(size=shape).astype(np.float32 if subtype == "FLOAT" else np.float64)
 
 
 def wav_bytes(data: bytes, tag: int = 1, bits: int = 16, n_channels: int = 1, **change) -> bytes:

@@ -7,20 +7,16 @@ import itertools
 import os
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from sounds import RATE, noise, read_codes, wav_bytes
+from sounds import RATE, noise, read_codes, some_codes, wav_bytes
 
 from hparams import InputError
 from sound.pipes import ENCODINGS, PipeReader, PipeWriter, RawFormat
 from sound.reading import probe
 from sound.writing import Separated
-
-ROOT = Path(__file__).parent.parent
-
 
 MONO, STEREO = RawFormat(RATE, 1, "s16le"), RawFormat(RATE, 2, "s16le")
 
@@ -31,13 +27,6 @@ def read_all(content: bytes, raw: RawFormat | None = None, n: int = 700, **optio
 
 def part(codes: np.ndarray) -> Separated:
     return Separated(codes, codes, codes)
-
-
-def some_codes(encoding: str, n_channels: int) -> np.ndarray:
-    rng, shape = np.random.default_rng(0), (n_channels, 2000)
-    if encoding == "f32le":
-        return rng.normal(0, 1, shape).astype(np.float32)
-    return rng.integers(-(2**15), 2**15, shape).astype(np.int32)
 
 
 def test_a_wav_in_a_pipe_has_the_codes_of_the_file(tmp_path):
@@ -54,7 +43,10 @@ def test_a_wav_in_a_pipe_has_the_codes_of_the_file(tmp_path):
 
 def test_what_is_sent_is_read_back(tmp_path):
     for encoding, n_channels in itertools.product(ENCODINGS, (1, 6)):
-        codes, raw = some_codes(encoding, n_channels), RawFormat(RATE, n_channels, encoding)
+        codes, raw = (
+            some_codes(ENCODINGS[encoding].subtype, (n_channels, 2000)),
+            RawFormat(RATE, n_channels, encoding),
+        )
         contents = []
         for has_header in (True, False):
             file = io.BytesIO()

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from sounds import FORMATS, INT_FORMATS, RATE, like, names, read_codes
+from sounds import FORMATS, RATE, like, names, read_codes, some_codes
 
 from hparams import InputError
-from sound import reading, writing
 from sound.reading import AudioInfo, SampleFormat, probe
 from sound.writing import Separated, SoundWriter, check_outputs, choose_format
 
@@ -22,16 +21,6 @@ def save(path: Path, codes: np.ndarray, info: AudioInfo, **options) -> None:
         for start in range(0, codes.shape[1], 40_000):
             block = codes[:, start : start + 40_000]
             sound.write(Separated(block, block, block * 0))
-
-
-def some_codes(subtype: str, shape: tuple[int, int] = (2, 50_000)) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if subtype in INT_FORMATS:
-        low, high = reading.code_range(INT_FORMATS[subtype])
-        codes = rng.integers(low, high, shape, np.int64, endpoint=True)
-        codes[:, :2] = low, high
-        return codes.astype(np.int32)
-    return rng.normal(size=shape).astype(np.float32 if subtype == "FLOAT" else np.float64)
 
 
 def test_what_is_written_is_what_is_read_for_every_format(tmp_path):
@@ -108,7 +97,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("container", writing.CONTAINERS)
+@pytest.mark.parametrize("container", ["wav", "flac", "ogg", "mp3"])
 def test_a_disk_that_fills_up_is_one_line_and_keeps_the_old_file(small_disk, container):
     path = small_disk / f"x.{container}"
     path.write_bytes(b"old")
@@ -150,7 +139,7 @@ def test_what_a_container_cannot_hold_is_told(tmp_path):
 
 
 def test_tags_come_along(tmp_path):
-    for container in writing.CONTAINERS:
+    for container in ("wav", "flac", "ogg", "mp3"):
         path = tmp_path / f"x.{container}"
         tags = {"title": "Ein Lied – 歌", "artist": "somebody"}
         info = AudioInfo(path, RATE, 1, 5000, SampleFormat("PCM_16", 16), tags=tags)
