@@ -41,13 +41,8 @@ def test_the_public_settings_have_the_published_values():
     assert (hp.sample_rate, hp.n_fft, hp.hop_length) == (22050, 1024, 256)
     assert (hp.stft_frames, hp.stft_stride, hp.model_type) == (25, 1, "resnet18")
     assert (hp.min_level_db, hp.mixture_power, hp.vocals_power) == (-100, 2, 3)
+    assert [getattr(hp, name) for name in MASK_SETTINGS] == [None] * 4, "as tuned"
     assert hp == hparams.hparams, "the instance that scripts read has the defaults"
-
-
-def test_the_mask_settings_are_as_tuned_until_someone_sets_them():
-    public = {"mask_at_eval", "eval_mask_threshold", "noise_gate", "mask_sharpness"}
-    assert set(MASK_SETTINGS) == public
-    assert [getattr(HParams(), name) for name in MASK_SETTINGS] == [None] * 4
 
 
 def test_every_setting_has_a_range_or_a_choice():
@@ -77,18 +72,17 @@ def test_an_unknown_choice_is_told_with_the_known_ones():
             assert getattr(HParams(**{name: choice}), name) == choice
 
 
-def test_an_even_slice_is_refused_because_it_has_no_centre():
+def test_settings_that_do_not_fit_together_are_refused():
     with pytest.raises(InputError, match="stft_frames is 24; it must be odd"):
-        HParams(stft_frames=24)
-
-
-def test_a_window_must_be_an_even_number_of_hops_and_at_least_four():
+        HParams(stft_frames=24)  # it has no centre
     # 1280 is 5 hops: at 24 kHz, with hops of 279 samples, the window would have no middle sample.
     for n_fft in (1000, 768, 256, 1280):
         with pytest.raises(InputError, match=f"n_fft is {n_fft} and hop_length 256; n_fft must be"):
             HParams(n_fft=n_fft)
     for n_fft in (1024, 1536, 2048):
         assert HParams(n_fft=n_fft).n_fft == n_fft
+    with pytest.raises(InputError, match="stft_lookahead is 13; of 25 frames, at most 12 may lie"):
+        HParams(stft_lookahead=13)
 
 
 def test_a_scale_on_which_silence_is_heard_is_refused():
@@ -147,12 +141,8 @@ def test_the_last_of_two_settings_of_one_name_counts_and_the_start_stays():
     assert found == HParams(width=16, seed=3, epochs=3)
     assert start == HParams(epochs=3)
     assert override(start, []) == start
-
-
-def test_settings_that_only_fit_together_are_checked_together():
-    assert override(HParams(), ["hop_length=512", "n_fft=2048"]).n_bins == 1025
-    with pytest.raises(InputError, match="n_fft must be"):
-        override(HParams(), ["hop_length=512"])
+    together = override(HParams(), ["hop_length=512", "n_fft=2048"])  # neither fits alone
+    assert together.n_bins == 1025
 
 
 # --- What datasets and checkpoints store --------------------------------------------------------
@@ -181,10 +171,7 @@ def test_settings_of_another_version_are_refused_by_name():
 
 
 def test_differences_are_listed_with_both_values_and_only_where_asked():
-    ours, theirs = HParams(sample_rate=44100, width=16), HParams(n_fft=2048, width=32)
-    assert hparams.differences(ours, theirs, GRID) == {
-        "sample_rate": (44100, 22050),
-        "n_fft": (1024, 2048),
-    }
-    assert hparams.differences(ours, theirs, ("width",)) == {"width": (16, 32)}
-    assert hparams.differences(ours, ours, TRAINED) == {}
+    pair = HParams(sample_rate=44100, width=16), HParams(n_fft=2048, width=32)
+    found = hparams.differences(*pair, GRID)
+    assert found == {"sample_rate": (44100, 22050), "n_fft": (1024, 2048)}
+    assert hparams.differences(*pair, ("width",)) == {"width": (16, 32)}
