@@ -32,19 +32,16 @@ def test_every_figure_is_measured(what, capsys, monkeypatch):
     assert benchmark.main([what, *words, "--device", "cpu"]) == 0
     torch.set_num_threads(threads)
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
-    assert len(numbers) >= 7
+    assert len(numbers) >= 3
     assert all(0 < float(number) < math.inf for number in numbers)
 
 
 def test_the_roofline_is_the_arithmetic_of_the_network():
     """On a machine with endless memory bandwidth, it is the operations over their rate."""
-    hp = HParams(width=4)
-    rates = benchmark.Rates(operations=1e9, copied=math.inf, value_bytes=4)
-    least = benchmark.least_seconds(hp, rates, n_columns=1000)
+    hp = HParams(width=4, chunk_slices=1000)
+    least = benchmark.least_seconds(hp, 2, operations=1e9, copied=math.inf, value_bytes=4)
     # The first columns need 24 frames more, of which each layer computes fewer.
-    assert 1 <= least / (1000 * model.operations_per_column(hp) / 1e9) < 1.03
-    step = benchmark.least_seconds(hp, rates, 1000, n_chunks=2, training=True)
-    assert 2.8 < step / (2 * least) <= 3
+    assert 2.8 < least / (2 * 1000 * model.operations_per_column(hp) / 1e9) < 3.1
 
 
 # --- Pictures -------------------------------------------------------------------------------------
