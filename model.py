@@ -153,13 +153,10 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """ResNet18 whose 17 convolutions share the view in time; frequency shrinks from 513 to 33.
 
-    As time is never strided, channels that double per stage would leave most operations to the
-    last one; 1, 1.5, 2 and 3 times the width spread them evenly over the four. The last layer sees
-    the whole frequency axis: what the blocks found at 33 bins, and the detail of the stem's 257.
-
-    References
-    ----------
-    .. [1] He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016.
+    After He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR 2016. As time
+    is never strided, channels that double per stage would leave most operations to the last one;
+    1, 1.5, 2 and 3 times the width spread them evenly over the four. The last layer sees the whole
+    frequency axis: what the blocks found at 33 bins, and the detail of the stem's 257.
     """
 
     def __init__(self, hp: HParams) -> None:

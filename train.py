@@ -21,12 +21,11 @@ import cli
 import dataset
 from dataset import OpenSong
 from hparams import TRAINED, HParams, InputError, UsageError, parse_settings
-from learning import ranks
-from learning.ranks import World
 
 if TYPE_CHECKING:
     import torch
 
+    from learning.ranks import World
     from learning.run import Run
 
 RESUMABLE = ("last.pth", "previous.pth")
@@ -45,10 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     """Set a run up and see it through."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    hp, run_dir, world = cli.settings_of(args), run_folder(args), ranks.world()
+    hp, run_dir = cli.settings_of(args), run_folder(args)
     for folder in [*args.data, *args.validate_on]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
+    from learning import ranks  # wrong paths are told before torch is loaded
+
+    world = ranks.world()
     with contextlib.ExitStack() as stack:
         if world.rank:  # one voice is enough
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

@@ -10,12 +10,12 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from hparams import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class World:
         """Return what every rank gave, in the order of ranks; waits for all of them."""
         if self.size == 1:
             return [item]
-        import torch.distributed as dist
-
         items = [None] * self.size
         dist.all_gather_object(items, item)
         return items
@@ -44,9 +42,6 @@ class World:
         """Return whether any rank gave true; the same answer on all of them."""
         if self.size == 1:
             return flag
-        import torch
-        import torch.distributed as dist
-
         flags = torch.tensor([float(flag)])
         dist.all_reduce(flags)
         return bool(flags.item())
@@ -55,8 +50,6 @@ class World:
         """Average a tensor over the ranks, on its device."""
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         value = value / self.size
         dist.all_reduce(value)
         return value
@@ -65,8 +58,6 @@ class World:
         """Overwrite tensors with those of rank 0."""
         if self.size == 1:
             return
-        import torch.distributed as dist
-
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
@@ -87,8 +78,6 @@ def joined(here: World, device: str = "cpu") -> Iterator[None]:
     if here.size == 1:
         yield
         return
-    import torch.distributed as dist
-
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         yield

@@ -221,13 +221,10 @@ class Run:
 def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step, as ``schedule`` defines it.
 
-    "one-cycle" rises from a 25th over three tenths of the run and falls to almost nothing, both as
-    a cosine does; "cyclic" is a triangle from a tenth, two epochs up and two down.
-
-    References
-    ----------
-    .. [1] Smith, "Cyclical learning rates for training neural networks", WACV 2017 (2015).
-    .. [2] Smith, "A disciplined approach to neural network hyper-parameters", 2018 (one-cycle).
+    "one-cycle" (Smith, "A disciplined approach to neural network hyper-parameters", 2018) rises
+    from a 25th over three tenths of the run and falls to almost nothing, both as a cosine does;
+    "cyclic" (Smith, "Cyclical learning rates for training neural networks", 2015) is a triangle
+    from a tenth, two epochs up and two down.
     """
     peak = hp.learning_rate
     if hp.schedule == "constant":
@@ -268,14 +265,11 @@ def loss_of(
     are_taught: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the loss of an example that `targets.make_example` gave."""
-    hp = run.hp
-    narrow = networks.is_narrow(hp, run.device)
+    hp, narrow = run.hp, networks.is_narrow(run.hp, run.device)
     # A cache of narrowed weights would outlive the CUDA graph that it was made in.
     with torch.autocast(run.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False):
-        logits = run.network(features)[..., :: hp.stft_stride]
-    return targets.mask_loss(
-        logits.float(), target, mixture, run.curve_db, hp, run.world, are_taught
-    )
+        logits = run.network(features)[..., :: hp.stft_stride].float()
+    return targets.mask_loss(logits, target, mixture, run.curve_db, hp, run.world, are_taught)
 
 
 class Step:
