@@ -18,7 +18,8 @@ from typing import IO
 import numpy as np
 
 from hparams import InputError
-from sound.reading import AudioInfo, SampleFormat, check_floats, is_unknown_length, reason
+from sound.containers import is_unknown_length
+from sound.reading import AudioInfo, SampleFormat, check_floats, reason
 from sound.writing import Separated
 
 ENCODINGS = {"s16le": SampleFormat("PCM_16", 16), "f32le": SampleFormat("FLOAT", None)}

@@ -23,19 +23,19 @@ import numpy as np
 import soundfile
 
 from hparams import RANGES, InputError
-from sound import decoding
+from sound import containers, decoding
 
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_LEVEL = 1e6  # +120 dB re full scale: louder float samples would overflow the STFT
 MP3_FRAME = 1152  # samples; an MP3 header may promise up to one frame more than is decoded
+MP3_FRAME_BYTES = 1441  # at most
 
 # Written blocks stay below 65536 samples, above which libsndfile's Vorbis encoder crashes.
 DISK_BLOCK = 16384
 
 _BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None}
+_UNKNOWN_LENGTH = 2**62  # libsndfile's frames for a FLAC that does not tell are 2**63 - 1
 _EXACT = (*_BITS, "PCM_S8")  # what libsndfile gives as it stands in the file, and seeks in exactly
-_UNKNOWN_LENGTH = 2**62  # libsndfile's n_samples for a stream of unknown length is 2**63 - 1
-
 
 OpenSound = soundfile.SoundFile | decoding.Sound  # what both of them can
 
@@ -135,12 +135,7 @@ def _open_sound(path: Path, file: BinaryIO, stream: int) -> OpenSound:
     """Let libsndfile look at the content, not at the name: it guesses from odd ones."""
     try:
         # Windows has descriptors of a library's own.
-        source = file.fileno() if os.name == "posix" else file
-        sound = soundfile.SoundFile(source, closefd=False)
-        # Otherwise soundfile seeks to where it already is after every read, and libsndfile 1.2.2
-        # then goes on with other samples in MP3 (up to 0.7 of full scale were seen) and Opus.
-        sound.seekable = lambda: False
-        return sound
+        return _soundfile(file.fileno() if os.name == "posix" else file)
     except soundfile.LibsndfileError as error:
         what, container = error.error_string.rstrip("."), decoding.container_of(file)
         if container is not None:
@@ -153,14 +148,36 @@ def _open_sound(path: Path, file: BinaryIO, stream: int) -> OpenSound:
         ) from error
 
 
+def _soundfile(source: int | BinaryIO) -> soundfile.SoundFile:
+    sound = soundfile.SoundFile(source, closefd=False)
+    # Otherwise soundfile seeks to where it already is after every read, and libsndfile 1.2.2
+    # then goes on with other samples in MP3 (up to 0.7 of full scale were seen) and Opus.
+    sound.seekable = lambda: False
+    return sound
+
+
+def _count(path: Path) -> int:
+    """Decode a file to its end, as libsndfile finds it."""
+    n_samples = 0
+    with open(path, "rb") as file, _soundfile(file) as sound:
+        block = np.empty((2**16, sound.channels), np.float32)
+        while n := len(sound.read(out=block)):
+            n_samples += n
+    return n_samples
+
+
 def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool) -> AudioInfo:
     """Compare what the header says with what the file can hold."""
     low, high = RANGES["sample_rate"]
-    position = file.tell()
-    problem, warning = "", ""
-    if sound.frames > _UNKNOWN_LENGTH:
-        raise InputError(f"{path}: its header does not tell its length (convert it to wav)")
-    if sound.frames <= 0:
+    position, n_bytes = file.tell(), os.fstat(file.fileno()).st_size
+    problem = warning = ""
+    try:
+        n_samples = sound.frames if sound.frames < _UNKNOWN_LENGTH else _count(path)
+    except soundfile.LibsndfileError as error:
+        raise InputError(
+            f"{path}: damaged, and its header tells no length (copy it again)"
+        ) from error
+    if n_samples <= 0:
         raise InputError(f"{path}: no audio samples (record or copy it again)")
     if not low <= sound.samplerate <= high:
         raise InputError(
@@ -168,19 +185,19 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
             "(convert it, or repair its header)"
         )
     if sound.format in ("WAV", "WAVEX", "RF64"):  # libsndfile takes what there is of a cut one
-        promised, n_bytes = _data_size(file)
-        if is_unknown_length(promised):
+        promised, begin = containers.data_chunk(file)
+        if containers.is_unknown_length(promised):
             warning = "its header does not tell its length (written by a pipe?)"
-        elif promised > n_bytes > 0:
-            n_promised = round(sound.frames * promised / n_bytes)
+        elif promised > (n_held := n_bytes - begin) > 0:
+            n_promised = round(sound.frames * promised / n_held)
             problem = f"header promises {n_promised} frames, file holds {sound.frames}"
     elif sound.format in ("AIFF", "AIFC"):
         file.seek(4)
         promised = 8 + int.from_bytes(file.read(4), "big")
-        if promised > (n_bytes := file.seek(0, os.SEEK_END)):
+        if promised > n_bytes:
             problem = f"header promises {promised} bytes, file holds {n_bytes}"
-    elif sound.format == "OGG" and not _has_end(file):
-        problem = "its end is missing, or another sound follows"
+    elif sound.format == "OGG":
+        problem, warning = containers.ogg_fault(file)
     file.seek(position)
     if problem and not allow_truncated:
         raise InputError(f"{path}: {problem} (export it again, or generate.py --allow-truncated)")
@@ -189,58 +206,13 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
         path=path,
         sample_rate=sound.samplerate,
         n_channels=sound.channels,
-        n_samples=sound.frames,
+        n_samples=n_samples,
         sample_format=sample_format(sound.subtype),
         container=sound.format,
         warnings=tuple(text for text in (problem, warning) if text),
         # What is not in UTF-8 came as "\ufffd".
         tags={k: tags[k] for k in sorted(tags) if k != "software" and "\ufffd" not in tags[k]},
     )
-
-
-def _data_size(file: BinaryIO) -> tuple[int, int]:
-    """Return how many bytes of samples a WAV promises, and how many it holds."""
-    file.seek(0)
-    order = "big" if file.read(12)[:4] == b"RIFX" else "little"
-    size64 = None
-    for _ in range(10_000):  # a hostile file can hold millions of empty chunks
-        name, size = file.read(4), int.from_bytes(file.read(4), order)
-        if name == b"data":
-            is_64 = size64 is not None and size == 0xFFFFFFFF
-            return size64 if is_64 else size, os.fstat(file.fileno()).st_size - file.tell()
-        after = file.tell() + size + size % 2
-        if name == b"ds64":  # RF64 keeps its 64-bit sizes here
-            size64 = int.from_bytes(file.read(16)[8:], "little")
-        file.seek(after)
-    return 0, 0
-
-
-def is_unknown_length(size: int) -> bool:
-    """Say whether a WAV's data size is the largest number, which writers into a pipe leave there.
-
-    Any other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
-    """
-    return 0xFFFF0000 <= size < 2**32 or 0x7FFF0000 <= size <= 0x80000000
-
-
-def _has_end(file: BinaryIO) -> bool:
-    """Say whether an Ogg file's last page is whole, marked as the last, and of its first stream."""
-    file.seek(0)
-    first = file.read(18)
-    file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))  # a page has at most 65307 bytes
-    tail = file.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    n_page = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) >= 27 else 27
-    return len(page) >= n_page and page[5] & 4 != 0 and page[14:18] == first[14:18]
-
-
-def _is_guess(file: BinaryIO) -> bool:
-    """Say whether an MP3's length is libsndfile's guess from its size: it has no Xing header."""
-    position = file.tell()
-    file.seek(0)
-    start = file.read(2**22)  # behind the largest cover art
-    file.seek(position)
-    return b"Xing" not in start and b"Info" not in start
 
 
 # --- Reading ------------------------------------------------------------------------------------
@@ -279,16 +251,19 @@ class Reader:
         stream: int = 0,
     ) -> None:
         self._file, self._sound, info = _open(Path(path), allow_truncated, stream)
+        self._n_promised = info.n_samples
+        self._endless, self._is_promise = _endless(self._file, self._sound)
         try:
             self._first, self._last = _excerpt(info, start, duration)
+            if self._first >= info.n_samples and self._endless is None:
+                raise _begins_too_late(info, self._first, info.n_samples)
         except InputError:
             self.__exit__()
             raise
-        self._n_promised = info.n_samples
-        is_libsndfile = isinstance(self._sound, soundfile.SoundFile)
-        self._is_mp3 = is_libsndfile and info.container == "MP3"
-        self._is_guess = self._is_mp3 and _is_guess(self._file)
-        self.info = replace(info, n_samples=min(self._last, info.n_samples) - self._first)
+        # Up to here libsndfile reads; what follows, if something does, is decoded without a header.
+        self._n_limit = 2**62 if self._endless is None else info.n_samples
+        n_samples = max(0, min(self._last, info.n_samples) - self._first)
+        self.info = replace(info, n_samples=n_samples)
         self._allow_truncated = allow_truncated
         self._position = 0  # in the file
         self._problem = ""  # of the end
@@ -355,7 +330,7 @@ class Reader:
 
     def _read(self, n_samples: int, dtype: str) -> Iterator[np.ndarray]:
         """Yield (n_channels, <= n_samples) of the excerpt, checked."""
-        if self._first and self._sound.subtype in _EXACT:
+        if 0 < self._first < self._n_promised and self._sound.subtype in _EXACT:
             self._position = self._sound.seek(self._first)
         while self._position < self._first:  # in MP3, a seek does not find the same samples
             n_skipped = len(self._decode(min(2**16, self._first - self._position), dtype))
@@ -376,11 +351,15 @@ class Reader:
     def _decode(self, n_samples: int, dtype: str) -> np.ndarray:
         """Read (n_samples, n_channels), fewer only at the end."""
         block = np.empty((n_samples, self.info.n_channels), dtype)
+        n_promised, n_read = self._n_limit - self._position, 0
         try:
-            return self._sound.read(out=block)
+            n_read = len(self._sound.read(out=block[:n_promised]))
+            if n_read == n_promised and self._goes_on():
+                n_read += len(self._sound.read(out=block[n_read:]))
         except (soundfile.LibsndfileError, decoding.DecoderError) as error:
-            if self._allow_truncated and self._position:
-                return block[:0]
+            is_tag = self._position + n_read == self._n_promised  # and no sound
+            if is_tag or (self._allow_truncated and self._position):
+                return block[:n_read]
             at, what = self._position / self.info.sample_rate, str(error)
             if isinstance(error, soundfile.LibsndfileError):
                 what = error.error_string.rstrip(".")
@@ -388,23 +367,60 @@ class Reader:
                 f"{self.info.path}: damaged after {at:.3f} s: {what} "
                 "(copy it again, or convert it to wav)"
             ) from error
+        return block[:n_read]
+
+    def _goes_on(self) -> bool:
+        """Whether there is sound where the header promises no more; it is read next."""
+        n_unread = self._endless.end - self._file.tell()
+        self._n_limit = 2**62
+        if self._sound.format != "FLAC" and n_unread <= MP3_FRAME_BYTES:
+            return False
+        try:
+            sound, n_left = _soundfile(self._endless), self._n_promised
+            if sound.format == "FLAC":
+                n_left -= sound.seek(n_left - 1)
+            while n_left:  # in MP3, a seek does not find the same samples
+                block = np.empty((min(n_left, 2**16), sound.channels), np.float32)
+                n_left -= len(sound.read(out=block))
+        except soundfile.LibsndfileError:  # no sound, but a tag, say
+            return False
+        self._sound.close()
+        self._sound = sound
+        return True
 
     def _check_end(self) -> None:
         """Make sure that all promised samples came."""
         path, promised, problem = self.info.path, min(self._n_promised, self._last), ""
-        slack = MP3_FRAME if self._is_mp3 else getattr(self._sound, "slack", 0)
-        if self._position < promised - slack and not self._is_guess:
-            problem = f"header promises {self._n_promised} frames, file holds {self._position}"
-        # Where its guess is too short, or a Xing header lies, libsndfile reads no further.
-        n_bytes = os.fstat(self._file.fileno()).st_size
-        n_unread = n_bytes - self._file.tell()
-        if self._is_mp3 and self._position < self._last and n_unread > max(2**16, 0.02 * n_bytes):
-            problem = f"{n_unread} of {n_bytes} bytes were not decoded (convert it to wav)"
+        is_mpeg = self._sound.subtype.startswith("MPEG")
+        slack = MP3_FRAME if is_mpeg else getattr(self._sound, "slack", 0)
+        lengths = f"header promises {self._n_promised} frames, file holds {self._position}"
+        if self._position < promised - slack and self._is_promise:
+            problem = lengths
+        elif self._position > self._n_promised and self._endless and self._is_promise:
+            self._problem = lengths
         if problem and not self._allow_truncated:
             raise InputError(f"{path}: {problem} (export it again, or use --allow-truncated)")
-        self._problem = problem
+        self._problem = self._problem or problem
         if not self.n_read:  # the header guessed, and the excerpt begins beyond the real end
             raise _begins_too_late(self.info, self._first, self._position)
+
+
+def _endless(file: BinaryIO, sound: OpenSound) -> tuple[containers.Pieces | None, bool]:
+    """Make a file of a sound that hides how long it is, where a header may be wrong about that.
+
+    Returns also whether fewer samples than the header promises mean that the file is damaged.
+    """
+    if isinstance(sound, decoding.Sound):
+        return None, True
+    position, is_promise = file.tell(), True
+    endless = None
+    if sound.format == "FLAC":
+        endless = containers.endless_flac(file)
+    elif sound.subtype.startswith("MPEG"):
+        n_bytes, begin = containers.data_chunk(file) if sound.format != "MP3" else (2**62, 0)
+        endless, is_promise = containers.endless_mpeg(file, begin, n_bytes)
+    file.seek(position)
+    return endless, is_promise
 
 
 def _begins_too_late(info: AudioInfo, first: int, n_samples: int) -> InputError:
@@ -423,8 +439,6 @@ def _excerpt(info: AudioInfo, start: float, duration: float | None) -> tuple[int
     if not start >= 0 or not (duration is None or duration > 0):
         raise InputError(f"{info.path}: no excerpt of {duration} s can begin at {start:g} s")
     first = round(min(start * info.sample_rate, 2.0**60))
-    if first >= info.n_samples:
-        raise _begins_too_late(info, first, info.n_samples)
     if duration is None:
         return first, 2**60
     return first, first + max(1, round(min(duration * info.sample_rate, 2.0**50)))

@@ -49,10 +49,6 @@ def test_paths_that_are_no_sound_files_are_named(tmp_path):
     (tmp_path / "loop.wav").symlink_to("loop.wav")
     write(tmp_path / "silent.wav", wav_bytes(b""))
     write(tmp_path / "slow.wav", wav_bytes(bytes(2000), rate=3999))
-    soundfile.write(tmp_path / "stream.flac", noise(5000), RATE)
-    content = bytearray((tmp_path / "stream.flac").read_bytes())
-    content[21:26] = content[21] & 0xF0, 0, 0, 0, 0  # STREAMINFO's total samples
-    write(tmp_path / "stream.flac", content)
     soundfile.write(tmp_path / "radio.ogg", noise(RATE), RATE)
     first = (tmp_path / "radio.ogg").read_bytes()
     soundfile.write(tmp_path / "radio.ogg", noise(RATE), RATE)  # with another serial number
@@ -70,7 +66,6 @@ def test_paths_that_are_no_sound_files_are_named(tmp_path):
         "loop.wav": "Too many levels of symbolic links",
         "silent.wav": "no audio samples",
         "slow.wav": "sample rate 3999 Hz",
-        "stream.flac": "does not tell its length",
         "radio.ogg": "another sound follows",
         "empty.wav": "empty file",
         "text.wav": "not audio",
@@ -148,36 +143,6 @@ def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
         probe(write(path, wav_bytes(bytes(2000), size=3_000_000_000)))
 
 
-def without_xing(path: Path, *modes: str) -> bytes:
-    """Encode stretches of noise as MP3 frames, one after another, without the header of lengths."""
-    frames = b""
-    for mode in modes:
-        soundfile.write(
-            path,
-            noise(20 * RATE),
-            RATE,
-            format="MP3",
-            bitrate_mode=mode,
-            compression_level=0.99 if mode == "VARIABLE" else 0.0,
-        )
-        content = path.read_bytes()
-        start = content.index(b"\xff\xfb")
-        frames += content[content.index(b"\xff\xfb", start + 4) :]
-    return frames
-
-
-def test_an_mp3_without_its_header_of_lengths_is_never_cut_short(tmp_path):
-    path = tmp_path / "x.mp3"
-    constant = without_xing(path, "CONSTANT")
-    write(path, constant)
-    assert abs(read_codes(path, 40_000).shape[1] - 20 * RATE) < 2 * MP3_FRAME
-    write(path, constant + b"TAG" + bytes(125))
-    assert abs(read_codes(path, 40_000).shape[1] - 20 * RATE) < 2 * MP3_FRAME
-    write(path, without_xing(path, "CONSTANT", "VARIABLE"))
-    with pytest.raises(InputError, match="bytes were not decoded"):
-        read_codes(path, 40_000)
-
-
 @pytest.mark.parametrize("container", ["WAV", "RF64", "OGG", "MP3"])
 def test_scrambled_headers_are_read_or_refused_but_never_a_crash(tmp_path, container):
     path, rng = tmp_path / "sound", np.random.default_rng(0)
@@ -253,7 +218,9 @@ def test_damage_inside_is_an_error_never_a_shorter_sound(tmp_path):
         middle = len(content) // 2
         content[middle : middle + 20_000] = rng.bytes(20_000)
         write(path, content)
-        with pytest.raises(InputError, match=rf"{name}: (damaged after|header promises|not audio)"):
+        with pytest.raises(
+            InputError, match=rf"{name}: (damaged after|header promises|not audio|.* are no sound)"
+        ):
             read_codes(path)
 
 

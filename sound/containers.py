@@ -1,0 +1,187 @@
+"""What the headers of WAV, FLAC, Ogg and MPEG audio promise, and reading on where it is wrong.
+
+libsndfile believes headers and reads no further: of an MP3 whose Xing header counts half of the
+frames it gives half, of two songs in one Ogg file the first. The decoder's own end is the truth:
+`endless_flac` and `endless_mpeg` hide the length, so that libsndfile decodes all that there is.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import struct
+from collections.abc import Sequence
+from typing import BinaryIO
+
+_ENDLESS = 2**30  # MPEG frames: 300 days
+_KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # MPEG-1
+_KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # MPEG-2 and 2.5
+_LAYER_3 = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xeb]", re.DOTALL)  # begins a frame
+
+
+class Pieces(io.RawIOBase):
+    """Bytes, and stretches (begin, end) of a file, one behind the other, as one file to read.
+
+    `n_claimed` more bytes are claimed to follow, but only the last are there, where mpg123 looks
+    for a tag.
+    """
+
+    def __init__(
+        self, file: BinaryIO, pieces: Sequence[bytes | tuple[int, int]], n_claimed: int = 0
+    ) -> None:
+        self._file, self._pieces, self._at = file, pieces, 0
+        sizes = (len(p) if isinstance(p, bytes) else p[1] - p[0] for p in pieces)
+        self._begins = list(itertools.accumulate(sizes, initial=0))
+        self._n_bytes = self._begins[-1] + n_claimed
+        self.end = pieces[-1][1]  # in the file
+
+    readable = seekable = lambda _self: True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to another position."""
+        self._at = offset + (0, self._at, self._n_bytes)[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer, or as much of it as there is."""
+        view, n_done = memoryview(buffer).cast("B"), 0
+        if self._n_bytes - 128 <= self._at < self._n_bytes > self._begins[-1]:
+            n_done = min(len(view), self._n_bytes - self._at)
+            view[:n_done] = bytes(n_done)
+            self._at += n_done
+            return n_done
+        for piece, begin, end in zip(self._pieces, self._begins, self._begins[1:], strict=False):
+            n = min(end - self._at, len(view) - n_done)
+            if n > 0:
+                first = self._at - begin
+                if isinstance(piece, bytes):
+                    data = piece[first : first + n]
+                else:
+                    self._file.seek(piece[0] + first)
+                    data = self._file.read(n)
+                view[n_done : n_done + len(data)] = data
+                n_done, self._at = n_done + len(data), self._at + len(data)
+        return n_done
+
+
+def data_chunk(file: BinaryIO) -> tuple[int, int]:
+    """Return how many bytes of samples a WAV promises, and where they begin; (0, 0) if nowhere."""
+    file.seek(0)
+    order = "big" if file.read(12)[:4] == b"RIFX" else "little"
+    size64 = None
+    for _ in range(10_000):  # a hostile file can hold millions of empty chunks
+        name, size = file.read(4), int.from_bytes(file.read(4), order)
+        if name == b"data":
+            is_64 = size64 is not None and size == 0xFFFFFFFF
+            return size64 if is_64 else size, file.tell()
+        after = file.tell() + size + size % 2
+        if name == b"ds64":  # RF64 keeps its 64-bit sizes here
+            size64 = int.from_bytes(file.read(16)[8:], "little")
+        file.seek(after)
+    return 0, 0
+
+
+def is_unknown_length(size: int) -> bool:
+    """Say whether a WAV's data size is the largest number, which writers into a pipe leave there.
+
+    Any other size is believed: a cut file of 3 GB has more than 0x7FFFFFFF in its header, too.
+    """
+    return 0xFFFF0000 <= size < 2**32 or 0x7FFF0000 <= size <= 0x80000000
+
+
+def ogg_fault(file: BinaryIO) -> tuple[str, str]:
+    """Follow an Ogg file's pages to the end; return what is wrong with it, and what is odd."""
+    size, at, stream, is_end = os.fstat(file.fileno()).st_size, 0, b"", 0
+    while at < size:
+        file.seek(at)
+        page = file.read(27 + 255)
+        if not page.startswith(b"OggS") or len(page) < 27:
+            what = f"{size - at} bytes behind byte {at} are no sound"
+            return ("", what) if is_end else (what, "")
+        n_bytes = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if stream and (page[14:18] != stream or page[5] & 2):
+            return "another sound follows", ""
+        if at + n_bytes > size:
+            return "its end is missing", ""
+        stream, at, is_end = page[14:18], at + n_bytes, page[5] & 4
+    return "", "" if is_end else "its last page is not marked as such (a broadcast, or cut?)"
+
+
+def endless_flac(file: BinaryIO) -> Pieces | None:
+    """Hide the length that a FLAC header promises."""
+    begin = _after_id3(file, 0)
+    head = _read(file, begin, 26)
+    if not head.startswith(b"fLaC"):
+        return None
+    # The length has 36 bits; the upper half of their first byte is something else.
+    hidden = head[:21] + bytes([head[21] & 0xF0, 0, 0, 0, 0])
+    return Pieces(file, [hidden, (begin + 26, file.seek(0, os.SEEK_END))])
+
+
+def endless_mpeg(file: BinaryIO, begin: int, n_bytes: int) -> tuple[Pieces | None, bool]:
+    """Let MPEG layer III promise more frames than there can be.
+
+    It does so in the Xing header, or where there is none, by its size. Returns also whether fewer
+    frames than were promised mean damage: there was a promise, and it is not merely wrong beside
+    frames that follow one another to the end.
+
+    References
+    ----------
+    .. [1] ISO/IEC 11172-3:1993 and 13818-3:1998, 2.4.1.3 and 2.4.2.3: the header of a frame.
+    """
+    end = min(begin + n_bytes, file.seek(0, os.SEEK_END))
+    begin = _after_id3(file, begin)
+    found = _LAYER_3.search(_read(file, begin, 2**16))
+    if found is None:
+        return None, True
+    begin += found.start()
+    frame = _read(file, begin, 200)
+    if (tag := max(frame.find(b"Xing"), frame.find(b"Info"))) > 0:
+        flags, n_frames, promised = struct.unpack(
+            ">III", frame[tag + 4 : tag + 16].ljust(12, b"\0")
+        )
+        if flags & 1 and n_frames:
+            at = begin + tag + 8
+            is_cut = not flags & 2 or promised > end - begin
+            pieces = [(begin, at), struct.pack(">I", _ENDLESS), (at + 4, end)]
+            return Pieces(file, pieces), is_cut or not _is_unbroken(file, begin, end)
+    # The length is guessed from a bit rate and from the file's size.
+    return Pieces(file, [(begin, end)], n_claimed=2**40), False
+
+
+def _is_unbroken(file: BinaryIO, at: int, end: int) -> bool:
+    """Say whether MPEG frames follow one another to the end, but for tags."""
+    file = io.BufferedReader(Pieces(file, [(0, end)]), 2**20)
+    while size := _frame_size(int.from_bytes(_read(file, at, 4), "big")):
+        at += size
+    return end - at <= 128 or _read(file, at, 8) in (b"APETAGEX", bytes(8))
+
+
+def _frame_size(word: int) -> int:
+    """Return the bytes of an MPEG layer III frame with this header; 0 if it is none."""
+    version, index, rate = word >> 19 & 3, word >> 12 & 15, word >> 10 & 3
+    if word >> 21 != 0x7FF or version == 1 or word >> 17 & 3 != 1 or index in (0, 15) or rate == 3:
+        return 0
+    is_first = version == 3
+    kbits = (_KBITS_1 if is_first else _KBITS_2)[index - 1]
+    hertz = (44100, 48000, 32000)[rate] >> (0 if is_first else 1 if version == 2 else 2)
+    return (144000 if is_first else 72000) * kbits // hertz + (word >> 9 & 1)
+
+
+def _after_id3(file: BinaryIO, at: int) -> int:
+    """Return where an ID3 tag that begins here ends; `at` where none does."""
+    head = _read(file, at, 10)
+    if not head.startswith(b"ID3") or len(head) < 10:
+        return at
+    return at + 10 + sum(byte << 7 * i for i, byte in enumerate(head[:5:-1]))
+
+
+def _read(file: BinaryIO, at: int, n_bytes: int) -> bytes:
+    file.seek(at)
+    return file.read(n_bytes)
