@@ -106,17 +106,10 @@ def full_envelope(grid: Grid) -> torch.Tensor:
 
 
 def stft(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Transform a whole waveform: centred frames, zeros beyond both ends.
+    """Transform a whole waveform, full scale 1: centred frames, zeros beyond both ends.
 
-    Parameters
-    ----------
-    wav : torch.Tensor, shape=(..., n_samples)
-        Full scale 1; any length, 0 included.
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_fft // 2 + 1, 1 + n_samples // hop_length), complex64
-        A full-scale sine has magnitude 1.
+    Maps (..., n_samples), of any length, to complex (..., n_fft // 2 + 1, 1 + n_samples //
+    hop_length). A full-scale sine has magnitude 1.
     """
     half = grid.n_fft // 2
     return frames_to_spec(F.pad(wav, (half, half)), grid)
@@ -284,14 +277,10 @@ def vocals_mask(
 def apply_mask(spec: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Multiply a spectrogram by a mask that may know only its lower bins.
 
-    Bins above the mask's take the voice's share of the energy in the mask's top sixteenth, frame by
-    frame: of several rules the one nearest to the truth (tests/test_separation.py compares them).
-
-    Parameters
-    ----------
-    spec : torch.Tensor, shape=(n_channels, n_bins, n_frames), complex64
-    mask : torch.Tensor, shape=(1 or n_channels, hp.n_bins, n_frames)
-        More bins than those of `spec` are left out.
+    Maps complex (n_channels, n_bins, n_frames) and (1 or n_channels, hp.n_bins, n_frames) to the
+    first shape; the mask's bins beyond it are left out. Bins above the mask's take the voice's
+    share of the energy in the mask's top sixteenth, frame by frame: of several rules the one
+    nearest to the truth.
     """
     n_bins, n_known = spec.shape[-2], mask.shape[-2]
     if n_bins <= n_known:

@@ -118,10 +118,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="REGEX",
         default=tracks.VOICE_PATTERN,
         help="which stems of a song are its vocals: those in whose name, in lower case and with "
-        "one space for everything but letters and digits, this is found; all other stems are the "
-        "accompaniment, all stems together the mixture, unless a file is called mixture. By "
-        "default names that contain vocal, vox, voice, choir, singer or a cappella, or the word "
-        "voc, bv or bgv, but not those that deny it: NoVox, minus one, vocals removed, karaoke …",
+        "spaces between words, this is found; the others are the accompaniment, all together the "
+        "mixture, unless a file is called mixture. By default vocal, vox, voice, choir, singer, a "
+        "cappella, voc, bv and bgv, but not NoVox, minus one, vocals removed, karaoke …",
     )
     add(
         "--speed",
@@ -198,18 +197,15 @@ def refuse_another_dataset(task: Task, songs: list[Track]) -> None:
     """Keep one dataset from being turned into another by mistake."""
     if not (task.output / dataset.MANIFEST).is_file():
         return
-    manifest = dataset.load_manifest(task.output)
-    if manifest.hparams != grid_of(task.hp):
-        raise InputError(
-            f"{task.output}: built with {manifest.hparams}, asked for {grid_of(task.hp)} "
-            "(choose another output, or --overwrite)"
-        )
+    manifest, grid = dataset.load_manifest(task.output), grid_of(task.hp)
     lost = sorted({song.id for song in manifest.songs} - {track.name for track in songs})
-    if lost:
-        raise InputError(
-            f"{task.output}: holds {len(lost)} songs that {task.root} does not, such as "
-            f"{lost[0]} (choose another output, or --overwrite to drop them)"
-        )
+    what = ""
+    if manifest.hparams != grid:
+        what = f"built with {manifest.hparams}, asked for {grid}"
+    elif lost:
+        what = f"holds {len(lost)} songs that {task.root} does not, such as {lost[0]}"
+    if what:
+        raise InputError(f"{task.output}: {what} (choose another output, or --overwrite)")
 
 
 def build_songs(task: Task, extents: dict[Track, Extent], n_workers: int | None) -> list[Song]:
@@ -259,13 +255,9 @@ def finish(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
 def build_song(task: Task, track: Track) -> Song:
     """Write one song's spectrogram and then its note.
 
-    The array appears under its name only when it is whole and its pair has been checked.
-
-    Raises
-    ------
-    InputError
-        If a source cannot be read or changes meanwhile, if the pair does not fit, if the sound is
-        too loud for float16, or if the disk is full.
+    The array appears under its name only when it is whole and its pair has been checked. InputError
+    if a source cannot be read or changes meanwhile, if the pair does not fit, if the sound is too
+    loud for float16, or if the disk is full.
     """
     import audio  # here, so that bad paths are told before torch is loaded
 
@@ -313,18 +305,15 @@ def build_song(task: Task, track: Track) -> Song:
     if sources_of(task, track) != sources:
         raise InputError(f"{track.paths[0]}: a source changed while it was read (run again)")
     song = Song(
+        **{name: getattr(track, name) for name in ("split", "singer", "group", "speed")},
         id=track.name,
         file=file_of(task, track),
-        split=track.split,
-        singer=track.singer,
-        group=track.group,
         parts=track.signals,
         n_frames=shape[0],
         sample_rate=extent.sample_rate,
         seconds=extent.seconds,
         sha256=reading.sha256(path),
         inputs=tuple(inputs),
-        speed=track.speed,
         taught=task.taught,
     )
     note = json.dumps({"sources": sources, "song": asdict(song)})
@@ -333,11 +322,11 @@ def build_song(task: Task, track: Track) -> Song:
 
 
 def cancellation(energies: np.ndarray) -> tuple[float, int]:
-    """Say how much of a song is lost in the mean of its channels, and which channel to take.
+    """Say how much is lost in the mean of a song's channels, and which channel has its voice.
 
     `energies`, (n_signals, 1 + n_channels), are those of the mean and of each channel. Returns by
-    how much the mean is quieter than that of unrelated channels [dB], of the signal where it is
-    most, and the channel with the loudest voice.
+    how much the mean is softer than that of unrelated channels [dB], in the worse signal, and the
+    channel with the loudest voice.
     """
     channels = energies[:, 1:]
     level = channels.mean(1)

@@ -8,6 +8,7 @@ nothing is normalised, so that two pages can be compared. page.html is the templ
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from html import escape
 from pathlib import Path
@@ -60,7 +61,9 @@ class PageWriter:
         before = (self._span - width) // 2
         self._own = slice(before, before + width)
         self._waiting = np.zeros((2, info.n_channels, before), np.float32)  # to be drawn
-        self._edges = _row_edges(rate / self._window)
+        # Where the rows of a picture begin and end, in bins of which bin 0 is 0 … 1.
+        edges_hz = LOW_HZ * 2 ** (np.arange(ROWS + 1) * (OCTAVES / ROWS))
+        self._edges = edges_hz * self._window / rate + 0.5
         # Of each column: energies (3, ROWS); lowest and highest sample of mixture and of vocals.
         self._rows: list[np.ndarray] = []
         self._extremes: list[list[float]] = []
@@ -70,12 +73,9 @@ class PageWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        with contextlib.closing(self._tracks[0]), contextlib.closing(self._tracks[1]):
             if kind is None:
                 self._finish()
-        finally:
-            for track in self._tracks:
-                track.close()
 
     def write(self, part: Separated) -> None:
         """Take the next samples; what lies beyond the part that is shown is ignored."""
@@ -122,8 +122,9 @@ class PageWriter:
     def _page(self) -> str:
         """Fill the template."""
         info, n_samples, rate = self._info, self._n_samples, self._info.sample_rate
-        names = {1: "mono", 2: "stereo"}
-        layout = names.get(info.n_channels, f"{info.n_channels} channels, heard as mono")
+        layout = {1: "mono", 2: "stereo"}.get(
+            info.n_channels, f"{info.n_channels} channels as mono"
+        )
         facts = [_clock(info.n_samples / rate), f"{rate / 1000:g} kHz", layout]
         if n_samples < info.n_samples:
             facts.append(f"the first {_clock(n_samples / rate)} are shown here")
@@ -187,13 +188,8 @@ class _Mp3:
         return self._bytes.getvalue()
 
     def close(self) -> None:
-        """Give the encoder back; libsndfile would write to a file that Python has closed before."""
+        """Close the encoder: later, libsndfile would write to a file that Python has closed."""
         self._sound.close()
-
-
-def _row_edges(bin_hz: float) -> np.ndarray:
-    """Return where the rows of a picture begin and end, in bins of which bin 0 is 0 … 1."""
-    return LOW_HZ * 2 ** (np.arange(ROWS + 1) * (OCTAVES / ROWS)) / bin_hz + 0.5
 
 
 def _to_rows(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -226,10 +222,10 @@ def _png(values: np.ndarray) -> str:
 
 def _area(upper: np.ndarray, lower: np.ndarray) -> str:
     """Return the path of an area between two curves with a value per column, in thousandths."""
-    there = [f"{i} {1000 * y:.0f}" for i, y in enumerate(upper)]
-    back = [f"{i} {1000 * y:.0f}" for i, y in enumerate(lower)]
-    there.append(f"{len(upper)} {1000 * upper[-1]:.0f}")
-    back.append(f"{len(lower)} {1000 * lower[-1]:.0f}")
+    there, back = (
+        [f"{i} {1000 * y:.0f}" for i, y in enumerate([*curve, curve[-1]])]
+        for curve in (upper, lower)
+    )
     return f"M{'L'.join(there)}L{'L'.join(back[::-1])}Z"
 
 

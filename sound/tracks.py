@@ -34,9 +34,10 @@ STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, b
 KINDS = ("songs", "voices", "backings")
 MIXTURE_NAMES = ("mixture", "mix", "full mix", "fullmix", "master")
 _VOICE = r"(vocal|vox|voice|choir|singer|a ?cc?app?ell?a|\b(voc|bv|bg ?v)s?\d*\b)"
-# A stem that says it has no voice: all of its name where that is a word for the band, else a part.
+# What says that there is no voice: a word for the band denies it for all of a name (unless that is
+# the title, before " - "), others for the voice beside them.
 _NO_VOICE = (
-    r"(.*\b(instrumentals?|karaoke|minus ?one|playback|off vocal)\b.*$"
+    r"(.*\b(instrumentals?|karaoke|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
     r"|\b(no|non|not|without|w o|sans|minus)( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
     rf"{_VOICE}\w*\b"
     rf"|{_VOICE}\w*? ?(less|free|off|muted?|remov\w*|eliminat\w*|suppressed|deleted)\b)"
@@ -53,6 +54,7 @@ _LEFTOVERS = (
 )
 TRIM_SECONDS = 0.05  # encoders pad by less; a mixture and vocals further apart do not belong
 MIR1K_TRAIN = ("abjones", "amy")
+SPLITS = ("train", "test", "rest")  # rest: what MIR-1K calls its test set
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,12 @@ def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_
         voice = re.compile(voice_pattern, re.IGNORECASE)
     except re.error as error:
         raise InputError(f"voice pattern {voice_pattern!r}: {error}") from error
-    names = {_key(entry.name) for entry in _entries(root) if entry.is_dir()}
-    layouts = {"mixtures": _dsd100, "wavfile": _mir1k, "rest": _mir1k_clips, "test": _musdb18}
-    if "rest" not in names:
-        layouts["train"] = _musdb18
-    readers = list(dict.fromkeys(layouts[name] for name in layouts if name in names))
+    layouts = {"mixtures": _dsd100, "wavfile": _mir1k, **dict.fromkeys(SPLITS, _split_folders)}
+    names = {_key(entry.name) for entry in _entries(root) if entry.is_dir()} & set(layouts)
+    readers = {layouts[name] for name in names}
     if kind is None and len(readers) > 1:
-        raise InputError(f"{root}: holds {' and '.join(sorted(names & set(layouts)))}: two layouts")
-    found = readers[0](root) if kind is None and readers else _folder(root, kind, voice)
+        raise InputError(f"{root}: holds {' and '.join(sorted(names))}: two layouts")
+    found = readers.pop()(root) if kind is None and readers else _folder(root, kind, voice)
     if not found.tracks and not found.bad:
         raise InputError(
             f"{root}: no songs found as {found.layout}; expected for example "
@@ -179,22 +179,30 @@ def _songs(root: Path) -> dict[tuple[str, str], Path]:
     return {(_key(s.name), _key(p.name)): p for s in sets for p in _entries(s) if p.is_dir()}
 
 
-def _musdb18(root: Path) -> Found:
-    """MUSDB18-HQ: {train,test}/<song>/{mixture,vocals}.wav; MUSDB18: <song>.stem.mp4 instead."""
+def _split_folders(root: Path) -> Found:
+    """MUSDB18-HQ: {train,test}/<song>/{mixture,vocals}.wav; MUSDB18: <song>.stem.mp4 instead.
 
-    def track(path: Path) -> Track:
-        is_test = _key(path.parent.name) == "test"
-        if path.is_dir():
-            return _track(path.name, is_test, _only(path, "mixture"), _only(path, "vocals"))
-        parts = (Part(path, stream=STEM_MIXTURE),), (Part(path, stream=STEM_VOCALS),)
-        return _track(path.name[: -len(STEM_MP4)], is_test, *parts)
-
-    songs = [p for split in ("train", "test") for p in _entries(root / _named(root, split))]
+    MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*.
+    """
+    songs = [path for split in SPLITS for path in _entries(root / _named(root, split))]
     stems = [path for path in songs if path.name.lower().endswith(STEM_MP4)]
     folders = [path for path in songs if path.is_dir()]
+    is_mir1k = any(_key(path.parent.name) == "rest" for path in folders)
     if stems and folders:
         raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
-    return _found("MUSDB18" if stems else "MUSDB18-HQ", track, stems or folders)
+
+    def track(path: Path) -> Track:
+        is_test = _key(path.parent.name) != "train"
+        if stems:
+            parts = (Part(path, stream=STEM_MIXTURE),), (Part(path, stream=STEM_VOCALS),)
+            return _track(path.name[: -len(STEM_MP4)], is_test, *parts)
+        if is_mir1k:
+            parts = (), _only(path, "vocals"), _only(path, "accompaniment")
+            return _track(path.name, is_test, *parts, is_clip=True)
+        return _track(path.name, is_test, _only(path, "mixture"), _only(path, "vocals"))
+
+    layout = "MIR-1K, one folder a clip" if is_mir1k else "MUSDB18-HQ"
+    return _found("MUSDB18" if stems else layout, track, stems or folders)
 
 
 def _mir1k(root: Path) -> Found:
@@ -207,20 +215,10 @@ def _mir1k(root: Path) -> Found:
                 f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
             )
         is_test = path.stem.split("_")[0] not in MIR1K_TRAIN
-        return _clip(path.stem, is_test, (Part(path, channel=1),), (Part(path, channel=0),))
+        parts = (), (Part(path, channel=1),), (Part(path, channel=0),)
+        return _track(path.stem, is_test, *parts, is_clip=True)
 
     return _found("MIR-1K", track, _audio_files(root / _named(root, "wavfile")))
-
-
-def _mir1k_clips(root: Path) -> Found:
-    """MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*; rest is the test set."""
-
-    def track(path: Path) -> Track:
-        parts = _only(path, "vocals"), _only(path, "accompaniment")
-        return _clip(path.name, _key(path.parent.name) == "rest", *parts)
-
-    songs = [p for split in ("train", "rest") for p in _entries(root / _named(root, split))]
-    return _found("MIR-1K, one folder a clip", track, [path for path in songs if path.is_dir()])
 
 
 def _found(layout: str, track: Callable[..., Track], jobs: Iterable) -> Found:
@@ -234,16 +232,12 @@ def _found(layout: str, track: Callable[..., Track], jobs: Iterable) -> Found:
     return Found(layout, tracks, bad)
 
 
-def _track(name: str, is_test: bool, *signals: tuple[Part, ...]) -> Track:
-    """Make a song; `signals` are mixture, vocals and accompaniment."""
-    name = _composed(name)
-    return Track(name, "test" if is_test else "train", name, name, *signals)
-
-
-def _clip(name: str, is_test: bool, *signals: tuple[Part, ...]) -> Track:
-    """Make a clip called <singer>_<song>_<clip>; `signals` are vocals and accompaniment."""
+def _track(name: str, is_test: bool, *signals: tuple[Part, ...], is_clip: bool = False) -> Track:
+    """Make a song of mixture, vocals and accompaniment; a clip is <singer>_<song>_<clip>."""
     name, split = _composed(name), "test" if is_test else "train"
-    return Track(name, split, name.split("_")[0], name.rpartition("_")[0], (), *signals)
+    if is_clip:
+        return Track(name, split, name.split("_")[0], name.rpartition("_")[0], *signals)
+    return Track(name, split, name, name, *signals)
 
 
 def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Found:
@@ -283,10 +277,12 @@ def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) 
         files = folders[folder]
         if len({_key(path.stem) for path in files}) < len(files):  # they would be summed
             raise InputError(f"{folder}: the same stem more than once: {_names(files)}; keep one")
-        mixture = tuple(Part(path) for path in files if _words(path.stem) in MIXTURE_NAMES)
-        others = [path for path in files if _words(path.stem) not in MIXTURE_NAMES]
-        vocals = tuple(Part(path) for path in others if voice.search(_words(path.stem)))
-        rest = tuple(Part(path) for path in others if not voice.search(_words(path.stem)))
+        signals = {"mixture": (), "vocals": (), "rest": ()}
+        for path in files:
+            words = _words(path.stem)
+            kind = "vocals" if voice.search(words) else "rest"
+            signals["mixture" if words in MIXTURE_NAMES else kind] += (Part(path),)
+        mixture, vocals, rest = signals.values()
         if len(mixture) > 1:
             raise InputError(f"{folder}: {len(mixture)} mixtures among {_names(files)}; keep one")
         if not vocals:
@@ -344,11 +340,8 @@ def find_songs(root: Path, output_dir: Path) -> tuple[dict[Path, Path], str]:
         for place in (path.parent, *(output_dir.joinpath(*tail) for tail in tails)):
             place = os.path.realpath(place)
             outputs |= {(place, f"{path.stem}_{stem}") for stem in ("vocals", "accompaniment")}
-    songs = {
-        path: folder
-        for path, folder in sounds.items()
-        if (os.path.realpath(path.parent), path.stem) not in outputs
-    }
+    place_of = {path: (os.path.realpath(path.parent), path.stem) for path in sounds}
+    songs = {path: folder for path, folder in sounds.items() if place_of[path] not in outputs}
     left_out = _left_out(files, songs, "written by earlier runs")
     if not songs:
         raise InputError(

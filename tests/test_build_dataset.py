@@ -240,8 +240,12 @@ def test_every_bad_song_is_named_and_the_others_are_kept_for_the_next_run(tmp_pa
     (root / "unreadable/vocals.wav").write_bytes(b"RIFF")
     write(root / "instrumental/bass.wav", noise(3))
     song(root / "inverted", voice(1), -voice(1))
+    (root / "cover.jpg").write_bytes(b"x")
     assert build_dataset.main([str(root), str(output), "--workers", "1"]) == 1
-    error = capsys.readouterr().err
+    said, error = capsys.readouterr()
+    assert (
+        f"{root}: not taken: 1 without a sound's extension (.jpg) and 1 that no usable song needs\n"
+    ) in said
     assert "unreadable/vocals.wav: not audio" in error
     assert "instrumental: no file's name says voice" in error
     assert "inverted/vocals.wav: the mixture holds these vocals at gain -" in error

@@ -340,6 +340,8 @@ def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, cap
         ]
         out, err = capsys.readouterr()
         assert_one_error(err, "bad.wav: header promises 3000 frames, file holds 2489")
+        written = " and 4 written by earlier runs" * bool(already)
+        assert f"in: not taken: 1 without a sound's extension (.txt){written}\n" in out
         if already:
             assert "2 of 3 are already there (--overwrite separates again" in out
         else:

@@ -90,7 +90,8 @@ VOICES = """
     BGVs; BV 2; bgv; voc_2; LeadVoc; Male Voice; voices; Choir; Singer 1; Acapella; ACapella; a
     cappella; Accapella; acapela; vocals no reverb; Vocals (no FX); Vox -3dB; lead vox no bvs;
     Song No 5 Vocals; No Woman No Cry vocals; Say No - Vocals; piano vox; Casino Vocals; vocals
-    minus 3 dB; Vocals-02; Without You vocals; Vocals_offset
+    minus 3 dB; Vocals-02; Without You vocals; Vocals_offset; Instrumental Love - Vocals;
+    vocals minus 1 dB; Playback Singer; x (Vocals)_vocalremover
 """
 OTHERS = """
     NoVocals; novox; NoVox; NOVOX; no vox; No-Vocals; no_voice; no lead vox; NoLeadVocals; without
@@ -98,7 +99,8 @@ OTHERS = """
     Vocals; instrumental; Instrumental with backing vox; instrumentals (BV); karaoke; Karaoke w.
     Choir; vocals removed; VocalsRemoved; vox-off; vocals muted; Vocal Free; voiceless; vocalless;
     off vocal ver.; non-vocal; nonvocal; no backing vocals; sans voice; Drums; Vocoder; Bass;
-    Advocate; No BVs; Vocal Remover
+    Advocate; No BVs; Vocal Remover; minus1 (BV);
+    Choir - Song (Instrumental); 1_Song_(Instrumental)_Kim_Vocal_2; OffVocal; song (no vocals)
 """
 
 
