@@ -78,9 +78,6 @@ class OpenSong:
     dataset: int = 0  # which of the run's datasets it belongs to
 
 
-# --- Files ---------------------------------------------------------------------------------------
-
-
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically; a folder without one is an unfinished build."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=True)
@@ -149,9 +146,6 @@ def levels_db(spectrogram: np.ndarray, parts: tuple[str, ...]) -> dict[str, floa
     return {part: float(10 * np.log10(max(energy[i], 1e-10))) for i, part in enumerate(parts)}
 
 
-# --- Writing -------------------------------------------------------------------------------------
-
-
 def spectrogram_blocks(
     blocks: Iterable[np.ndarray], grid: Grid, hp: HParams
 ) -> Iterator[np.ndarray]:
@@ -179,9 +173,6 @@ def spectrogram_blocks(
                 raise OverflowError("float16 reaches 65504")
             yield stored.numpy()
         carried = wav[..., n_frames * grid.hop_length :]
-
-
-# --- Which songs are learnt from -----------------------------------------------------------------
 
 
 def identity(songs: list[OpenSong]) -> list[str]:
@@ -247,9 +238,6 @@ def _groups_to_hold_out(songs: list[OpenSong], key: str, hp: HParams) -> set[str
     n_so_far = np.cumsum([n_frames[group] for group in groups])
     n_groups = 1 + int(np.searchsorted(n_so_far, hp.valid_fraction * n_so_far[-1]))
     return set(groups[: min(n_groups, max(1, len(groups) - 1))])  # one is left to learn from
-
-
-# --- The plan of an epoch ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -421,9 +409,6 @@ def _draw_mates(weights: np.ndarray, own: np.ndarray, rng: np.random.Generator) 
     place = rng.integers(np.maximum(others, 1))
     place += weights[own] * (place >= before)
     return np.where(others > 0, np.searchsorted(ends, place, side="right"), own)
-
-
-# --- The feed ------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):

@@ -51,9 +51,6 @@ def run(command: list[str] | str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, shell=is_line, env=environment(**env), capture_output=True)
 
 
-# --- Ends -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("body", "code", "out", "err"),
     [
@@ -134,8 +131,6 @@ def test_signals_within_a_second_are_one_request_and_a_later_one_ends(monkeypatc
     assert signal.getsignal(signal.SIGINT) == before
 
 
-# --- Streams --------------------------------------------------------------------------------------
-
 SAY_EVERYTHING = """
 cli.warn("a warning")
 with cli.progress(2, " slices") as bar:
@@ -180,9 +175,6 @@ def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
         assert ("2/2" in seen.err) == is_terminal
 
 
-# --- Options --------------------------------------------------------------------------------------
-
-
 def test_every_script_has_set_and_debug():
     parser = cli.make_parser("Hear it.\n\nMore.", "examples:\n  python song.py a.wav")
     args = parser.parse_args(["--set", "width=8", "--debug", "--set", "width=16"])
@@ -223,9 +215,6 @@ def test_the_device_is_told_with_the_reason(n_gpus, choice, local_rank, said, ca
         error = str(ended)
     seen = capsys.readouterr()
     assert said in (seen.out, error) or said in seen.err
-
-
-# --- Files and processes --------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -88,10 +88,8 @@ def test_a_captured_step_is_the_step_as_it_is(songs, hp, resident):
     assert captured.take_step._graph is not None
     assert plain.take_step._graph is None
     np.testing.assert_allclose(captured.losses, plain.losses, rtol=1e-3)
-    for ours, theirs in zip(
-        captured.averaged.parameters(), plain.averaged.parameters(), strict=True
-    ):
-        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    for one, other in zip(captured.averaged.parameters(), plain.averaged.parameters(), strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
 
 
 def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
@@ -102,9 +100,9 @@ def test_a_run_goes_on_on_the_other_device(songs, tmp_path):
         resumed = run_on(second, songs)
         resumed.restore(model.load_checkpoint(path))
         assert resumed.step == 2
-        for ours, theirs in zip(resumed.model.parameters(), run.model.parameters(), strict=True):
-            assert torch.equal(ours.cpu(), theirs.cpu())
-            moments = (r.optimizer.state[w]["exp_avg"] for r, w in ((resumed, ours), (run, theirs)))
+        for one, other in zip(resumed.model.parameters(), run.model.parameters(), strict=True):
+            assert torch.equal(one.cpu(), other.cpu())
+            moments = (r.optimizer.state[w]["exp_avg"] for r, w in ((resumed, one), (run, other)))
             assert torch.equal(*(moment.cpu() for moment in moments))
         assert resumed.model.head.weight.device.type == second.type
         go(resumed)

@@ -83,9 +83,6 @@ def names(songs: list[OpenSong]) -> list[str]:
     return [one.song.id for one in songs]
 
 
-# --- Files --------------------------------------------------------------------------------------
-
-
 def test_what_is_read_is_what_was_written(tmp_path):
     songs = [song("Ünï", group="g", singer="s", split="test"), song("b", level_db=-20)]
     folders = [save(tmp_path / "2", *songs), save(tmp_path / "1", song("c", parts=("vocals",)))]
@@ -139,9 +136,6 @@ def test_an_array_that_is_not_what_was_promised_is_named(tmp_path):
     other = save(tmp_path / "other", song("a"), hop_length=8)
     with pytest.raises(InputError, match=f"{other}: built with hop_length=8, not 16"):
         dataset.open_songs([other], HP)
-
-
-# --- Learning and validating --------------------------------------------------------------------
 
 
 def divided(songs: list[OpenSong], **settings: float) -> tuple[list[str], list[str]]:
@@ -211,9 +205,6 @@ def test_songs_that_do_not_suffice_are_refused():
     ):
         with pytest.raises(InputError, match=what):
             dataset.hold_out(songs, HP, others)
-
-
-# --- The plan of an epoch -----------------------------------------------------------------------
 
 
 def epochs(songs: list[OpenSong], hp: HParams, n_epochs: int = 1) -> Chunks:
@@ -371,9 +362,6 @@ def test_voices_and_backings_alone_become_mixtures():
     songs.append(song("v2", 100, ("vocals",)))
     plan = dataset.plan_epoch(songs, replace(HP, gain_db=0, remix=0), 0)
     assert (set(plan.songs[:, VOICE]), set(plan.songs[:, BAND])) == ({0, 2}, {1})
-
-
-# --- Reading ------------------------------------------------------------------------------------
 
 
 def frame_by_frame(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:

@@ -33,9 +33,6 @@ def changed(name: str) -> object:
     return ALONE.get(name, kind(high if default != high else low))
 
 
-# --- Defaults -----------------------------------------------------------------------------------
-
-
 def test_the_public_settings_have_the_published_values():
     hp = HParams()
     assert (hp.sample_rate, hp.n_fft, hp.hop_length) == (22050, 1024, 256)
@@ -50,9 +47,6 @@ def test_every_setting_has_a_range_or_a_choice():
     assert {*RANGES, *CHOICES, "mask_at_eval"} == names
     assert not set(RANGES) & set(CHOICES)
     assert set(GRID) < set(TRAINED) < names
-
-
-# --- Nonsense -----------------------------------------------------------------------------------
 
 
 def test_a_number_out_of_its_range_is_told_with_the_range():
@@ -91,9 +85,6 @@ def test_a_scale_on_which_silence_is_heard_is_refused():
         with pytest.raises(InputError, match=r"min_level_db is -100; silence, which .* -100 dB"):
             HParams(min_level_db=-100, **powers)
         HParams(min_level_db=-98, **powers)
-
-
-# --- The command line ---------------------------------------------------------------------------
 
 
 def test_a_value_on_the_command_line_gets_the_type_of_its_setting():
@@ -143,9 +134,6 @@ def test_the_last_of_two_settings_of_one_name_counts_and_the_start_stays():
     assert override(start, []) == start
     together = override(HParams(), ["hop_length=512", "n_fft=2048"])  # neither fits alone
     assert together.n_bins == 1025
-
-
-# --- What datasets and checkpoints store --------------------------------------------------------
 
 
 def test_stored_settings_come_back_as_they_were():

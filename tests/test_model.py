@@ -56,9 +56,6 @@ def pad(features: torch.Tensor, hp: HParams) -> torch.Tensor:
     return torch.nn.functional.pad(features, (hp.lookback, hp.lookahead))[None, None]
 
 
-# --- One network, three ways to run it ----------------------------------------------------------
-
-
 @every_model
 @pytest.mark.parametrize(
     ("stft_frames", "lookahead", "width"),
@@ -156,8 +153,6 @@ def test_a_song_is_known_at_any_speed_and_however_it_is_spelt():
     for other in ("ä songs", "ä-song", "ä song 2"):
         assert networks.song_key(other) != "ä song"
 
-
-# --- Checkpoints --------------------------------------------------------------------------------
 
 HP = HParams(model_type="convnet", width=4, seed=7)
 

@@ -72,9 +72,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-# --- Alone --------------------------------------------------------------------------------------
-
-
 def test_the_environment_of_torchrun_says_who_this_is(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -97,9 +94,6 @@ def test_others_that_never_come_and_bugs_of_ours_are_told_apart(monkeypatch):
         fail("Connection closed by peer [127.0.0.1]:1\nand more")
     with pytest.raises(RuntimeError, match="shape mismatch"):
         fail("shape mismatch")
-
-
-# --- Two processes ------------------------------------------------------------------------------
 
 
 def one_gradient(here: World) -> dict[str, torch.Tensor]:
@@ -219,9 +213,6 @@ def test_ranks_agree_on_the_end(two):
     assert first == second
     assert first["stopped"] == 3
     assert first["error"].startswith("step 2: loss is ")
-
-
-# --- The script ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_dataset import song as song_of_frames
 
 import audio
 import dataset
 import model
-from dataset import PARTS, Batch, Feed, OpenSong, Song
+from dataset import Batch, Feed, OpenSong
 from hparams import HParams, InputError
 from learning import run as training
 from learning import targets, validation
@@ -42,20 +43,7 @@ def song(name: str, vocals: np.ndarray, accompaniment: np.ndarray) -> OpenSong:
     both = torch.from_numpy(np.stack([vocals, accompaniment])).float()
     spec = audio.stft(both, audio.grid_at(4000, HP))  # (2, n_bins, n_frames)
     array = torch.view_as_real(spec.permute(2, 0, 1)).half().contiguous().numpy()
-    about = Song(
-        id=name,
-        file="",
-        split="train",
-        singer=name,
-        group=name,
-        parts=PARTS,
-        n_frames=len(array),
-        sample_rate=4000,
-        seconds=len(vocals) / 4000,
-        sha256=f"hash of {name}",
-        inputs=(),
-    )
-    return OpenSong(about, array, dataset.levels_db(array, PARTS))
+    return song_of_frames(name, array=array)
 
 
 def sine(hertz: float, amplitude: float = 0.1, n_samples: int = 1600) -> np.ndarray:
@@ -144,9 +132,6 @@ def assert_same(run: training.Run, other: training.Run) -> None:
 
 def averaged_equal(run: training.Run, weights: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(weights[k], value) for k, value in run.averaged.state_dict().items())
-
-
-# --- A step -------------------------------------------------------------------------------------
 
 
 def test_a_tiny_network_learns_one_batch_by_heart(songs):
@@ -257,9 +242,6 @@ def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dat
     assert bounds["floor"] + 2 < scores["soft"] < bounds["ideal_ratio"]
 
 
-# --- The length of a run ------------------------------------------------------------------------
-
-
 def test_a_run_ends_at_the_step_it_is_told(songs):
     for steps, n_epochs in ((1, 1), (10, 2)):  # 8 an epoch, and 2 epochs are asked for
         run = make_run(songs, replace(HP, steps=steps))
@@ -293,9 +275,6 @@ def test_schedules_are_those_of_the_papers():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     constant = replace(hp, schedule="constant")
     assert {training.learning_rate(step, constant, 120, 10) for step in steps} == {0.1}
-
-
-# --- Stopping and going on ----------------------------------------------------------------------
 
 
 EVERYTHING = {
@@ -374,37 +353,6 @@ def test_long_epochs_are_saved_within(songs, tmp_path, monkeypatch):
     assert_same(go(resumed, tmp_path / "last.pth", until=5), run)
 
 
-# --- Saving -------------------------------------------------------------------------------------
-
-
-def test_a_full_disk_or_a_damaged_file_leaves_a_whole_save(songs, tmp_path, monkeypatch):
-    run, warnings = make_run(songs), []
-    for run.step in (1, 2):
-        assert training.save(run, tmp_path, "last.pth")
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "save_checkpoint", fail("no space left on the disk", InputError))
-        assert not training.save(run, tmp_path, "last.pth", warnings.append)
-        assert warnings == [
-            "no space left on the disk; training goes on with what was saved before"
-        ]
-        with pytest.raises(InputError, match="disk; what was saved before is untouched"):
-            training.save(run, tmp_path, "last.pth")
-    run.step = 3
-    training.save(run, tmp_path, "best.pth")
-    steps = {path.name: model.load_checkpoint(path)["step"] for path in tmp_path.iterdir()}
-    assert steps == {"last.pth": 2, "previous.pth": 1, "best.pth": 3}
-
-
-def fail(text: str, kind: type[Exception] = OSError):
-    def failing(*_args, **_options) -> None:
-        raise kind(text)
-
-    return failing
-
-
-# --- Going wrong --------------------------------------------------------------------------------
-
-
 def poison_gradient(run: training.Run, step: int) -> None:
     """Make the gradient of one step infinite, while its loss is a number."""
     steps = []
@@ -441,9 +389,6 @@ def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypat
         with pytest.raises(InputError, match=rf"^step 1: out of memory with {remedy}$"):
             go(run)
         assert run.step == 0
-
-
-# --- The log ------------------------------------------------------------------------------------
 
 
 def test_the_log_holds_curves(tmp_path):

@@ -25,9 +25,6 @@ def noise(n: int, n_frames: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, OFF.n_bins, n_frames, dtype=torch.complex64, generator=generator)
 
 
-# --- The equalizer ------------------------------------------------------------------------------
-
-
 def test_an_equalizer_turns_its_bands_and_is_straight_between_them():
     eq_db = torch.tensor([[0.0, 0, 0, 6, -6, 0, 0, 3]])
     spec = noise(1, 20)
@@ -38,9 +35,6 @@ def test_an_equalizer_turns_its_bands_and_is_straight_between_them():
     np.testing.assert_allclose(gain_db, expected, atol=1e-3)
     at_707 = np.argmin(abs(hz - 500 * math.sqrt(2)))
     assert gain_db[at_707] == pytest.approx(0, abs=0.5)
-
-
-# --- Mixing -------------------------------------------------------------------------------------
 
 
 def test_a_mixture_is_the_sum_of_its_scaled_parts_and_second_ones_are_added():
@@ -86,8 +80,6 @@ def test_a_chunk_teaches_what_its_slices_teach_one_by_one(model_type, stride):
     assert float(dense.norm()) > 1e-3
 
 
-# --- Targets ------------------------------------------------------------------------------------
-
 # Magnitudes of voice and backing at five bins; their phases must not matter (but to "phase", which
 # is the ideal mask that test_audio.py works out).
 VOCALS = [0.0, 1.0, 1.0, 0.1, 1e-5]
@@ -112,9 +104,6 @@ def test_a_target_is_what_its_definition_says():
     hp = replace(HP, mask_target="phase")
     found = targets.mask_target(vocals, backing, torch.zeros(1), hp)
     np.testing.assert_allclose(found[0], [2 / 3, 0.8, 1], rtol=1e-6)
-
-
-# --- The loss -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level_db", [20.0, 0.0, -40.0])

@@ -79,9 +79,6 @@ def listing(folder: Path = Path()) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-# --- A run --------------------------------------------------------------------------------------
-
-
 def test_other_songs_are_validated_on_if_named_and_test_splits_learnt_from_on_demand(
     toy_dataset, capsys
 ):
@@ -157,9 +154,6 @@ def test_songs_of_a_teacher_are_told_and_marked_in_the_checkpoint(toy_dataset, c
     assert "slices, 1 songs labelled by a teacher" in capsys.readouterr().out
     best = model.load_checkpoint(Path("runs/convnet/best.pth"))
     assert [entry.rpartition(" ")[0] for entry in best["taught"]] == [ids[0]]
-
-
-# --- Refusals -----------------------------------------------------------------------------------
 
 
 def refused(capsys, *argv: object, code: int = 1) -> str:
@@ -273,9 +267,6 @@ def test_a_disk_that_stays_full_ends_the_run_when_it_ends(toy_dataset, capsys, m
     assert last["resume"]["epoch"] == 1, "what was saved before"
 
 
-# --- Stopping and going on ----------------------------------------------------------------------
-
-
 def send_at(step: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a signal arrive in the middle of a step."""
     take, steps = training.train_step, []
@@ -381,9 +372,6 @@ def test_whenever_a_run_is_killed_its_checkpoints_are_whole_and_it_goes_on(toy_d
     for name in ("last.pth", "best.pth"):
         assert weights_equal(last.parent / name, Path("runs/whole") / name)
     assert [name for name in listing(last.parent) if "tmp" in name] == []
-
-
-# --- Adapting -----------------------------------------------------------------------------------
 
 
 def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
