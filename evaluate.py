@@ -157,8 +157,6 @@ def refuse_options(args: argparse.Namespace) -> None:
             raise UsageError(f"--estimates {name}: the name is taken (choose another)")
     if args.output and args.output.suffix != ".json":
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
-    if args.output:
-        tables.refuse_foreign(args.output)
     if args.plot and args.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
 
@@ -194,6 +192,7 @@ def score(argv: list[str], parser: argparse.ArgumentParser) -> int:
         if args.checkpoint.resolve().parent != cli.PRETRAINED.parent:  # which is the project's
             beside = args.checkpoint.parent
     output = args.output or beside / f"{name}.json"
+    tables.refuse_foreign(output)
     folder = output.with_suffix(".songs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,8 +209,8 @@ def score(argv: list[str], parser: argparse.ArgumentParser) -> int:
     settings = tuple(args.settings)
     task = songs.Evaluation(args.checkpoint, device, settings, args.seconds, args.both_masks)
     about = songs.conditions(task)
-    score_job = functools.partial(songs.scores_of, task, about, folder)
-    done = list(results_of(score_job, jobs, args.workers))
+    work = functools.partial(songs.scores_of, task, about, folder)
+    done = list(results_of(work, jobs, args.workers))
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])

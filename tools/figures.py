@@ -34,16 +34,15 @@ Seen = dict[str, "torch.Tensor"]  # by name: spectrograms and masks (n_bins, n_f
 def main(argv: list[str] | None = None) -> int:
     """Draw one excerpt of one song."""
     parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
-    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    parser.add_argument("audio", type=Path, help="a song")
-    parser.add_argument("folder", type=Path, help="where the pictures are written")
-    parser.add_argument("--vocals", type=Path, help="its true vocals, for two more pictures")
-    parser.add_argument("--start", type=float, default=0.0, help="seconds into the song (0)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length shown (%(default)s)")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    add("audio", type=Path, help="a song")
+    add("folder", type=Path, help="where the pictures are written")
+    add("--vocals", type=Path, help="its true vocals, for two more pictures")
+    add("--start", type=float, default=0.0, help="seconds into the song (0)")
+    add("--seconds", type=cli.positive_number, default=8.0, help="length shown (%(default)s)")
     args = parser.parse_args(argv)
     settings = cli.settings_of(args)
-    if not (0 <= args.start < float("inf") and 0 < args.seconds < float("inf")):
-        parser.error("--start must be 0 or more and --seconds more than 0")
     cli.refuse_missing(args.checkpoint)
     wav, sample_rate = read_mono(args.audio, args.start, args.seconds)
     waves = {"mixture": wav}
@@ -81,23 +80,18 @@ def read_mono(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int
 
 
 def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -> Seen:
-    """Return waveforms, and the vocals of the one named mixture, as the network sees them.
-
-    With them the mask and, where "true vocals" and "true accompaniment" are given, the target.
-    """
+    """Return waveforms as the network sees them, its vocals, its mask and, if known, the target."""
     import torch
 
     import audio
     from learning import targets
 
     hp, curve_db = separator.hp, separator.curve_db
-    grid, specs = audio.grid_at(sample_rate, hp), {}
+    grid, specs, seen = audio.grid_at(sample_rate, hp), {}, {}
     vocals, _ = separator.separate(waves["mixture"], sample_rate)
     for name, wave in {**waves, "vocals": vocals}.items():
         specs[name] = audio.to_network_bins(audio.stft(torch.from_numpy(wave), grid), hp)
-    seen = {
-        name: audio.features(spec, curve_db, hp.mixture_power, hp) for name, spec in specs.items()
-    }
+        seen[name] = audio.features(specs[name], curve_db, hp.mixture_power, hp)
     padded = torch.nn.functional.pad(seen["mixture"], (hp.lookback, hp.lookahead))
     seen["mask"] = separator.mask(padded)
     if "true vocals" in specs:
@@ -120,15 +114,12 @@ def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figur
     """Show that voice and band overlap in every sample, and little in the spectrogram."""
     import numpy as np
 
-    titles = {
-        "true vocals": "the voice",
-        "true accompaniment": "the band",
-        "mixture": "both: as samples, nothing tells them apart",
-    }
+    titles = ("the voice", "the band", "both: as samples, nothing tells them apart")
+    names = ("true vocals", "true accompaniment", "mixture")
     picture = new_figure(6.4)
     panels = picture.subplots(4, 2)
     peak = abs(waves["mixture"]).max() or 1
-    for (left, right), (name, title) in zip(panels, titles.items(), strict=False):
+    for (left, right), name, title in zip(panels, names, titles, strict=False):
         left.plot(waves[name], linewidth=0.3)
         left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
         left.set_title(title, loc="left", fontsize=9)
@@ -168,8 +159,8 @@ def draw_approach(seen: Seen, hp: HParams) -> Figure:
         (top, "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
         (bottom, "target", "what it should answer (known in training)", (column, column + 1)),
     ):
-        shown = seen[name][:, around]
-        draw_image(row[0], shown, title, extent=(first, first + shown.shape[1], 0, 1))
+        extent = (first, first + seen[name][:, around].shape[1], 0, 1)
+        draw_image(row[0], seen[name][:, around], title, extent=extent)
         row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
     draw_image(top[1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
     draw_image(top[2], seen["mask"][:, column : column + 1], "answer")
@@ -179,11 +170,10 @@ def draw_approach(seen: Seen, hp: HParams) -> Figure:
 
 
 def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
-    """Draw the scores of many songs: a panel for every metric, a column of points for a system.
+    """Draw a panel for every metric, and in it, for every system, a point for every song.
 
-    The path ends in .svg, .png or .pdf; `panels` holds, by title and system, a score for every
-    song, of which only finite ones are drawn. InputError if the file cannot be written, or
-    matplotlib is missing.
+    Scores that are not finite stay out. InputError if matplotlib is missing, or the file, which
+    ends in .svg, .png or .pdf, cannot be written.
     """
     import numpy as np
 
