@@ -83,21 +83,6 @@ def test_the_transform_by_blocks_is_that_of_the_whole():
         np.testing.assert_array_equal(stored, whole)
 
 
-def test_a_dataset_holds_the_stft_of_vocals_and_of_the_rest(built, toy_tree):
-    manifest = dataset.load_manifest(built)
-    assert manifest.layout == "DSD100"
-    assert [one.split for one in manifest.songs].count("train") == 3
-    one = manifest.songs[-1]
-    array = dataset.open_spectrogram(built, one, hparams.n_bins)
-    paths = [toy_tree / source["path"] for source in one.inputs]
-    assert [path.name for path in paths] == ["mixture.wav", "vocals.wav"]
-    mixture, vocals = (soundfile.read(path, dtype="float32")[0].mean(1) for path in paths)
-    for part, wav in enumerate([vocals, mixture - vocals]):
-        spec = audio.stft(torch.from_numpy(wav), audio.grid_at(one.sample_rate, hparams))
-        expected = torch.view_as_real(spec.T).numpy()
-        np.testing.assert_allclose(array[:, part], expected, rtol=1e-3, atol=1e-6)
-
-
 def test_at_another_speed_a_song_is_what_its_samples_at_another_rate_are(tmp_path):
     for rate, folder in ((RATE, "recorded"), (RATE * 5 // 4, "declared")):
         write(tmp_path / folder / "voices" / "a.wav", noise(1), rate)
