@@ -272,8 +272,7 @@ def build_song(task: Task, track: Track) -> Song:
         def blocks() -> Iterator[np.ndarray]:
             for block in tracks.read_blocks(track, BLOCK):  # (n_signals, n_channels, n_samples)
                 mono = block.mean(1) if channel is None else block[:, channel]
-                both = np.concatenate([mono[:, None], block], 1)
-                energies.append(np.square(both, dtype=np.float64).sum(-1))
+                energies.append(np.stack([energy_of(mono), *energy_of(block).T], 1))
                 if len(mono) == 2:
                     pairs.append(pair_sums(*mono))
                 yield mono
@@ -282,7 +281,7 @@ def build_song(task: Task, track: Track) -> Song:
         np.lib.format.write_array_header_1_0(out, about)
         for data in dataset.spectrogram_blocks(blocks(), grid, hp):
             out.write(data)
-        loss_db, loudest = cancellation(sum(energies))
+        loss_db, loudest = cancellation(np.sum(energies, 0, np.float64))
         if channel is None and loss_db > MAX_LOSS_DB:
             cli.warn(
                 f"{track.paths[0]}: the mean of its channels loses {loss_db:.1f} dB more than "
@@ -336,14 +335,16 @@ def cancellation(energies: np.ndarray) -> tuple[float, int]:
     return loss_db, int(channels[is_audible.argmax()].argmax())
 
 
+def energy_of(wav: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
+    """Sum the products of two waveforms, or the squares of one, over the last axis."""
+    return np.einsum("...i,...i->...", wav, wav if other is None else other)
+
+
 def pair_sums(vocals: np.ndarray, accompaniment: np.ndarray) -> np.ndarray:
     """Return the energies of vocals and mixture and their product, (3, n), in short segments."""
     whole = len(vocals) - len(vocals) % SEGMENT
-    voice, mixture = (
-        x[:whole].reshape(-1, SEGMENT).astype(np.float64) for x in (vocals, vocals + accompaniment)
-    )
-    pairs = (voice, voice), (mixture, mixture), (voice, mixture)
-    return np.stack([np.einsum("ij,ij->i", *pair) for pair in pairs])
+    voice, mixture = (wav[:whole].reshape(-1, SEGMENT) for wav in (vocals, vocals + accompaniment))
+    return np.stack([energy_of(voice), energy_of(mixture), energy_of(voice, mixture)])
 
 
 def pair_problem(sums: np.ndarray) -> str | None:
@@ -353,6 +354,7 @@ def pair_problem(sums: np.ndarray) -> str | None:
     samples, inverted, or of another song have one near or below 0. It is the correlation of both at
     lag 0, in short segments, whose spread says how much of it may be chance.
     """
+    sums = sums.astype(np.float64)
     energy, _, product = sums[:, sums[0] > 1e-7 * SEGMENT]
     if len(energy) < LEAST_SEGMENTS:
         return None
@@ -367,7 +369,7 @@ def pair_problem(sums: np.ndarray) -> str | None:
         return f"the mixture holds these vocals at gain {gain:.2f} instead of 1: {reason}?"
     rest = 1 - gain * product.sum() / sums[1].sum()
     if rest < LEAST_REST:
-        rest_db = 10 * np.log10(max(rest, 1e-12))
+        rest_db = 10 * np.log10(max(rest, 1e-6))
         return f"all else in the mixture has only {rest_db:.0f} dB of it: are both the same sound?"
     return None
 
