@@ -74,10 +74,7 @@ def settings_of(args: argparse.Namespace) -> HParams:
 def device_of(
     args: argparse.Namespace, parser: argparse.ArgumentParser, local_rank: int = 0
 ) -> torch.device:
-    """Return the device asked for and print which it is, and why; exit 2 if CUDA is absent.
-
-    Of several GPUs each process of a machine takes one, by its `local_rank`.
-    """
+    """Return the device asked for, a GPU by its `local_rank`, and print which it is, and why."""
     import torch  # here, so that --help and wrong paths answer at once
 
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -148,8 +145,8 @@ def script(main: Main) -> Main:
 class Stop:
     """Ctrl-C or SIGTERM as a request: call it to ask; another one ends the run at once.
 
-    Launchers such as torchrun pass on what they receive, so that one wish may arrive twice; only
-    what comes a second later is another one.
+    torchrun passes on what it receives, so that one wish may arrive twice: only what comes a
+    second later is another one.
     """
 
     def __call__(self) -> bool:
@@ -212,10 +209,7 @@ def _script_name() -> str:
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Name a temporary file to write; at the end it is flushed to disk and renamed to `path`.
-
-    What was there stays until the new file is whole; InputError if it cannot be written.
-    """
+    """Name a temporary file, which replaces `path` when it is whole; InputError if it cannot."""
     path = Path(path)
     if path.exists() and not path.is_file():  # renaming onto /dev/null would replace the device
         raise InputError(f"{path}: is not a regular file (choose another name)")
@@ -260,11 +254,10 @@ def locked(folder: Path) -> Iterator[None]:
 def in_processes(
     function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """Call a module's function for all jobs, each in a process of one thread.
+    """Call a module's function for all jobs, each in a process of one thread, one to each core.
 
     Yields each job with what the function returned, or the InputError that it raised; first done,
-    first. By default there is a process a core; a single one is this process. InputError if one
-    dies. Close the iterator (`contextlib.closing`) where it may be left early.
+    first. InputError if a process dies. To be closed where it may be left early.
     """
     n_workers = min(n_workers or os.cpu_count() or 1, len(jobs))
     if n_workers <= 1:
@@ -297,14 +290,11 @@ def in_processes(
 
 
 def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
-    """Return what a function gives, or the InputError that it raises; on one thread.
-
-    The number of threads changes the last bits of a sum, and it is jobs that are parallel.
-    """
+    """Return what a function gives, or the InputError that it raises; on one thread."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # their number changes the last bits of a sum; jobs are parallel
     try:
         return function(job)
     except InputError as error:

@@ -78,7 +78,7 @@ def delayed(
 ) -> torch.Tensor:
     """Drop the frames that the convolutions beside `x` consume before and after.
 
-    With a `past` only the first call drops those before; what was dropped after comes back first.
+    With a `past` only the first call drops those before; those after come back in the next one.
     """
     before, after = consumed
     if past is not None and layer in past:
@@ -199,7 +199,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 class ConvNet(nn.Module):
     """Four convolutions, pooling along frequency, two fully-connected layers.
 
-    The first of those sees all the time that the convolutions left, as one wide convolution.
+    The first of those is a convolution over all the time that the others left.
     """
 
     def __init__(self, hp: HParams) -> None:

@@ -35,6 +35,7 @@ CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for t
 SAVE_EVERY = 300  # seconds between saves within an epoch
 Log = Callable[[dict[str, float], int], None]  # adds a point to each named curve at a step
 WARM_UP_STEPS = 4  # before a step is captured: cuDNN chooses its kernels, the optimizer its state
+STATE = ("epoch", "batch", "best_db", "history", "losses")  # of a run, beside its weights and step
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
 INHERITED = ("licence", "sources", "learnt_before", "stereo")
 DIFFERS = {  # by the names of `Run.origin`
@@ -170,11 +171,7 @@ class Run:
             extra["resume"] = {
                 "weights": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "batch": self.batch,
-                "best_db": float(self.best_db),
-                "history": self.history,
-                "losses": self.losses,
+                **{name: getattr(self, name) for name in STATE},
                 **self.origin,
             }
         networks.save_checkpoint(path, self.averaged, self.hp, **extra)
@@ -199,12 +196,11 @@ class Run:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate  # not the copy that was just made of it
-        self.epoch, self.batch, self.best_db = state["epoch"], state["batch"], state["best_db"]
+        for name in STATE:
+            setattr(self, name, state[name])
         self.step, self.scores = checkpoint["step"], checkpoint["scores"]
         if "tuned_on" not in checkpoint:  # tuned settings belong to the weights of then
             self.mask_settings = checkpoint["mask_settings"]
-        self.losses = state["losses"]
-        self.history = state["history"]
         self._inherit(checkpoint)
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:

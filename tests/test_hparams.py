@@ -144,7 +144,8 @@ def test_stored_settings_come_back_as_they_were():
 
 
 def test_settings_that_an_old_file_lacks_take_the_values_of_then():
-    old = hparams.from_dict({"width": 16})
+    gone = {"reverb": 0.1, "compression": 0.0, "compile": "reduce-overhead"}
+    old = hparams.from_dict({"width": 16} | gone)
     assert old == HParams(width=16, **hparams.BEFORE)
     assert (old.optimizer, old.level_db) == ("adamw", 0)
     new = asdict(HParams(width=16))
