@@ -30,16 +30,17 @@ def example(n_sources: int, n_channels: int, n_samples: int) -> tuple[torch.Tens
     return references, estimates + 0.1 * coloured(references.shape, 2)
 
 
+def of_one(score, references, estimates, *window):
+    """Score one system by BSSEval v4 or v3."""
+    return {name: of[0] for name, of in score(references, estimates[None], *window).items()}
+
+
 def score_frames(references, estimates, window):
-    """Score one system by BSSEval v4."""
-    scores = bss_eval_v4(references, estimates[None], window)
-    return {name: score[0] for name, score in scores.items()}
+    return of_one(bss_eval_v4, references, estimates, window)
 
 
 def score_whole(references, estimates):
-    """Score one system's only channel by BSSEval v3."""
-    scores = bss_eval_v3(references[:, 0], estimates[None, :, 0])
-    return {name: score[0] for name, score in scores.items()}
+    return of_one(bss_eval_v3, references[:, 0], estimates[:, 0])
 
 
 def museval_scores(references, estimates, window) -> dict[str, np.ndarray]:
@@ -142,13 +143,14 @@ def test_a_real_song_scores_what_museval_gives(data_folder):
     assert_same_scores(scores, museval_scores(references, estimates, 44100), atol=1e-4)
 
 
-@pytest.mark.parametrize("gain", [1.0, -0.5])
-def test_mono_songs_score_the_same_with_a_channel_that_is_a_copy(gain):
+def test_mono_songs_score_the_same_with_a_channel_that_is_a_copy():
     """Its filters have no unique solution."""
     references, estimates = example(2, 1, 5000)
     mono = score_frames(references, estimates, 2000)
-    gains = torch.tensor([1.0, gain])[:, None]
-    assert_same_scores(score_frames(references * gains, estimates * gains, 2000), mono, atol=1e-5)
+    for gain in (1.0, -0.5):
+        gains = torch.tensor([1.0, gain])[:, None]
+        stereo = score_frames(references * gains, estimates * gains, 2000)
+        assert_same_scores(stereo, mono, atol=1e-5)
 
 
 def test_sources_that_differ_by_a_gain_have_no_unique_filters_and_yet_scores():
@@ -163,9 +165,8 @@ def test_sources_that_differ_by_a_gain_have_no_unique_filters_and_yet_scores():
 def test_a_song_with_a_silent_source_has_no_scores_and_one_click_is_no_silence():
     references, estimates = example(2, 1, 4000)
     references[1] = 0
-    for score in score_frames(references, estimates, 2000).values():
-        assert score.isnan().tolist() == [[True, True]] * 2
-    for score in score_whole(references, estimates).values():
+    scores = score_frames(references, estimates, 2000)
+    for score in (*scores.values(), *score_whole(references, estimates).values()):
         assert score.isnan().all()
     references[1, 0, 50] = 1e-3
     sdr = score_frames(references, estimates, 2000)["sdr"]
@@ -180,23 +181,17 @@ def test_the_shortest_songs_have_one_frame_and_no_infinite_score(n_samples, n_ch
         assert not score.isinf().any()
     assert scores["sdr"].shape == (2, 1)
     assert scores["sdr"].isfinite().all() == (n_samples > 0)
-
-
-def test_scores_that_would_be_infinite_are_300_db():
-    references, _ = example(2, 1, 3000)
-    scores = score_frames(references, references, 9999)
-    assert (scores["sdr"] == 300).all()
-    assert (scores["sir"] > 120).all()
+    truth = score_frames(references, references, 8000)["sdr"]
+    assert (truth[~truth.isnan()] == 300).all()
 
 
 def test_single_precision_is_computed_in_double_and_nothing_is_modified():
-    references, estimates = (x.float() for x in example(2, 1, 3000))
-    before = references.clone(), estimates.clone()
-    scores = score_frames(references, estimates, 1000)
+    signals = [x.float() for x in example(2, 1, 3000)]
+    before = [x.clone() for x in signals]
+    scores = score_frames(*signals, 1000)
     assert scores["sdr"].dtype == torch.float64
-    assert_same_scores(scores, score_frames(references.double(), estimates.double(), 1000))
-    assert torch.equal(references, before[0])
-    assert torch.equal(estimates, before[1])
+    assert_same_scores(scores, score_frames(*(x.double() for x in signals), 1000))
+    assert all(map(torch.equal, signals, before))
 
 
 @pytest.mark.parametrize(("value", "which"), [(math.nan, 0), (math.inf, 1)])
@@ -226,10 +221,9 @@ def test_si_sdr_is_what_one_works_out_by_hand(estimate, reference, expected_db):
 
 
 @pytest.mark.parametrize("scale", [1e-30, -0.5, 1e30])
-def test_neither_loudness_nor_polarity_of_the_estimate_matters(scale):
-    rng = np.random.default_rng(0)
-    estimate, reference = rng.normal(size=(2, 1001))
-    expected = si_sdr(estimate, reference)
+def test_neither_loudness_nor_polarity_matters_and_channels_are_one_long_signal(scale):
+    estimate, reference = np.random.default_rng(0).normal(size=(2, 2, 500))
+    expected = si_sdr(estimate.ravel(), reference.ravel())
     np.testing.assert_allclose(si_sdr(scale * estimate, reference), expected, atol=1e-9)
     np.testing.assert_allclose(si_sdr(estimate, scale * reference), expected, atol=1e-9)
 
@@ -239,11 +233,3 @@ def test_silence_has_no_score_and_an_estimate_with_nothing_of_the_voice_scores_m
     assert math.isnan(si_sdr(np.zeros(0), np.zeros(0)))
     assert si_sdr(np.zeros(4), np.ones(4)) == -math.inf
     assert si_sdr(np.array([1.0, -1.0]), np.ones(2)) == -math.inf
-
-
-def test_channels_are_scored_together_as_one_long_signal():
-    estimate, reference = np.random.default_rng(0).normal(size=(2, 2, 500))
-    score = si_sdr(estimate, reference)
-    assert score == si_sdr(np.concatenate(estimate), np.concatenate(reference))
-    each = [si_sdr(*pair) for pair in zip(estimate, reference, strict=True)]
-    assert abs(score - np.mean(each)) > 0.1, "it is not the channels' mean"

@@ -88,20 +88,16 @@ def test_silence_neither_crashes_nor_becomes_infinite(n_channels, silent):
     else:
         estimate[:] = 0
         references *= silent == "estimate"
-    found = score_song(references, {"it": estimate}, RATE)
-    summary = summarise([{"scores": found, "seconds": 2.5}])
+    scores = score_song(references, {"it": estimate}, RATE)
     worst = tables.WORST_DB if silent == "estimate" else None
-    for stem, of in found["it"].items():
-        assert of["sdr"] == of["isr"] == of["sir"] == of["sar"] == [worst, worst]
-        assert of["si_sdr"] == worst
-        if n_channels == 1:
-            assert of["v3_sdr"] == of["v3_sir"] == of["v3_sar"] == worst
-        else:
-            assert "v3_sdr" not in of, "it is reported of mono songs"
-        assert summary["it"][stem]["sdr"]["value"] == worst
-        assert summary["it"][stem]["sdr"]["n_songs"] == (silent == "estimate")
-        assert (found[FLOOR][stem]["si_sdr"] is None) == (worst is None)
-    json.dumps([found, summary], allow_nan=False)
+    for stem, of in scores["it"].items():
+        of.pop("nsdr", None)  # a difference
+        assert all(score in (worst, [worst, worst]) for score in of.values())
+        assert ("v3_sdr" in of) == (n_channels == 1), "it is reported of mono songs"
+        assert (scores[FLOOR][stem]["si_sdr"] is None) == (worst is None)
+    summary = summarise([{"scores": scores, "seconds": 2.5}])
+    assert summary["it"]["vocals"]["sdr"]["value"] == worst
+    json.dumps([scores, summary], allow_nan=False)
 
 
 def test_silence_where_a_song_is_hard_raises_no_score():
@@ -110,8 +106,8 @@ def test_silence_where_a_song_is_hard_raises_no_score():
     estimate[:, :, :RATE] = leaky(references, 1.5)[:, :, :RATE]
     quiet = estimate.copy()
     quiet[0, :, :RATE] = 0
-    found = score_song(references, {"it": estimate, "quiet": quiet}, RATE)
-    before, after = found["it"], found["quiet"]
+    scores = score_song(references, {"it": estimate, "quiet": quiet}, RATE)
+    before, after = scores["it"], scores["quiet"]
     for metric in ("sdr", "isr", "sir", "sar"):
         assert after["vocals"][metric][0] == tables.WORST_DB
         assert None not in after["vocals"][metric]
@@ -139,23 +135,20 @@ def test_ceilings_lie_far_above_the_floor_and_their_parts_add_up():
     separated = {n: separate_by_mask(mixture, masks[n], RATE, HP, UNTUNED_MASK) for n in IDEALS}
     summary = summarise([{"scores": score_song(references, separated, RATE), "seconds": 3.4}])
     for stem in STEMS:
-        of = {system: summary[system][stem]["si_sdr"]["value"] for system in summary}
-        assert min(of[name] for name in IDEALS) > of[FLOOR] + 5
-        assert summary["ideal_ratio"][stem]["si_sdr"]["share"] == 1
-        assert summary[FLOOR][stem]["si_sdr"]["share"] == 0
+        of = {system: summary[system][stem]["si_sdr"] for system in summary}
+        assert min(of[name]["value"] for name in IDEALS) > of[FLOOR]["value"] + 5
+        assert (of["ideal_ratio"]["share"], of[FLOOR]["share"]) == (1, 0)
     for both in separated.values():
         np.testing.assert_allclose(both.sum(0), mixture, atol=1e-7)
 
 
 def test_an_ideal_mask_has_256_levels_and_is_what_a_mask_can_know():
     references, rate = song(), 11025
-    vocals, accompaniment = audio.to_network_bins(
-        audio.stft(torch.from_numpy(references.mean(1)), audio.grid_at(rate, HP)), HP
-    )
+    spec = audio.stft(torch.from_numpy(references.mean(1)), audio.grid_at(rate, HP))
+    vocals, accompaniment = audio.to_network_bins(spec, HP).abs()
     masks = songs.ideal_masks(references, rate, HP)
-    is_louder = vocals.abs() > accompaniment.abs()
-    assert (masks["ideal_binary"][0] == is_louder).float().mean() > 0.9999
-    ratio = vocals.abs() ** 2 / (vocals.abs() ** 2 + accompaniment.abs() ** 2 + 1e-20)
+    assert (masks["ideal_binary"][0] == (vocals > accompaniment)).float().mean() > 0.9999
+    ratio = vocals**2 / (vocals**2 + accompaniment**2 + 1e-20)
     np.testing.assert_allclose(masks["ideal_ratio"][0], ratio, atol=0.5 / 255 + 1e-5)
 
 
@@ -168,19 +161,18 @@ def written(path: Path, wav: np.ndarray, rate: int = RATE) -> Path:
 
 
 def test_what_one_file_leaves_of_the_mixture_is_the_other(tmp_path):
-    wav = 0.3 * MIXTURE
+    wav, files = 0.3 * MIXTURE, {}
     for i, stem in enumerate(STEMS):
-        files = {stem: written(tmp_path / f"{stem}.wav", wav)}
-        found, notes = read_estimates("it", files, MIXTURE, RATE)
-        np.testing.assert_array_equal(found[i], wav)
-        np.testing.assert_allclose(found.sum(0), MIXTURE, atol=1e-7)
+        files[stem] = written(tmp_path / f"{stem}.wav", wav)
+        both, notes = read_estimates("it", {stem: files[stem]}, MIXTURE, RATE)
+        np.testing.assert_array_equal(both[i], wav)
+        np.testing.assert_allclose(both.sum(0), MIXTURE, atol=1e-7)
         assert notes == []
-    both = {stem: tmp_path / f"{stem}.wav" for stem in reversed(STEMS)}
-    np.testing.assert_array_equal(read_estimates("it", both, MIXTURE, RATE)[0], [wav, wav])
+    np.testing.assert_array_equal(read_estimates("it", files, MIXTURE, RATE)[0], [wav, wav])
 
 
 @pytest.mark.parametrize(
-    ("wav", "n_channels", "expected", "notes"),
+    ("wav", "n_channels", "expected", "said"),
     [
         (np.pad(MIXTURE, ((0, 0), (0, 3))), 2, MIXTURE, ["trimmed"]),
         (MIXTURE, 1, MIXTURE.mean(0)[None], ["2 channels averaged to 1"]),
@@ -188,20 +180,19 @@ def test_what_one_file_leaves_of_the_mixture_is_the_other(tmp_path):
     ],
 )
 def test_files_that_nearly_fit_are_fitted_and_that_is_said(
-    tmp_path, wav, n_channels, expected, notes
+    tmp_path, wav, n_channels, expected, said
 ):
     files = {"vocals": written(tmp_path / "vocals.wav", wav)}
-    found, said = read_estimates("it", files, MIXTURE[:n_channels], RATE)
-    np.testing.assert_allclose(found[0], expected, atol=1e-7)
-    assert len(said) == len(notes)
-    for line, note in zip(said, notes, strict=True):
-        assert line.startswith("vocals of it: ")
-        assert note in line
+    both, notes = read_estimates("it", files, MIXTURE[:n_channels], RATE)
+    np.testing.assert_allclose(both[0], expected, atol=1e-7)
+    for note, words in zip(notes, said, strict=True):
+        assert note.startswith("vocals of it: ")
+        assert words in note
 
 
 def test_files_with_other_channels_are_refused_by_name(tmp_path):
-    files = {"vocals": written(tmp_path / "theirs.wav", MIXTURE[[0, 1, 0]])}
-    with pytest.raises(InputError, match=r"theirs.wav: 3 channels, the song has 2"):
+    files = {"vocals": written(tmp_path / "3.wav", MIXTURE[[0, 1, 0]])}
+    with pytest.raises(InputError, match=r"3.wav: 3 channels, the song has 2"):
         read_estimates("it", files, MIXTURE, RATE)
 
 
