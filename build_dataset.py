@@ -249,9 +249,6 @@ def finish(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
     )
 
 
-# --- One song ------------------------------------------------------------------------------------
-
-
 def build_song(task: Task, track: Track) -> Song:
     """Write one song's spectrogram and then its note.
 

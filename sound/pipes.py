@@ -191,9 +191,6 @@ class PipeWriter:
             raise InputError(f"{STDOUT}: could not be written: {reason(error)}") from error
 
 
-# --- Live -----------------------------------------------------------------------------------------
-
-
 class SoundCard:
     """The microphone as a reader and the loudspeakers as a writer, until Ctrl-C.
 

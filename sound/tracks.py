@@ -120,9 +120,6 @@ class Extent(NamedTuple):
         return self.n_samples / self.sample_rate
 
 
-# --- Finding --------------------------------------------------------------------------------------
-
-
 def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_PATTERN) -> Found:
     """Recognise the layout of a folder of music and list its songs.
 
@@ -444,9 +441,6 @@ def _words(name: str) -> str:
 
 def _names(paths: Iterable[Path]) -> str:
     return ", ".join(path.name for path in paths)
-
-
-# --- Reading --------------------------------------------------------------------------------------
 
 
 def measure(track: Track) -> Extent:

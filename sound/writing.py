@@ -39,9 +39,6 @@ _QUALITY = {
 }
 
 
-# --- Formats --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class OutputFormat:
     """How a sound is written: the container, and the codes that `SoundWriter.write` takes."""
@@ -96,9 +93,6 @@ def _check_limits(info: AudioInfo, container: str) -> None:
         raise InputError(f"{info.path}: {what} (write wav instead)")
 
 
-# --- Names ----------------------------------------------------------------------------------------
-
-
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Refuse outputs that cannot be written, or would overwrite an input by whatever name."""
     inputs = list(filter(os.path.exists, inputs))
@@ -133,9 +127,6 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path.parent}: not writable (choose another folder)")
     if is_other:
         raise InputError(f"{path}: is not a regular file (choose another name)")
-
-
-# --- Writing --------------------------------------------------------------------------------------
 
 
 class Separated(NamedTuple):

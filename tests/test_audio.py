@@ -15,7 +15,6 @@ from hparams import HParams, InputError
 HP = HParams()
 RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 192_000)
 NATIVE = grid_at(44100, HP)
-SMALL = Grid(1000, 32, 8)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,9 +26,6 @@ def complex_noise(*shape: int, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     magnitude = 10 ** rng.uniform(-7.5, 1, shape) * (rng.uniform(size=shape) > 0.05)
     return torch.from_numpy(magnitude * np.exp(1j * rng.uniform(-9, 9, shape))).to(torch.complex64)
-
-
-# --- The grid -----------------------------------------------------------------------------------
 
 
 def test_windows_last_equally_long_at_every_rate():
@@ -57,9 +53,6 @@ def test_a_tone_of_amplitude_a_has_magnitude_a_at_every_rate(rate):
     np.testing.assert_allclose(inner[[k - 1, k + 1]], amplitude / 2, rtol=1e-4)  # Hann's leakage
     assert inner[: k - 1].max() < 1e-5
     assert inner[k + 2 :].max() < 1e-5
-
-
-# --- The transform and its inverse --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_samples", [1, 700, 2048, 10_001])
@@ -107,16 +100,6 @@ def test_a_click_is_heard_only_in_the_frames_around_it():
     np.testing.assert_array_equal(heard, abs(centres - 9000) < 1024)
 
 
-def test_frames_of_a_stretch_are_those_of_the_whole_song():
-    wav = noise(2, 400)
-    whole = audio.stft(wav, SMALL)
-    stretch = wav[:, 10 * 8 - 16 : 20 * 8 - 16 + 32 + 7]  # frames 10 to 20, and 7 samples more
-    np.testing.assert_allclose(audio.frames_to_spec(stretch, SMALL), whole[..., 10:21], atol=1e-7)
-
-
-# --- The network's bins -------------------------------------------------------------------------
-
-
 def test_the_network_sees_513_bins_at_every_rate():
     for rate in RATES:
         grid = grid_at(rate, HP)
@@ -127,9 +110,6 @@ def test_the_network_sees_513_bins_at_every_rate():
         assert torch.equal(seen[:, :n_same], spec[:, :n_same])
         assert not seen[:, n_same:].any()
     assert grid_at(8000, HP).n_bins == 185, "the zeros were tried"
-
-
-# --- The ear ------------------------------------------------------------------------------------
 
 
 def test_the_a_curve_is_the_one_that_iec_61672_prints():
@@ -155,9 +135,6 @@ def test_the_curve_lies_on_the_bins_own_frequencies_or_on_mel_spaced_ones():
     for curve_db, top in ((mel, 11025), (low, 8000)):
         expected = librosa.A_weighting(librosa.mel_frequencies(513, fmin=20, fmax=top))
         np.testing.assert_allclose(curve_db, expected, atol=1e-5)
-
-
-# --- Features -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weighting", ["linear", "mel"])
@@ -212,9 +189,6 @@ def test_a_feature_does_not_change_with_what_sounds_far_away():
 def test_a_curve_of_another_length_is_refused():
     with pytest.raises(InputError, match="a spectrogram of 1025 bins, a curve of 513"):
         audio.features(complex_noise(1025, 3), torch.zeros(513), 2.0, HP)
-
-
-# --- Masks --------------------------------------------------------------------------------------
 
 
 def test_a_mask_is_binary_above_the_threshold_or_soft_from_the_gate_on():
@@ -275,12 +249,6 @@ def test_the_bins_above_the_networks_get_the_voices_share_of_its_top_bins(n_mask
     assert 0 < share[0, 0] < 1
     np.testing.assert_allclose(found[:, 513:], spec[:, 513:].numpy() * share[:, None], rtol=1e-5)
     assert torch.equal(mask, before)
-
-
-def test_an_open_mask_changes_nothing_and_a_closed_one_leaves_nothing():
-    spec = complex_noise(3, 1025, 6)
-    assert torch.equal(audio.apply_mask(spec, torch.ones(1, 513, 6)), spec)
-    assert not audio.apply_mask(spec, torch.zeros(1, 513, 6)).any()
 
 
 def test_ideal_masks_are_what_one_works_out_by_hand():

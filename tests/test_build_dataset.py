@@ -68,9 +68,6 @@ def output(built, tmp_path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "dataset"))
 
 
-# --- The arrays -----------------------------------------------------------------------------------
-
-
 def test_the_transform_by_blocks_is_that_of_the_whole():
     for rate, n_samples in ((8000, 1), (48000, 2048), (22050, 50_001)):
         wav = np.random.default_rng(0).uniform(-1, 1, (2, n_samples)).astype(np.float32)
@@ -105,9 +102,6 @@ def test_voices_alone_are_stored_alone_unless_too_loud_for_float16(tmp_path):
     write(tmp_path / "voices/a.wav", 1e5 * np.ones(RATE))
     with pytest.raises(InputError, match=r"a.wav: too loud"):
         build_first(tmp_path / "voices", tmp_path / "out")
-
-
-# --- Do vocals and mixture belong together? -------------------------------------------------------
 
 
 def voice(seed: int, seconds: float = 6) -> np.ndarray:
@@ -179,9 +173,6 @@ def test_what_cancels_in_the_mean_of_the_channels_comes_from_one(
     assert bool(said) == bool(error)
 
 
-# --- Finished songs -------------------------------------------------------------------------------
-
-
 def test_only_what_is_not_as_it_was_is_built_again(toy_tree, output, monkeypatch, capsys):
     before, build, built = contents(output), build_dataset.build_song, []
 
@@ -214,9 +205,6 @@ def test_only_what_is_not_as_it_was_is_built_again(toy_tree, output, monkeypatch
     assert len(built) == 2
 
 
-# --- Bad songs ------------------------------------------------------------------------------------
-
-
 def test_every_bad_song_is_named_and_the_others_are_kept_for_the_next_run(tmp_path, capsys):
     root, output = tmp_path / "songs", tmp_path / "out"
     for name in ("good", "better"):
@@ -241,9 +229,6 @@ def test_every_bad_song_is_named_and_the_others_are_kept_for_the_next_run(tmp_pa
     assert build_dataset.main([str(root), str(output), "--workers", "1", "--skip-bad"]) == 0
     assert "2 songs, 3 bad ones left out, 0.00 hours, 346 slices" in capsys.readouterr().out
     assert [one.id for one in dataset.load_manifest(output).songs] == ["better", "good"]
-
-
-# --- The output folder ----------------------------------------------------------------------------
 
 
 def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -277,9 +262,6 @@ def test_what_is_in_the_output_already_is_not_replaced_by_mistake(
     assert "holds other files" in refused(capsys, toy_tree, tmp_path)
     assert not (tmp_path / "songs").exists()
     assert "a.wav" in refused(capsys, toy_tree, tmp_path / "voices/a.wav")
-
-
-# --- Accidents ------------------------------------------------------------------------------------
 
 
 def long_voice(path: Path, n_samples: int = 200_000_000) -> None:

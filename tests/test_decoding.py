@@ -132,9 +132,6 @@ def test_garbage_and_playlists_never_reach_the_decoder(folder, tmp_path, monkeyp
             probe(write(tmp_path / "song.m4a", content))
 
 
-# --- MUSDB18 --------------------------------------------------------------------------------------
-
-
 def test_a_musdb18_tree_becomes_a_dataset(tmp_path):
     parts = [original() * level for level in (0.5, 0.1, 0.1, 0.1, 0.2)]
     for split in ("train", "test"):
