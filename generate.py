@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cli
-from hparams import InputError, UsageError, parse_settings
+from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
     from separation import Separator
@@ -41,6 +42,7 @@ examples:
   python generate.py runs/resnet18/best.pth song.wav    # a network of your own"""
 PIPE = Path("-")
 FILES_ONLY = ("background", "report", "format", "subtype", "start", "duration")
+SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 STEMS = ("vocals", "accompaniment")
 
 
@@ -57,10 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         args.checkpoint, *args.audio = args.audio
     is_pipe = args.live or PIPE in args.audio
     check_usage(args, is_pipe)
+    cli.refuse_missing(args.checkpoint)
     jobs, failed, n_songs = ({}, [], 0) if is_pipe else plan(args)
     if jobs or is_pipe:
-        cli.refuse_missing(args.checkpoint)
-
         from separation import Separator  # here: a wrong path is told before torch is loaded
 
         # A pipe's standard output is sound: what there is to say goes beside it.
@@ -94,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output-dir", type=as_path, default=folder, help="made if missing (%(default)s)")
     add("--background", action="store_true", help="also write <name>_accompaniment.wav")
     add("--format", choices=["wav", "flac", "ogg", "mp3"], help="of the sound (wav)")
-    add("--subtype", help="PCM_16, PCM_24, FLOAT …; by default the song's own")
+    add("--subtype", choices=SUBTYPES, help="of wav or flac; by default the song's own")
     add("--report", action="store_true", help="also write <name>.html, to listen and compare")
     add("--overwrite", action="store_true", help="separate again what is already there")
     add = parser.add_argument_group("how a song is taken").add_argument
@@ -143,6 +144,8 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
         raise UsageError(
             "--sample-format, --rate and --channels describe raw PCM from -, all three"
         )
+    if not args.start >= 0:
+        raise UsageError(f"--start {args.start}: is not 0 or more")
     if not is_pipe and args.stem != "vocals":
         raise UsageError("--stem: is for pipes and live sound (files: --background)")
 
@@ -150,17 +153,25 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Path], int]:
+class Outputs(NamedTuple):
+    """What is to be written of one song."""
+
+    paths: dict[str, Path]  # of "vocals", and "accompaniment" and "report"
+    record: str  # what they are made of; the files hold it
+
+
+def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int]:
     """Find the songs, and name the files that come of each.
 
-    Returns the outputs of each song that is to be separated ("vocals", and "accompaniment" and
-    "report"), what cannot be and has been told, and the number of songs, with those done already.
+    Returns each song that is to be separated, what cannot be and has been told, and the number of
+    songs, with those done already.
     """
     from sound import reading, tracks, writing
 
     suffixes = {stem: f"_{stem}.{args.format or 'wav'}" for stem in STEMS[: 1 + args.background]}
     suffixes |= {"report": ".html"} if args.report else {}
     songs, jobs, failed, taken, n_done = {}, {}, [], {}, 0
+    network = reading.sha256(args.checkpoint)
     for root in args.audio:
         try:
             found, left_out = tracks.find_songs(root, args.output_dir)
@@ -174,46 +185,47 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, dict[str, Path]], list[Pa
         try:
             reading.check_path(path)
             place = args.output_dir / folder
-            outputs = {kind: place / f"{path.stem}{end}" for kind, end in suffixes.items()}
-            if (other := taken.setdefault(outputs["vocals"], path)) is not path:
+            paths = {kind: place / f"{path.stem}{end}" for kind, end in suffixes.items()}
+            if (other := taken.setdefault(paths["vocals"], path)) is not path:
                 raise InputError(
-                    f"{path}: {other} already becomes {outputs['vocals']} "
+                    f"{path}: {other} already becomes {paths['vocals']} "
                     "(separate them in two runs with different --output-dir)"
                 )
-            writing.check_outputs(outputs.values(), songs)
-            if not args.overwrite and is_done(path, outputs, args):
+            writing.check_outputs(paths.values(), songs)
+            record = record_of(path, network, args)
+            records = {writing.record_in(output) for output in paths.values()}
+            if records == {record} and not args.overwrite:
                 n_done += 1
-            else:
-                jobs[path] = outputs
+                continue
+            if "" in records and not args.overwrite:
+                raise InputError(
+                    f"{paths['vocals']}: it, or what belongs to it, is there and was not made by "
+                    "this program (--overwrite it, or name another --output-dir)"
+                )
+            jobs[path] = Outputs(paths, record)
         except InputError as error:
             cli.complain(error)
             failed.append(path)
     if n_done:
         print(
             f"{n_done} of {len(songs)} {'is' if n_done == 1 else 'are'} already there "
-            "(--overwrite separates again, with other settings, say)"
+            "(--overwrite separates again)"
         )
     return jobs, failed, len(jobs) + len(failed) + n_done
 
 
-def is_done(path: Path, outputs: dict[str, Path], args: argparse.Namespace) -> bool:
-    """Whether the stems of all of a song are there, younger than the song and the network."""
-    from sound import reading, writing
+def record_of(path: Path, network: str, args: argparse.Namespace) -> str:
+    """Name all that decides what the stems of a song are: source, network and settings."""
+    from sound import reading
 
-    if args.start or args.duration or args.subtype:
-        return False
-    if not writing.is_newer(outputs.values(), [path, args.checkpoint]):
-        return False
-    try:
-        there = reading.probe(outputs["vocals"]).seconds
-    except InputError:
-        return False
-    return abs(there - reading.probe(path, args.allow_truncated).seconds) < 0.1
+    hp = vars(cli.settings_of(args))
+    settings = {name: hp[name] for name in (*MASK_SETTINGS, "stereo", "precision")}
+    excerpt = args.start, args.duration, args.allow_truncated
+    made_of = [reading.fingerprint(path), network, settings, excerpt, args.subtype]
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
 
 
-def attempt(
-    separator: Separator, path: Path, outputs: dict[str, Path], args: argparse.Namespace
-) -> bool:
+def attempt(separator: Separator, path: Path, outputs: Outputs, args: argparse.Namespace) -> bool:
     """Separate one file and say how it went."""
     import torch
 
@@ -232,15 +244,16 @@ def attempt(
         cli.complain(f"{path}: out of memory on the GPU (try --set block_frames={fewer})")
         return False
     length, took = reader.n_read / reader.info.sample_rate, time.perf_counter() - started
+    written = cli.printable(", ".join(map(str, outputs.paths.values())))
     print(
-        f"{cli.printable(', '.join(map(str, outputs.values())))}: {length:.1f} s in {took:.1f} s, "
+        f"{written}: {length:.1f} s in {took:.1f} s, "
         f"real-time factor {took / length:.3f} ({length / took:.0f} × real time)"
     )
     return True
 
 
 def separate_song(
-    separator: Separator, reader: Reader, outputs: dict[str, Path], args: argparse.Namespace
+    separator: Separator, reader: Reader, outputs: Outputs, args: argparse.Namespace
 ) -> None:
     """Read, split and write one song; every file appears whole or not at all."""
     import separation
@@ -252,12 +265,13 @@ def separate_song(
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
     with contextlib.ExitStack() as stack:
         writers = []
-        for kind, path in outputs.items():
+        for kind, path in outputs.paths.items():
             if kind == "report":
                 about = separator.description | {"checkpoint": os.fsdecode(args.checkpoint.name)}
+                about["made by"] = f"{writing.MADE_BY} {outputs.record}"
                 writer = page.PageWriter(path, info, fmt.sample_format, about)
             else:
-                writer = writing.SoundWriter(path, info, fmt, kind)
+                writer = writing.SoundWriter(path, info, fmt, kind, outputs.record)
             writers.append(stack.enter_context(writer))
         for part in with_progress(separation.split(stream, blocks, fmt.sample_format), info):
             for writer in writers:

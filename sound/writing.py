@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ import soundfile
 
 import cli
 from hparams import InputError
-from sound.reading import DISK_BLOCK, AudioInfo, SampleFormat, code_range
+from sound.reading import DISK_BLOCK, AudioInfo, SampleFormat, code_range, probe
 
+MADE_BY = "Vocal Mask"
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -105,13 +107,17 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             )
 
 
-def is_newer(outputs: Iterable[Path], sources: Iterable[Path]) -> bool:
-    """Return whether all outputs are there, younger than what they are made of."""
+def record_in(path: Path) -> str | None:
+    """Return what an output says that it was made of, "" if nothing; None if there is no output."""
+    if not path.is_file():
+        return None
     try:
-        written = min(os.stat(path).st_mtime_ns for path in outputs)
-        return written >= max(os.stat(path).st_mtime_ns for path in sources)
-    except OSError:
-        return False
+        is_page = path.suffix == ".html"
+        text = path.read_text(errors="replace") if is_page else str(probe(path).tags)
+    except (InputError, OSError):
+        return ""
+    found = re.search(rf"{MADE_BY} ([0-9a-f]{{16}})", text)
+    return found[1] if found else ""
 
 
 def check_writable(path: Path) -> None:
@@ -141,14 +147,19 @@ class Separated(NamedTuple):
 class SoundWriter:
     """Write one stem; it appears at the end of the ``with`` block, whole or not at all.
 
-    `info` tells rate, channels, tags and expected length. InputError if the disk is full, or the
+    `info` tells rate, channels, tags and expected length, `record` what the stem is made of, for
+    `record_in`. InputError if the disk is full, or the
     file cannot be written.
     """
 
     def __init__(
-        self, path: Path, info: AudioInfo, fmt: OutputFormat, stem: str = "vocals"
+        self, path: Path, info: AudioInfo, fmt: OutputFormat, stem: str, record: str = ""
     ) -> None:
         self._path, self._info, self._format, self._stem = path, info, fmt, stem
+        made_by = f"{MADE_BY} {record}".strip()
+        self._tags = info.tags | {"software": made_by}
+        if fmt.container == "mp3":  # has no place for it
+            self._tags["comment"] = f"{info.tags.get('comment', '')} [{made_by}]".strip()
         self._dtype = np.float64 if fmt.sample_format.subtype == "DOUBLE" else np.float32
 
     def __enter__(self) -> SoundWriter:
@@ -170,7 +181,7 @@ class SoundWriter:
             except soundfile.LibsndfileError as error:
                 raise self._failure(error) from error
             stack.push(self._close)
-            for name, text in info.tags.items():  # title, artist and so on
+            for name, text in self._tags.items():  # title, artist and so on
                 with contextlib.suppress(soundfile.LibsndfileError):  # no place for this one
                     setattr(self._sound, name, text.encode(errors="replace").decode())
             self._stack = stack.pop_all()

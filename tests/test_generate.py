@@ -351,41 +351,51 @@ def test_a_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(checkpoint, cap
     assert len(codes("in/out/deep/bad_vocals.wav")) == 2489
 
 
-def test_an_excerpt_does_not_pass_for_the_song(checkpoint, capsys):
+def test_stems_are_kept_as_long_as_they_are_of_this_song_network_and_setting(checkpoint, capsys):
+    def is_kept(*words: str, network: str = str(checkpoint)) -> bool:
+        stamps = {path: os.stat(path).st_mtime_ns for path in Path("generated").glob("*")}
+        assert generate.main([network, "a.wav", *words]) == 0
+        is_said = "1 of 1 is already there" in capsys.readouterr().out
+        assert not is_said or all(os.stat(p).st_mtime_ns == stamps[p] for p in stamps)
+        return is_said
+
     song("a.wav", 44_100)
-    words = [str(checkpoint), "a.wav"]
-    for options, n_samples in ((["--duration", "0.5"], 22_050), ([], 44_100), ([], 44_100)):
-        capsys.readouterr()
-        assert generate.main([*words, *options]) == 0
-        assert len(codes("generated/a_vocals.wav")) == n_samples
-    assert "1 of 1 is already there" in capsys.readouterr().out
-
-
-def test_only_what_is_missing_or_older_than_its_song_is_separated_again(checkpoint, capsys):
-    paths = [song(name, 3000) for name in ("a.wav", "b.wav")]
-    words = [str(checkpoint), "a.wav", "b.wav"]
-    assert generate.main(words) == 0
-    outputs = [Path("generated", f"{name}_vocals.wav") for name in "ab"]
-    before = [output.read_bytes() for output in outputs]
-    stamps = [os.stat(output).st_mtime_ns for output in outputs]
-    assert generate.main(words) == 0
-    assert [os.stat(output).st_mtime_ns for output in outputs] == stamps
-    later = stamps[1] / 1e9 + 10
-    os.utime(paths[1], (later, later))
-    assert generate.main(words) == 0
-    assert os.stat(outputs[0]).st_mtime_ns == stamps[0]
-    assert os.stat(outputs[1]).st_mtime_ns != stamps[1]
-    assert generate.main([*words, "--background"]) == 0  # something is missing
-    assert made() == [f"{name}_{stem}.wav" for name in "ab" for stem in ("accompaniment", "vocals")]
     newer = shutil.copy(checkpoint, "newer.pth")
-    os.utime(newer, (later + 10, later + 10))
-    assert generate.main([newer, *words[1:]]) == 0
-    assert os.stat(outputs[0]).st_mtime_ns != stamps[0]
-    stamps[0] = os.stat(outputs[0]).st_mtime_ns
-    os.utime(paths[1])
+    with open(newer, "r+b") as file:  # another date in the archive
+        file.seek(10)
+        file.write(b"\x01")
+    assert not is_kept()
+    os.utime("a.wav")
+    assert is_kept()
+    for words in (["--duration", "0.5"], ["--set", "noise_gate=0.3"], ["--subtype", "FLOAT"], []):
+        assert not is_kept(*words)
+        assert is_kept(*words)
+    assert not is_kept(network=newer)
+    assert is_kept(network=newer)
+    for words in (["--background", "--report"], *(["--format", f] for f in ("flac", "ogg", "mp3"))):
+        assert not is_kept(*words)
+        assert is_kept(*words)
+    assert is_kept("--background")
+    assert not is_kept("--overwrite")
+    first = codes("generated/a_vocals.wav")
+    song("another.wav", 44_100)
+    os.utime("another.wav", (1e9, 1e9))
+    os.replace("another.wav", "a.wav")
+    assert not is_kept()
+    assert np.abs(codes("generated/a_vocals.wav") - first).max() > 1000
+
+
+@pytest.mark.parametrize("name", ["a_vocals.wav", "a.html"])
+def test_a_file_of_someone_else_is_not_replaced_unasked(checkpoint, capsys, name):
+    song("a.wav", 3000)
+    Path("generated").mkdir()
+    foreign = song(f"generated/{name}", 500).read_bytes()
+    words = [str(checkpoint), "a.wav", "--report"]
+    assert generate.main(words) == 1
+    assert_one_error(capsys.readouterr().err, "was not made by this program (--overwrite it")
+    assert Path("generated", name).read_bytes() == foreign
     assert generate.main([*words, "--overwrite"]) == 0
-    assert os.stat(outputs[0]).st_mtime_ns != stamps[0]
-    assert [output.read_bytes() for output in outputs] == before
+    assert Path("generated", name).read_bytes() != foreign
 
 
 def test_a_part_of_a_song_is_separated_as_if_it_were_the_song(checkpoint, capsys):
@@ -409,8 +419,7 @@ def test_a_song_that_breaks_off_leaves_nothing_new_and_does_not_stop_others(chec
     song("good.wav", 3000)
     os.mkdir("generated")
     Path("generated/song_vocals.wav").write_bytes(b"old")
-    os.utime("song.wav", (2**31, 2**31))
-    words = [str(checkpoint), "song.wav", "good.wav", "--background", "--report"]
+    words = [str(checkpoint), "song.wav", "good.wav", "--background", "--report", "--overwrite"]
     assert generate.main(words) == 1
     gc.collect()
     err = capsys.readouterr().err

@@ -17,7 +17,7 @@ from sound.writing import Separated, SoundWriter, check_outputs, choose_format
 
 
 def save(path: Path, codes: np.ndarray, info: AudioInfo, **options) -> None:
-    with SoundWriter(path, info, choose_format(info, **options)) as sound:
+    with SoundWriter(path, info, choose_format(info, **options), "vocals") as sound:
         for start in range(0, codes.shape[1], 40_000):
             block = codes[:, start : start + 40_000]
             sound.write(Separated(block, block, block * 0))
@@ -51,7 +51,7 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path, container, error):
     codes = np.zeros((1, 10), np.float32 if container in ("ogg", "mp3") else np.int32)
 
     def break_off() -> None:
-        with SoundWriter(path, info, choose_format(info, container)) as sound:
+        with SoundWriter(path, info, choose_format(info, container), "vocals") as sound:
             sound.write(Separated(codes, codes, codes))
             raise error
 
