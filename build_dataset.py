@@ -181,10 +181,6 @@ def the_only_build_in(output: Path) -> Iterator[None]:
     """Make the output folder and keep a second build out of it."""
     if {path.name for path in output.glob("[!.]*")} - {SONGS, dataset.MANIFEST}:
         raise InputError(f"{output}: holds other files (choose a new or empty folder)")
-    try:
-        (output / SONGS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output}: {error.strerror} (choose another folder)") from error
     with cli.locked(output):
         try:
             yield

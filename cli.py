@@ -235,11 +235,12 @@ def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of an existing folder; the lock ends with the process."""
+    """Make a folder if need be and keep other processes out; the lock ends with the process."""
     import filelock  # 0.1 s that --help need not wait for
 
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
         raise InputError(f"{folder}: another process works here (wait until it is done)") from None

@@ -210,10 +210,6 @@ def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def the_only_run_in(folder: Path) -> Iterator[None]:
     """Make a run's folder and keep a second run out of it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror} (--name another one)") from error
     with cli.locked(folder):
         for path in folder.glob(".*.tmp-*"):  # what a killed run left
             path.unlink(missing_ok=True)
