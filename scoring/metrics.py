@@ -30,19 +30,11 @@ EPSILON = torch.finfo(torch.float64).eps
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio.
+    """Return the scale-invariant signal-to-distortion ratio [dB] [1].
 
-    Parameters
-    ----------
-    estimate, reference : np.ndarray, shape=(n_samples,) or (n_channels, n_samples)
-        Channels are scored together, as one long signal.
-
-    Returns
-    -------
-    float
-        [dB]; higher is better, 0 dB is as much error as voice, the scale of `estimate` does not
-        matter. NaN if `reference` is silent: there is nothing to find. -inf if `estimate` holds
-        nothing of it.
+    Both are (n_samples,) or (n_channels, n_samples); channels are scored together, as one long
+    signal. 0 dB is as much error as voice. NaN if `reference` is silent: there is nothing to find;
+    -inf if `estimate` holds nothing of it.
 
     References
     ----------
@@ -75,37 +67,23 @@ class _Energies(NamedTuple):
 def bss_eval_v4(
     references: torch.Tensor, estimates: torch.Tensor, window: int
 ) -> dict[str, torch.Tensor]:
-    """Score estimates frame by frame, with filters that are the same for the whole song.
+    """Score estimates frame by frame, with filters that are the same for the whole song [1, 2].
 
-    Give `window` the sample rate, as SiSEC 2018 did, and take medians over frames with
-    ``nanmedian``. References that were decoded from a lossy format should be rounded to 16 bits:
-    what the encoder removed leaves the filters free to be anything there, and frames' edges let
-    it be heard (on one song the median SIR of an ideal mask fell from 16 to -2 dB).
+    `references` (n_sources, n_channels, n_samples) are the true sources, at any scale; `estimates`
+    (n_systems, n_sources, n_channels, n_samples) those of several systems, as what needs only the
+    references is then done once. Give `window` [samples] the sample rate, as SiSEC 2018 did, and
+    take medians over frames; what remains after the last whole frame is not scored, and a shorter
+    song is one frame. References that were decoded from a lossy format should be rounded to 16
+    bits: what the encoder removed leaves the filters free to be anything there, and frames' edges
+    let it be heard (on one song the median SIR of an ideal mask fell from 16 to -2 dB).
 
-    Parameters
-    ----------
-    references : torch.Tensor, shape=(n_sources, n_channels, n_samples)
-        The true sources, at any scale.
-    estimates : torch.Tensor, shape=(n_systems, n_sources, n_channels, n_samples)
-        Of several systems: what needs only `references` is then done once.
-    window : int > 0
-        Length of frames [samples]. What remains after the last whole frame is not scored; a
-        shorter song is one frame.
-
-    Returns
-    -------
-    dict of torch.Tensor, each of shape (n_systems, n_sources, n_frames), float64 [dB]
-        ``sdr``, signal to distortion: the true source over all that was done to it; ``isr``, image
-        to spatial distortion: over what a filter could undo; ``sir``, signal to interference: over
-        what is left of the other sources; ``sar``, signal to artifacts: over what no filtering of
-        any source explains. Beyond ±300 dB scores are ±300 dB. NaN in a frame in which any source's
-        reference is silent (its channels sum to 0 at every sample), and of a source in a frame in
-        which its own estimate is; there museval leaves out the other sources, too.
-
-    Raises
-    ------
-    InputError
-        If samples are not finite.
+    Returns float64 of (n_systems, n_sources, n_frames) [dB]: ``sdr``, signal to distortion: the
+    true source over all that was done to it; ``isr``, image to spatial distortion: over what a
+    filter could undo; ``sir``, signal to interference: over what is left of the other sources;
+    ``sar``, signal to artifacts: over what no filtering of any source explains. Beyond ±300 dB
+    scores are ±300 dB. NaN in a frame in which any source's reference is silent (its channels sum
+    to 0 at every sample), and of a source in a frame in which its own estimate is; there museval
+    leaves out the other sources, too. InputError if samples are not finite.
 
     References
     ----------
