@@ -107,10 +107,10 @@ def test_a_song_does_not_depend_on_how_many_there_are(tmp_path, toy_tree):
 @pytest.fixture
 def commands(tmp_path, monkeypatch) -> list[list[str]]:
     """What the demo would run in an empty folder; vocals are the truth, a little spoiled."""
-    said: list[list[str]] = []
+    commands_run: list[list[str]] = []
 
     def run(script: str, *words: str | Path) -> None:
-        said.append([script, *map(str, words)])
+        commands_run.append([script, *map(str, words)])
         if script == "generate.py" and Path(words[1]).name == "mixture.wav":
             out = Path(words[-1])
             out.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def commands(tmp_path, monkeypatch) -> list[list[str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "SONGS", {**demo.SONGS, "n_train": 1, "seconds": 2})
     monkeypatch.setattr(demo, "run", run)
-    return said
+    return commands_run
 
 
 def test_the_demo_runs_the_projects_own_commands_and_reports_true_scores(commands, capsys):
@@ -140,11 +140,11 @@ def test_the_demo_runs_the_projects_own_commands_and_reports_true_scores(command
     truth = soundfile.read(next(demo.TREE.glob("Sources/Test/*/vocals.wav")))[0]
     generated = (demo.GENERATED, demo.GENERATED / "pretrained")
     files = (mixture, *(path / "mixture_vocals.wav" for path in generated))
-    before, mine, shipped = (metrics.si_sdr(soundfile.read(f)[0].T, truth.T) for f in files)
+    before, trained, pretrained = (metrics.si_sdr(soundfile.read(f)[0].T, truth.T) for f in files)
     printed = capsys.readouterr().out
     assert f"as it is              {before:5.1f} dB" in printed
-    assert f"trained here       {mine:5.1f} dB   ({mine - before:+.1f} dB)" in printed
-    assert f"pretrained         {shipped:5.1f} dB   ({shipped - before:+.1f} dB)" in printed
+    assert f"trained here       {trained:5.1f} dB   ({trained - before:+.1f} dB)" in printed
+    assert f"pretrained         {pretrained:5.1f} dB   ({pretrained - before:+.1f} dB)" in printed
     assert {path.name for path in Path().iterdir()} == {"runs", "mixture.wav"}
 
 
@@ -172,8 +172,8 @@ def test_a_command_is_shown_as_one_would_type_it_and_its_failure_ends_the_demo(
     Path("good.py").write_text("import sys; print(sys.argv[1:])")
     Path("bad.py").write_text("raise SystemExit(1)")
     demo.run("good.py", Path("my song.wav"), "--background")
-    shown, said = capfd.readouterr().out.strip().split("\n")
+    shown, output = capfd.readouterr().out.strip().split("\n")
     assert shown.endswith("good.py 'my song.wav' --background")
-    assert said == "['my song.wav', '--background']"
+    assert output == "['my song.wav', '--background']"
     with pytest.raises(InputError, match=r"bad\.py failed"):
         demo.run("bad.py")

@@ -138,12 +138,12 @@ def test_other_settings_other_files_and_another_network_are_scored_again(
 
 def write_estimates(root: Path, folder: Path, change=lambda wav: wav) -> list[tracks.Track]:
     """Write true vocals, changed, as <song>_vocals.wav."""
-    found = tracks.find_tracks(root).tracks
+    listing = tracks.find_tracks(root).tracks
     folder.mkdir()
-    for track in found:
+    for track in listing:
         wav, rate = soundfile.read(track.vocals[0].path, dtype="int16")
         soundfile.write(folder / f"{track.name}_vocals.wav", change(wav), rate)
-    return found
+    return listing
 
 
 def test_other_systems_files_are_scored_on_the_same_songs(toy_tree, tmp_path, capsys):
@@ -159,20 +159,20 @@ def test_other_systems_files_are_scored_on_the_same_songs(toy_tree, tmp_path, ca
 
 
 def test_estimates_that_do_not_fit_are_told_and_the_other_songs_go_on(toy_tree, tmp_path, capsys):
-    found = write_estimates(toy_tree, tmp_path / "est")
-    files = [tmp_path / "est" / f"{track.name}_vocals.wav" for track in found]
+    listing = write_estimates(toy_tree, tmp_path / "est")
+    files = [tmp_path / "est" / f"{track.name}_vocals.wav" for track in listing]
     soundfile.write(files[0], soundfile.read(files[0])[0][:-2000], 22050)
     soundfile.write(files[1], soundfile.read(files[1])[0], 16000)
     files[2].unlink()
     words = ("--split", "all", "--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
     assert run("bounds", toy_tree, "--estimates", f"x={tmp_path / 'est'}", *words) == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(told) == 3
-    assert f"{found[2].name}: no estimate in" in told[0]
-    assert {"86200 samples, the song has 88200" in line for line in told[1:]} == {True, False}
-    assert {"16000 Hz, the song has 22050 Hz" in line for line in told[1:]} == {True, False}
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 3
+    assert f"{listing[2].name}: no estimate in" in errors[0]
+    assert {"86200 samples, the song has 88200" in line for line in errors[1:]} == {True, False}
+    assert {"16000 Hz, the song has 22050 Hz" in line for line in errors[1:]} == {True, False}
     (song,) = scored(tmp_path / "a.json")["songs"]
-    assert song["name"] == found[3].name
+    assert song["name"] == listing[3].name
 
 
 def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_path):
@@ -183,8 +183,8 @@ def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_
     assert run(checkpoint, toy_tree, *words, "--output", tmp_path / "a.json") == 0
     of = scored(tmp_path / "a.json")["summary"]
     for stem in STEMS:
-        ours, files = (of[name][stem]["sdr"]["value"] for name in ("model", "files"))
-        assert ours == pytest.approx(files, abs=0.02)
+        of_model, files = (of[name][stem]["sdr"]["value"] for name in ("model", "files"))
+        assert of_model == pytest.approx(files, abs=0.02)
 
 
 def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
@@ -200,7 +200,7 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (("gone.pth", "TREE"), 1, "gone.pth: no such checkpoint"),
         (("bounds", "gone"), 1, "gone: no such folder"),
@@ -221,7 +221,7 @@ def test_bounds_follow_the_grid_that_set_describes(toy_tree, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    words, code, told, toy_tree, toy_dataset, checkpoint, capsys, tmp_path, monkeypatch
+    words, code, message, toy_tree, toy_dataset, checkpoint, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
@@ -231,7 +231,7 @@ def test_what_is_wrong_is_said_in_one_line(
     with contextlib.suppress(SystemExit):  # of argparse, which says 2
         code -= run(*words)
     assert code in (0, 2)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert Path("my.json").read_text() == "{}"
 
 
@@ -284,14 +284,14 @@ def test_comparing_needs_a_known_system_and_enough_songs(results, tmp_path, caps
 def test_tuning_stores_the_best_settings_of_songs_not_learnt_from_and_leaves_all_else(
     checkpoint, toy_tree, tmp_path, capsys, monkeypatch
 ):
-    grid, path, seen = tuning.mask_grid(), tmp_path / "net.pth", []
+    grid, path, shapes = tuning.mask_grid(), tmp_path / "net.pth", []
     names = [track.name for track in tracks.find_tracks(toy_tree).tracks if track.split == "train"]
     before = model.load_checkpoint(checkpoint) | {"data": [f"{names[0]} x1.15 0f"]}
     model.save_checkpoint(path, model.build_model(HP), HP, **before)
     as_it_was = path.read_bytes()
 
     def tune_song(separator, references, rate):
-        seen.append(references.shape)
+        shapes.append(references.shape)
         thresholds = [settings.get("eval_mask_threshold", 0) for settings in grid]
         soft = [s.get("noise_gate") == 0.2 and s.get("mask_sharpness") == 0.7 for s in grid]
         return [-abs(t - 0.65) + 2 * best for t, best in zip(thresholds, soft, strict=True)]
@@ -301,7 +301,7 @@ def test_tuning_stores_the_best_settings_of_songs_not_learnt_from_and_leaves_all
     assert run("tune", *words, "--dry-run") == 0
     assert path.read_bytes() == as_it_was
     assert run("tune", *words) == 0
-    assert seen == [(2, 2, 22050)] * 4  # two train songs, twice
+    assert shapes == [(2, 2, 22050)] * 4  # two train songs, twice
     shown = capsys.readouterr().out
     assert "1 songs left out: they were learnt from" in shown
     assert "tuned on 2 songs" in shown
@@ -316,9 +316,9 @@ def test_tuning_stores_the_best_settings_of_songs_not_learnt_from_and_leaves_all
     assert all(str(after[key]) == str(value) for key, value in before.items())
     words = ("--split", "all", "--seconds", 1, "--workers", 1, "--output", tmp_path / "a.json")
     assert run(path, toy_tree, *words) == 0
-    told = capsys.readouterr().err
-    assert "2 songs are called like songs that its mask settings were tuned on" in told
-    assert "1 songs are called like songs that the checkpoint learnt from" in told
+    warnings = capsys.readouterr().err
+    assert "2 songs are called like songs that its mask settings were tuned on" in warnings
+    assert "1 songs are called like songs that the checkpoint learnt from" in warnings
 
 
 def test_nothing_is_tuned_on_songs_that_were_all_learnt_from(

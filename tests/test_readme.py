@@ -27,8 +27,8 @@ def commands_in(text: str) -> list[str]:
     """Find lines such as ``    python train.py data/dsd100    # comment``, or with torchrun."""
     text = re.sub(r"torchrun (--\S+ (\d+ )?)*", "python ", text)
     command = r"python (?:\w+\.py|-m (?:demo|tools\.\w+))\b[^`|\n]*"
-    found = re.findall(rf"^ *(?:\| |[^`\n]* \| )?`?({command})", text, re.MULTILINE)
-    return [line.split("#")[0].strip() for line in found]
+    lines = re.findall(rf"^ *(?:\| |[^`\n]* \| )?`?({command})", text, re.MULTILINE)
+    return [line.split("#")[0].strip() for line in lines]
 
 
 def module_of(script: str) -> ModuleType:

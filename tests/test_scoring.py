@@ -216,12 +216,12 @@ def test_songs_come_together_as_each_metric_wants():
         record(9, it={"sdr": [None], "si_sdr": None, "nsdr": None}),
         record(1, it={"sdr": [30.0], "si_sdr": 8.0, "nsdr": 8.0}),
     ]
-    found = summarise(four)["it"]["vocals"]
-    assert found["sdr"]["value"] == 4  # the median of 2, 4 and 30
-    assert found["si_sdr"]["value"] == 4
-    assert found["nsdr"]["value"] == pytest.approx((1 + 9 + 8) / 5)
-    assert [found[name]["n_songs"] for name in ("sdr", "si_sdr", "isr")] == [3, 3, 0]
-    assert found["sdr"]["share"] is None  # no floor, no ceiling
+    summary = summarise(four)["it"]["vocals"]
+    assert summary["sdr"]["value"] == 4  # the median of 2, 4 and 30
+    assert summary["si_sdr"]["value"] == 4
+    assert summary["nsdr"]["value"] == pytest.approx((1 + 9 + 8) / 5)
+    assert [summary[name]["n_songs"] for name in ("sdr", "si_sdr", "isr")] == [3, 3, 0]
+    assert summary["sdr"]["share"] is None  # no floor, no ceiling
 
 
 def test_a_table_starts_with_the_floor_ends_with_the_ceilings_and_says_what_is_not_there():
@@ -265,7 +265,7 @@ def gains(*values: float, groups: int | None = None) -> list[Difference]:
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("differences", "says"),
     [
         ([], "no song has it in both"),
         (gains(1, 2, groups=1), "+1.50 dB on average; 1 songs are too few to tell"),
@@ -274,8 +274,8 @@ def gains(*values: float, groups: int | None = None) -> list[Difference]:
         (gains(1, -1, 1, -1, 1, -1), "the interval holds 0: it may be chance (3 of 6"),
     ],
 )
-def test_a_verdict_is_no_bolder_than_the_songs_allow(found, says):
-    assert says in tables.verdict(found)
+def test_a_verdict_is_no_bolder_than_the_songs_allow(differences, says):
+    assert says in tables.verdict(differences)
 
 
 def stored(path: Path, **hashes: str) -> Path:
@@ -320,14 +320,14 @@ def test_the_best_of_each_kind_is_chosen_and_the_better_kind_preferred():
     hard = grid.index({"mask_at_eval": True, "eval_mask_threshold": 0.65})
     soft = grid.index({"mask_at_eval": False, "noise_gate": 0.15, "mask_sharpness": 1.4})
     scores[hard], scores[soft] = 2, 1
-    found = tuning.best_settings(scores)
+    settings = tuning.best_settings(scores)
     expected = (True, 0.65, 0.15, 1.4)
-    assert found == dict(zip(MASK_SETTINGS, expected, strict=True))
+    assert settings == dict(zip(MASK_SETTINGS, expected, strict=True))
     lines = tuning.curves(scores)
     assert "  0.65     2.00" in lines
     assert "  0.15" + "    0.00" * 5 + "    1.00" + "    0.00" * 2 in lines
     scores[soft] = 3
-    assert tuning.best_settings(scores) == {**found, "mask_at_eval": False}
+    assert tuning.best_settings(scores) == {**settings, "mask_at_eval": False}
 
 
 @pytest.mark.parametrize(("binary", "kind"), [(0.0, "binary"), (1.0, "soft")])
@@ -348,9 +348,9 @@ def test_tuned_scores_are_those_of_separating_with_these_settings(stereo, toy_tr
     curve_db, network = torch.zeros(TINY.n_bins), model.build_model(TINY).eval()
     separator = Separator(network, TINY, curve_db, dict(UNTUNED_MASK), torch.device("cpu"))
     separator.stereo = stereo
-    found = tuning.tune_song(separator, references, 22050)
-    assert len(set(found)) > 3
-    for settings, score in zip(tuning.mask_grid(), found, strict=True):
+    scores = tuning.tune_song(separator, references, 22050)
+    assert len(set(scores)) > 3
+    for settings, score in zip(tuning.mask_grid(), scores, strict=True):
         separator.mask_settings = {**UNTUNED_MASK, **settings}
         vocals, _ = separator.separate(references.sum(0), 22050)
         assert score == pytest.approx(songs.limited_si_sdr(vocals, references[0]), abs=1e-4)

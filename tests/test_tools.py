@@ -54,16 +54,16 @@ def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(tmp_path, capsys):
     soundfile.write(tmp_path / "vocals.wav", parts["vocals"].T, 22050)
     soundfile.write(tmp_path / "short.wav", parts["vocals"].T[:-1], 22050)
     out, words = tmp_path / "new", [str(cli.PRETRAINED), str(tmp_path / "mixture.wav")]
-    for vocals, more, said in (
+    for vocals, more, message in (
         ("vocals.wav", ["--start", "1000"], "begins at 1000"),
         ("short.wav", [], "name this song's vocals"),
         ("missing.wav", [], "missing.wav"),
         ("vocals.wav", [], ""),
     ):
         code = figures.main([*words, str(out), "--vocals", str(tmp_path / vocals), *more])
-        assert code == bool(said)
-        assert said in capsys.readouterr().err
-        assert out.exists() == (not said)
+        assert code == bool(message)
+        assert message in capsys.readouterr().err
+        assert out.exists() == (not message)
     names = {path.name for path in out.iterdir() if path.stat().st_size > 10_000}
     assert names == {"masks.png", "why.png", "approach.png"}
 
@@ -75,11 +75,11 @@ def test_what_is_shown_is_what_the_network_saw_and_answered():
     for voice, band, percent in ((low, high, 100), (noise, noise, 0)):
         waves = {"mixture": voice + band, "true vocals": voice, "true accompaniment": band}
         waves = {name: wave.astype(np.float32) for name, wave in waves.items()}
-        seen = figures.look(separator, waves, 22050)
-        assert {picture.shape for picture in seen.values()} == {(513, 1 + 44100 // 256)}
-        assert figures.percent_clear(seen, 100) == pytest.approx(percent, abs=1)
+        images = figures.look(separator, waves, 22050)
+        assert {picture.shape for picture in images.values()} == {(513, 1 + 44100 // 256)}
+        assert figures.percent_clear(images, 100) == pytest.approx(percent, abs=1)
         # What the mask lets through is not removed.
-        removed, mask = seen["mixture"] - seen["vocals"], seen["mask"]
+        removed, mask = images["mixture"] - images["vocals"], images["mask"]
         if voice is low:
             assert removed[mask < 0.05].mean() > 3 * removed[mask > 0.95].mean()
 
@@ -114,9 +114,9 @@ def checkpoint(tmp_path, monkeypatch) -> Path:
 
 def test_what_is_given_away_separates_alike_and_carries_terms_and_sources(checkpoint, capsys):
     assert publish.main(["best.pth"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in ("convnet, width 2", "77 steps on 2 songs", "soft 3.25", "0.45", "not said"):
-        assert text in said
+        assert text in printed
     words = ["best.pth", "mine.pth", "--licence", TERMS, "--source", "A", "--source", "B"]
     assert publish.main(words) == 0
     assert f"licence: {TERMS}" in capsys.readouterr().out

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH = 9.6  # of every picture [inches of 100 pixels]
 CLEAR_DB = 10.0  # a bin belongs clearly to what is this much louder
-Seen = dict[str, "torch.Tensor"]  # by name: spectrograms and masks (n_bins, n_frames) in [0, 1]
+Images = dict[str, "torch.Tensor"]  # by name: spectrograms and masks (n_bins, n_frames) in [0, 1]
 
 
 @cli.script
@@ -56,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
 
     explicit = parse_settings(args.settings)
     separator = Separator.load(args.checkpoint, settings=settings, explicit=explicit)
-    seen = look(separator, waves, sample_rate)
-    pictures = {"masks.png": draw_masks(seen, len(wav) / sample_rate)}
+    images = look(separator, waves, sample_rate)
+    pictures = {"masks.png": draw_masks(images, len(wav) / sample_rate)}
     if args.vocals:
         range_db = -2 * separator.hp.min_level_db / separator.hp.mixture_power
-        pictures["why.png"] = draw_why(waves, seen, range_db)
-        pictures["approach.png"] = draw_approach(seen, separator.hp)
+        pictures["why.png"] = draw_why(waves, images, range_db)
+        pictures["approach.png"] = draw_approach(images, separator.hp)
     for name, picture in pictures.items():
         save_picture(picture, args.folder / name)
         print(cli.printable(args.folder / name))
@@ -79,7 +79,7 @@ def read_mono(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int
         return np.concatenate([block.mean(0) for block in reader.float_blocks(rate)]), rate
 
 
-def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -> Seen:
+def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -> Images:
     """Return waveforms as the network sees them, its vocals, its mask and, if known, the target."""
     import torch
 
@@ -87,30 +87,30 @@ def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -
     from learning import targets
 
     hp, curve_db = separator.hp, separator.curve_db
-    grid, specs, seen = audio.grid_at(sample_rate, hp), {}, {}
+    grid, specs, images = audio.grid_at(sample_rate, hp), {}, {}
     vocals, _ = separator.separate(waves["mixture"], sample_rate)
     for name, wave in {**waves, "vocals": vocals}.items():
         specs[name] = audio.to_network_bins(audio.stft(torch.from_numpy(wave), grid), hp)
-        seen[name] = audio.features(specs[name], curve_db, hp.mixture_power, hp)
-    padded = torch.nn.functional.pad(seen["mixture"], (hp.lookback, hp.lookahead))
-    seen["mask"] = separator.mask(padded)
+        images[name] = audio.features(specs[name], curve_db, hp.mixture_power, hp)
+    padded = torch.nn.functional.pad(images["mixture"], (hp.lookback, hp.lookahead))
+    images["mask"] = separator.mask(padded)
     if "true vocals" in specs:
         parts = specs["true vocals"], specs["true accompaniment"]
-        seen["target"] = targets.mask_target(*parts, curve_db, hp)
-    return seen
+        images["target"] = targets.mask_target(*parts, curve_db, hp)
+    return images
 
 
-def draw_masks(seen: Seen, seconds: float) -> Figure:
+def draw_masks(images: Images, seconds: float) -> Figure:
     """Show mixture, mask and vocals, one above the other."""
     titles = {"mixture": "mixture", "mask": "mask: is this the voice?", "vocals": "vocals"}
     picture = new_figure(6.4)
     for axes, (name, title) in zip(picture.subplots(3, sharex=True), titles.items(), strict=True):
-        draw_image(axes, seen[name], title, extent=(0, seconds, 0, 1))
+        draw_image(axes, images[name], title, extent=(0, seconds, 0, 1))
     axes.set_xlabel("seconds")
     return picture
 
 
-def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figure:
+def draw_why(waves: dict[str, np.ndarray], images: Images, range_db: float) -> Figure:
     """Show that voice and band overlap in every sample, and little in the spectrogram."""
     import numpy as np
 
@@ -123,33 +123,34 @@ def draw_why(waves: dict[str, np.ndarray], seen: Seen, range_db: float) -> Figur
         left.plot(waves[name], linewidth=0.3)
         left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
         left.set_title(title, loc="left", fontsize=9)
-        draw_image(right, seen[name])
-    voice, band = seen["true vocals"].numpy(), seen["true accompaniment"].numpy()
+        draw_image(right, images[name])
+    voice, band = images["true vocals"].numpy(), images["true accompaniment"].numpy()
     orange = np.clip(range_db * (voice - band) / (2 * CLEAR_DB) + 0.5, 0, 1)[..., None]
     hues = orange * np.array([1.0, 0.67, 0.24]) + (1 - orange) * np.array([0.27, 0.51, 1.0])
-    draw_image(panels[3][1], seen["mixture"].numpy()[..., None] * hues)
+    draw_image(panels[3][1], images["mixture"].numpy()[..., None] * hues)
     panels[3][0].axis("off")
+    percent = percent_clear(images, range_db)
     words = (
         "But at one time and frequency often only one is heard.\n"
         "Orange: the voice is louder; blue: the band.\n"
-        f"{percent_clear(seen, range_db):.0f} % of the energy, weighted like the ear, is in bins\n"
+        f"{percent:.0f} % of the energy, weighted like the ear, is in bins\n"
         f"where one is {CLEAR_DB:g} dB or more above the other."
     )
     panels[3][0].text(0, 0.5, words, fontsize=9, verticalalignment="center")
     return picture
 
 
-def percent_clear(seen: Seen, range_db: float) -> float:
+def percent_clear(images: Images, range_db: float) -> float:
     """Return how much of the mixture's energy, weighted like the ear, is clearly voice or band."""
     names = ("mixture", "true vocals", "true accompaniment")
-    level_db, voice_db, band_db = (range_db * seen[name].double() for name in names)
+    level_db, voice_db, band_db = (range_db * images[name].double() for name in names)
     energy, is_clear = 10 ** (level_db / 10), (voice_db - band_db).abs() >= CLEAR_DB
     return float(100 * energy[is_clear].sum() / energy.sum())
 
 
-def draw_approach(seen: Seen, hp: HParams) -> Figure:
+def draw_approach(images: Images, hp: HParams) -> Figure:
     """Show a slice of the mixture, the network's answer for its column, and the true answer."""
-    column = int(seen["true vocals"].mean(0).argmax())
+    column = int(images["true vocals"].mean(0).argmax())
     first = max(0, column - 2 * hp.stft_frames)
     around = slice(first, first + 4 * hp.stft_frames)
     at = slice(max(0, column - hp.lookback), column + hp.lookahead + 1)
@@ -159,12 +160,12 @@ def draw_approach(seen: Seen, hp: HParams) -> Figure:
         (top, "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
         (bottom, "target", "what it should answer (known in training)", (column, column + 1)),
     ):
-        extent = (first, first + seen[name][:, around].shape[1], 0, 1)
-        draw_image(row[0], seen[name][:, around], title, extent=extent)
+        extent = (first, first + images[name][:, around].shape[1], 0, 1)
+        draw_image(row[0], images[name][:, around], title, extent=extent)
         row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
-    draw_image(top[1], seen["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
-    draw_image(top[2], seen["mask"][:, column : column + 1], "answer")
-    draw_image(bottom[2], seen["target"][:, column : column + 1], "truth")
+    draw_image(top[1], images["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
+    draw_image(top[2], images["mask"][:, column : column + 1], "answer")
+    draw_image(bottom[2], images["target"][:, column : column + 1], "truth")
     bottom[1].axis("off")
     return picture
 
@@ -204,12 +205,12 @@ def new_figure(height: float) -> Figure:
     return Figure((WIDTH, height), dpi=100, layout="constrained")
 
 
-def draw_image(axes: Axes, seen: Any, title: str = "", **options: Any) -> None:
+def draw_image(axes: Axes, image: Any, title: str = "", **options: Any) -> None:
     """Show a spectrogram in [0, 1] or a picture of colours, the lowest bin at the bottom."""
     import numpy as np
 
-    seen = np.asarray(seen)
-    axes.imshow(seen, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, **options)
+    image = np.asarray(image)
+    axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, **options)
     axes.set_yticks([])
     axes.xaxis.set_visible("extent" in options and options["extent"][0] == 0)
     axes.set_title(title, loc="left", fontsize=9)
