@@ -106,66 +106,38 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("root", type=Path, help="folder of music; its layout is recognised and printed")
     add("output", type=Path, help="folder of the dataset; 1.3 GB an hour (4.1 kB a frame)")
-    add(
-        "--as",
-        dest="kind",
-        choices=tracks.KINDS,
-        help="what a folder without a data set's layout holds: songs (a folder of stems each), "
-        "voices only, or backings only; by default its own name and its files' names decide",
+    text = (
+        "what a folder without a data set's layout holds: songs (a folder of stems each), voices "
+        "only, or backings only; by default its own name and its files' names decide"
     )
-    add(
-        "--voice-pattern",
-        metavar="REGEX",
-        default=tracks.VOICE_PATTERN,
-        help="which stems of a song are its vocals: those in whose name, in lower case and with "
-        "spaces between words, this is found; the others are the accompaniment, all together the "
-        "mixture, unless a file is called mixture. By default vocal, vox, voice, choir, singer, a "
-        "cappella, voc, bv and bgv, but not NoVox, minus one, vocals removed, karaoke …",
+    add("--as", dest="kind", choices=tracks.KINDS, help=text)
+    text = (
+        "which stems of a song are its vocals: those in whose name, in lower case and with spaces "
+        "between words, this is found; the others are the accompaniment, all together the mixture, "
+        "unless a file is called mixture. By default vocal, vox, voice, choir, singer, a cappella, "
+        "voc, bv and bgv, but not NoVox, minus one, vocals removed, karaoke …"
     )
-    add(
-        "--speed",
-        type=a_speed,
-        default=1.0,
-        metavar="X",
-        help="play everything X times as fast, and higher, as tape does (0.5 to 2): a dataset to "
-        "learn from beside the one as recorded",
+    add("--voice-pattern", metavar="REGEX", default=tracks.VOICE_PATTERN, help=text)
+    text = (
+        "play everything X times as fast, and higher, as tape does (0.5 to 2): a dataset to learn "
+        "from beside the one as recorded"
     )
-    add(
-        "--taught",
-        action="store_true",
-        help="the vocals are what another separator found in these songs: train.py learns from "
-        "them, and never scores itself on them",
+    add("--speed", type=a_speed, default=1.0, metavar="X", help=text)
+    text = "the vocals are another separator's: to be learnt from, never to be scored on"
+    add("--taught", action="store_true", help=text)
+    text = "processes, each building one song at a time (default: one a core)"
+    add("--workers", type=cli.positive_count, metavar="N", help=text)
+    text = "hash finished songs and their sources, and build again what is not as it was"
+    add("--verify", action="store_true", help=text)
+    text = "leave out songs that cannot be used, instead of writing no manifest"
+    add("--skip-bad", action="store_true", help=text)
+    text = (
+        "refuse songs whose vocals are not in the mixture as they are (shifted, inverted, much too "
+        "loud or soft, of another song), or are all that is in it (default: on)"
     )
-    add(
-        "--workers",
-        type=cli.positive_count,
-        metavar="N",
-        help="processes, each building one song at a time (default: one a core)",
-    )
-    add(
-        "--verify",
-        action="store_true",
-        help="hash finished songs and their sources instead of trusting sizes and dates; "
-        "what does not match is named and built again",
-    )
-    add(
-        "--skip-bad",
-        action="store_true",
-        help="leave out songs that cannot be used; by default they are named, the others are "
-        "built, and no manifest is written",
-    )
-    add(
-        "--check-pairs",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="refuse songs whose vocals are not in the mixture as they are (shifted, inverted, "
-        "much too loud or soft, of another song), or are all that is in it (default: on)",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace a dataset of other settings or songs; it stays whole until this one is",
-    )
+    add("--check-pairs", action=argparse.BooleanOptionalAction, default=True, help=text)
+    text = "replace a dataset of other settings or songs; it stays whole until this one is"
+    add("--overwrite", action="store_true", help=text)
     return parser
 
 

@@ -9,6 +9,7 @@ Names are compared as people read them: composed Unicode, upper and lower case a
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -331,14 +332,13 @@ def find_songs(root: Path, output_dir: Path) -> tuple[dict[Path, Path], str]:
         return {root: Path()}, ""
     files = _files(root)
     sounds = {path: path.parent.relative_to(root) for path in files if _is_sound(path)}
-    outputs = set()
+    place_of, outputs = functools.cache(os.path.realpath), set()
     for path, folder in sounds.items():
         tails = [folder.parts[i:] for i in range(len(folder.parts) + 1)]
         for place in (path.parent, *(output_dir.joinpath(*tail) for tail in tails)):
-            place = os.path.realpath(place)
-            outputs |= {(place, f"{path.stem}_{stem}") for stem in ("vocals", "accompaniment")}
-    place_of = {path: (os.path.realpath(path.parent), path.stem) for path in sounds}
-    songs = {path: folder for path, folder in sounds.items() if place_of[path] not in outputs}
+            stems = f"{path.stem}_vocals", f"{path.stem}_accompaniment"
+            outputs |= {(place_of(place), stem) for stem in stems}
+    songs = {p: f for p, f in sounds.items() if (place_of(p.parent), p.stem) not in outputs}
     left_out = _left_out(files, songs, "written by earlier runs")
     if not songs:
         raise InputError(

@@ -26,16 +26,17 @@ MADE_BY = "Vocal Mask"
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
-_SUBTYPES = {  # what a lossless container keeps, and the bits of its samples
+_SUBTYPES = {  # what a container keeps, and the bits of its samples
     "wav": {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None},
     "flac": {"PCM_16": 16, "PCM_24": 24},
+    "ogg": {"VORBIS": None},
+    "mp3": {"MPEG_LAYER_III": None},
 }
-_LOSSY = {"ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 # Measured on a minute of a song, 44.1 kHz stereo (SNR is no measure of how it sounds, but it ranks
 # the settings of one encoder): Vorbis at 0, 0.1, 0.2 and libsndfile's own choice takes 295, 221,
 # 179 and 101 kbit/s for 37, 32, 29 and 21 dB; MP3 with a variable rate at 0, 0.1 and 0.2 takes
 # 194, 169 and 146 kbit/s for 34, 31 and 28 dB, a constant 320 kbit/s has 45 dB.
-_QUALITY = {
+_LOSSY = {
     "ogg": {"compression_level": 0.1},
     "mp3": {"compression_level": 0.0, "bitrate_mode": "VARIABLE"},
 }
@@ -46,12 +47,8 @@ class OutputFormat:
     """How a sound is written: the container, and the codes that `SoundWriter.write` takes."""
 
     container: str  # "wav", "flac", "ogg" or "mp3"
+    subtype: str  # what is in the file, in libsndfile's words
     sample_format: SampleFormat  # FLOAT for ogg and mp3
-
-    @property
-    def subtype(self) -> str:
-        """What is in the file, in libsndfile's words."""
-        return _LOSSY.get(self.container, self.sample_format.subtype)
 
 
 def choose_format(
@@ -59,24 +56,18 @@ def choose_format(
 ) -> OutputFormat:
     """Choose how to write a sound like an input: its rate, channels and sample format.
 
-    `container` is wav, flac, ogg or mp3; `subtype` libsndfile's name, by default the input's (FLAC
-    has 16 bits or 24). InputError if the container has no such subtype, rate or number of channels.
+    `container` is wav, flac, ogg or mp3; `subtype` libsndfile's name, by default the input's where
+    there is room. InputError if the container has no such subtype, rate or number of channels.
     """
     _check_limits(info, container)
-    if container in _LOSSY:
-        if subtype not in (None, _LOSSY[container]):
-            raise InputError(
-                f"{container} has no subtype {subtype} (it is always lossy: leave it out)"
-            )
-        return OutputFormat(container, SampleFormat("FLOAT", None))
-    known = _SUBTYPES[container]
-    if subtype is None:
-        subtype = info.sample_format.subtype
-        if subtype not in known:  # in FLAC: 8 bits fit into 16, of all others 24 are kept
-            subtype = "PCM_16" if subtype == "PCM_U8" else "PCM_24"
+    known, native = _SUBTYPES[container], info.sample_format.subtype
+    if subtype is None:  # in FLAC, 8 bits fit into 16, of all others 24 are kept
+        fitting = "PCM_16" if native == "PCM_U8" else "PCM_24"
+        subtype = next(name for name in (native, fitting, *known) if name in known)
     if subtype not in known:
         raise InputError(f"{container} has no subtype {subtype} (choose one of {', '.join(known)})")
-    return OutputFormat(container, SampleFormat(subtype, known[subtype]))
+    codes = "FLOAT" if container in _LOSSY else subtype
+    return OutputFormat(container, subtype, SampleFormat(codes, known[subtype]))
 
 
 def _check_limits(info: AudioInfo, container: str) -> None:
@@ -176,7 +167,7 @@ class SoundWriter:
                     channels=info.n_channels,
                     subtype=fmt.subtype,
                     format="RF64" if is_long else fmt.container.upper(),
-                    **_QUALITY.get(fmt.container, {}),
+                    **_LOSSY.get(fmt.container, {}),
                 )
             except soundfile.LibsndfileError as error:
                 raise self._failure(error) from error

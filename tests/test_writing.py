@@ -129,7 +129,7 @@ def test_what_a_container_cannot_hold_is_told(tmp_path):
     for container, subtype, what in (
         ("mp3", None, "at most 2 channels"),
         ("flac", "FLOAT", "flac has no subtype FLOAT"),
-        ("ogg", "PCM_16", "always lossy"),
+        ("ogg", "PCM_16", "ogg has no subtype PCM_16 .choose one of VORBIS"),
     ):
         with pytest.raises(InputError, match=what):
             choose_format(info, container, subtype)
