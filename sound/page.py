@@ -99,12 +99,12 @@ class PageWriter:
     def _draw_column(self, samples: np.ndarray) -> None:
         """Measure one column, (2, n_channels, span)."""
         hop = max(1, (self._span - self._window) // (N_WINDOWS - 1))
-        mono = samples.mean(1)
-        frames = np.lib.stride_tricks.sliding_window_view(mono, self._window, -1)[:, ::hop]
+        frames = np.lib.stride_tricks.sliding_window_view(samples, self._window, -1)[..., ::hop, :]
         window = (1 - np.cos(2 * np.pi * np.arange(self._window) / self._window)) / 2
-        mixture, vocals = np.fft.rfft(frames * window) * (4 / self._window)  # (n_windows, n_bins)
+        # Each (n_channels, n_windows, n_bins): what cancels in the mean of channels is seen, too.
+        mixture, vocals = np.fft.rfft(frames * window) * (4 / self._window)
         specs = np.stack([mixture, vocals, mixture - vocals])
-        energy = (specs.real**2 + specs.imag**2).mean(1)
+        energy = (specs.real**2 + specs.imag**2).mean((1, 2))
         # Where a row is wider than a bin it shows its whole energy: pink noise is level.
         rows = _to_rows(energy, self._edges) * np.maximum(1, np.diff(self._edges))
         self._rows.append(rows.astype("f4"))

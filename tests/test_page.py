@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
 
@@ -94,9 +95,10 @@ def test_the_page_does_not_depend_on_how_the_song_arrives(tmp_path):
         assert page_of(tmp_path, mixture, vocals, 11025, block) == whole
 
 
-def test_a_tone_lies_at_its_pitch_its_time_and_its_level(tmp_path):
+@pytest.mark.parametrize("gains", [[1], [1, -1]])
+def test_a_tone_lies_at_its_pitch_its_time_and_its_level(tmp_path, gains):
     t = np.arange(4 * 44100) / 44100
-    vocals = (0.1 * np.sin(2 * np.pi * 1000 * t) * (t >= 2))[None].astype(np.float32)
+    vocals = (0.1 * np.sin(2 * np.pi * 1000 * t) * (t >= 2) * np.c_[gains]).astype(np.float32)
     accompaniment = (0.01 * np.sin(2 * np.pi * 4000 * t))[None].astype(np.float32)
     found = pictures(page_of(tmp_path, vocals + accompaniment, vocals, 44100))
     middle = found["vocals"].shape[1] // 2
