@@ -63,17 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     hp = cli.settings_of(args)
     task = Task(args.root, args.output, hp, args.verify, args.check_pairs, args.taught)
-    found = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
-    songs = found.tracks
+    music = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
+    songs = music.tracks
     if args.speed != 1:
         songs = [replace(t, name=f"{t.name} x{args.speed:g}", speed=args.speed) for t in songs]
     n_train = sum(track.split == "train" for track in songs)
     print(
-        f"{args.root}: {found.layout}: {n_train} songs to train, {len(songs) - n_train} to test",
+        f"{args.root}: {music.layout}: {n_train} songs to train, {len(songs) - n_train} to test",
         flush=True,
     )
-    if found.left_out:
-        print(cli.printable(f"{args.root}: {found.left_out}"))
+    if music.left_out:
+        print(cli.printable(f"{args.root}: {music.left_out}"))
     extents, bad = {}, []
     for track in songs:
         try:
@@ -82,13 +82,13 @@ def main(argv: list[str] | None = None) -> int:
                 cli.warn(note)
         except InputError as error:
             bad.append(str(error))
-    for message in sorted(found.bad + bad):
+    for message in sorted(music.bad + bad):
         cli.complain(message)
     with the_only_build_in(args.output):
         if not args.overwrite:
             refuse_another_dataset(task, songs)
         built = build_songs(task, extents, args.workers)
-        n_bad = len(songs) + len(found.bad) - len(built)
+        n_bad = len(songs) + len(music.bad) - len(built)
         if n_bad and not args.skip_bad:
             raise InputError(
                 f"{n_bad} of {n_bad + len(built)} songs are bad, each named above; repair them "
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if not built:
             raise InputError(f"{args.root}: no song can be used")
-        finish(task, found.layout, built, n_bad)
+        finish(task, music.layout, built, n_bad)
     return 0
 
 

@@ -88,7 +88,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def choose_songs(args: argparse.Namespace) -> tuple[tracks.Found, list[tracks.Track]]:
+def choose_songs(args: argparse.Namespace) -> tuple[tracks.Collection, list[tracks.Track]]:
     """Return what the folder holds, and its songs of the split that have both signals."""
     if (args.root / dataset.MANIFEST).is_file():
         raise InputError(

@@ -71,7 +71,7 @@ class Part:
 class Track:
     """One song: where its signals are. Accompaniment is mixture − vocals where it has no parts."""
 
-    name: str  # unique among the tracks found together
+    name: str  # unique in its folder of music
     split: str  # "train" or "test"
     singer: str  # where the layout tells, else the same as `group`
     group: str  # the song: its clips are never divided between training and validation
@@ -98,8 +98,8 @@ class Track:
         return list(dict.fromkeys(part.path for parts in self.parts.values() for part in parts))
 
 
-class Found(NamedTuple):
-    """What `find_tracks` saw."""
+class Collection(NamedTuple):
+    """The songs of a folder of music."""
 
     layout: str
     tracks: list[Track]  # sorted by name
@@ -121,7 +121,9 @@ class Extent(NamedTuple):
         return self.n_samples / self.sample_rate
 
 
-def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_PATTERN) -> Found:
+def find_tracks(
+    root: Path, kind: str | None = None, voice_pattern: str = VOICE_PATTERN
+) -> Collection:
     """Recognise the layout of a folder of music and list its songs.
 
     A folder that follows no data set's layout is of this `kind`, one of `KINDS`: songs as folders
@@ -139,15 +141,15 @@ def find_tracks(root: Path, kind: str | None = None, voice_pattern: str = VOICE_
     readers = {layouts[name] for name in names}
     if kind is None and len(readers) > 1:
         raise InputError(f"{root}: holds {' and '.join(sorted(names))}: two layouts")
-    found = readers.pop()(root) if kind is None and readers else _folder(root, kind, voice)
-    if not found.tracks and not found.bad:
+    music = readers.pop()(root) if kind is None and readers else _folder(root, kind, voice)
+    if not music.tracks and not music.bad:
         raise InputError(
-            f"{root}: no songs found as {found.layout}; expected for example "
+            f"{root}: no songs found as {music.layout}; expected for example "
             "Mixtures/<set>/<song>/mixture.wav, train/<song>/mixture.wav or <song>/vocals.wav"
         )
-    sounds = {path for track in found.tracks for path in track.paths}
+    sounds = {path for track in music.tracks for path in track.paths}
     left_out = _left_out(_files(root), sounds, "that no usable song needs")
-    return _without_twins(found)._replace(left_out=left_out)
+    return _without_twins(music)._replace(left_out=left_out)
 
 
 def _refuse_missing(folder: Path) -> None:
@@ -155,7 +157,7 @@ def _refuse_missing(folder: Path) -> None:
         raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
 
 
-def _dsd100(root: Path) -> Found:
+def _dsd100(root: Path) -> Collection:
     """DSD100: {Mixtures,Sources}/{Dev,Test}/<song>/{mixture,vocals}.wav."""
     mixtures, sources = (_songs(root / _named(root, part)) for part in ("mixtures", "sources"))
 
@@ -168,7 +170,7 @@ def _dsd100(root: Path) -> Found:
             folder.name, key[0] == "test", _only(folder, "mixture"), _only(stems, "vocals")
         )
 
-    return _found("DSD100", track, sorted(mixtures | sources))
+    return _collect("DSD100", track, sorted(mixtures | sources))
 
 
 def _songs(root: Path) -> dict[tuple[str, str], Path]:
@@ -177,7 +179,7 @@ def _songs(root: Path) -> dict[tuple[str, str], Path]:
     return {(_key(s.name), _key(p.name)): p for s in sets for p in _entries(s) if p.is_dir()}
 
 
-def _split_folders(root: Path) -> Found:
+def _split_folders(root: Path) -> Collection:
     """MUSDB18-HQ: {train,test}/<song>/{mixture,vocals}.wav; MUSDB18: <song>.stem.mp4 instead.
 
     MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*.
@@ -200,10 +202,10 @@ def _split_folders(root: Path) -> Found:
         return _track(path.name, is_test, _only(path, "mixture"), _only(path, "vocals"))
 
     layout = "MIR-1K, one folder a clip" if is_mir1k else "MUSDB18-HQ"
-    return _found("MUSDB18" if stems else layout, track, stems or folders)
+    return _collect("MUSDB18" if stems else layout, track, stems or folders)
 
 
-def _mir1k(root: Path) -> Found:
+def _mir1k(root: Path) -> Collection:
     """MIR-1K: Wavfile/<singer>_<song>_<clip>.wav, left the accompaniment, right the voice."""
 
     def track(path: Path) -> Track:
@@ -216,10 +218,10 @@ def _mir1k(root: Path) -> Found:
         parts = (), (Part(path, channel=1),), (Part(path, channel=0),)
         return _track(path.stem, is_test, *parts, is_clip=True)
 
-    return _found("MIR-1K", track, _audio_files(root / _named(root, "wavfile")))
+    return _collect("MIR-1K", track, _audio_files(root / _named(root, "wavfile")))
 
 
-def _found(layout: str, track: Callable[..., Track], jobs: Iterable) -> Found:
+def _collect(layout: str, track: Callable[..., Track], jobs: Iterable) -> Collection:
     """Make the tracks of a layout, and messages for what cannot be one."""
     tracks, bad = [], []
     for job in jobs:
@@ -227,7 +229,7 @@ def _found(layout: str, track: Callable[..., Track], jobs: Iterable) -> Found:
             tracks.append(track(job))
         except InputError as error:
             bad.append(str(error))
-    return Found(layout, tracks, bad)
+    return Collection(layout, tracks, bad)
 
 
 def _track(name: str, is_test: bool, *signals: tuple[Part, ...], is_clip: bool = False) -> Track:
@@ -238,7 +240,7 @@ def _track(name: str, is_test: bool, *signals: tuple[Part, ...], is_clip: bool =
     return Track(name, split, name, name, *signals)
 
 
-def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Found:
+def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Collection:
     """No data set's layout: songs as folders of stems, or a folder of only voices or backings."""
     folders = {folder: files for folder in _walk(root) if (files := _audio_files(folder))}
     if kind is None and folders:
@@ -268,7 +270,7 @@ def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[s
     return named or "songs"
 
 
-def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Found:
+def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Collection:
     """Songs as folders: those stems whose names say voice are the vocals, all summed the song."""
 
     def track(folder: Path) -> Track:
@@ -290,26 +292,26 @@ def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) 
         name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
         return _track(name, False, mixture, vocals, () if mixture else rest)
 
-    return _found("a folder of stems per song", track, folders)
+    return _collect("a folder of stems per song", track, folders)
 
 
-def _material(root: Path, kind: str, files: list[Path]) -> Found:
+def _material(root: Path, kind: str, files: list[Path]) -> Collection:
     """Only voices or only backings; a folder inside is a singer or an album."""
     tracks = []
     for path in files:
         name = _composed(path.relative_to(root).with_suffix("").as_posix())
         signals = ((), (Part(path),), ()) if kind == "voices" else ((), (), (Part(path),))
         tracks.append(Track(name, "train", name.split("/")[0], name, *signals))
-    return Found(f"only {kind}, to be remixed", tracks, [])
+    return Collection(f"only {kind}, to be remixed", tracks, [])
 
 
-def _without_twins(found: Found) -> Found:
+def _without_twins(music: Collection) -> Collection:
     """Sort; two songs of one name would overwrite each other, or leak from train into test."""
-    counts = Counter(_key(track.name) for track in found.tracks)
-    twins = [track for track in found.tracks if counts[_key(track.name)] > 1]
+    counts = Counter(_key(track.name) for track in music.tracks)
+    twins = [track for track in music.tracks if counts[_key(track.name)] > 1]
     bad = [f"{t.paths[0]}: {counts[_key(t.name)]} songs are called {t.name!r}" for t in twins]
-    tracks = [track for track in found.tracks if track not in twins]
-    return found._replace(tracks=sorted(tracks, key=lambda t: t.name), bad=found.bad + bad)
+    tracks = [track for track in music.tracks if track not in twins]
+    return music._replace(tracks=sorted(tracks, key=lambda t: t.name), bad=music.bad + bad)
 
 
 def _only(folder: Path, stem: str) -> tuple[Part]:
@@ -358,7 +360,7 @@ def _left_out(files: list[Path], taken: Container[Path], reason: str) -> str:
     return f"not taken: {' and '.join(texts)}" if texts else ""
 
 
-def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path]]:
+def find_estimates(folder: Path, songs: list[Track]) -> dict[str, dict[str, Path]]:
     """Find what a system has written for some songs: the files of each, by the signal they hold.
 
     They are, anywhere in the folder, ``<song>/vocals.*``, ``<song>_vocals.*`` or, made from a file
@@ -368,8 +370,8 @@ def find_estimates(folder: Path, found: list[Track]) -> dict[str, dict[str, Path
     _refuse_missing(folder)
     place, sounds = folder.resolve().name, filter(_is_sound, _files(folder))
     files = {path: _key(f"/{place}/{path.relative_to(folder)}") for path in sounds}
-    estimates: dict[str, dict[str, Path]] = {track.name: {} for track in found}
-    for track, signal in itertools.product(found, ("vocals", "accompaniment")):
+    estimates: dict[str, dict[str, Path]] = {track.name: {} for track in songs}
+    for track, signal in itertools.product(songs, ("vocals", "accompaniment")):
         endings = tuple(f"/{_key(track.name)}{end}{signal}" for end in ("/", "_", "/mixture_"))
         paths = [
             p for p, name in files.items() if name.removesuffix(_key(p.suffix)).endswith(endings)

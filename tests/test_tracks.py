@@ -33,7 +33,7 @@ def read(track: tracks.Track, n_samples: int = 300) -> np.ndarray:
     return np.concatenate(list(tracks.read_blocks(track, n_samples)), -1).mean(1)
 
 
-def splits(found: tracks.Found) -> dict[str, str]:
+def splits(found: tracks.Collection) -> dict[str, str]:
     return {track.name: track.split for track in found.tracks}
 
 
