@@ -196,23 +196,20 @@ def hold_out(
     """
     songs = [song for song in songs if song.song.split == "train"]
     sources = {source["sha256"] for song in songs for source in song.song.inputs}
+    candidates = songs if others is None else others
     valid = [
         song
-        for song in (songs if others is None else others)
+        for song in candidates
         if set(song.song.parts) == set(PARTS)  # a true voice and its backing, as recorded
         and song.song.speed == 1
         and not song.song.taught
         and (others is None or not sources & {s["sha256"] for s in song.song.inputs})
     ]
     if not valid:
-        n, what, remedy = (
-            (len(songs), "training songs", "give more datasets, or --validate-on")
-            if others is None
-            else (len(others), "songs to validate on", "choose datasets that are not learnt from")
-        )
+        which = f"{len(candidates)} {'training songs' if others is None else 'songs'}"
         raise InputError(
-            f"none of {n} {what} can be held out, with vocals and accompaniment as recorded "
-            f"({remedy})"
+            f"none of {which} can be validated on: it takes vocals and accompaniment as recorded, "
+            "not learnt from (give more datasets, or --validate-on)"
         )
     learn = songs
     if others is None:

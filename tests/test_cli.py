@@ -54,32 +54,26 @@ def run(command: list[str] | str, **env: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("body", "code", "out", "err"),
     [
-        ("print('vocals.wav'); return 0", 0, rb"vocals\.wav\n", b""),
+        ("print('vocals.wav'); return 0", 0, b"vocals.wav\n", b""),
         ("return 1", 1, b"", b""),
-        (
-            r"raise InputError('no\nsuch\x1b[31m \udcff.mp3: not audio')",
-            1,
-            b"",
-            re.escape(rb"song.py: error: no\nsuch\x1b[31m \udcff.mp3: not audio") + b"\n",
-        ),
-        ("return 1 / 0", 1, b"", b"Traceback.*ZeroDivisionError.*"),
+        ("raise InputError('a\\n\\udcff.mp3')", 1, b"", b"song.py: error: a\\n\\udcff.mp3\n"),
+        ("return 1 / 0", 1, b"", b"ZeroDivisionError: division by zero\n"),
         (
             "cli.make_parser('Hear.', '').parse_args(['--volume=11'])",
             2,
             b"",
-            rb"usage.*song\.py: error: unrecognized arguments: --volume=11\n",
+            b"song.py: error: unrecognized arguments: --volume=11\n",
         ),
     ],
 )
 def test_every_end_has_its_message_and_its_exit_code(script, body, code, out, err):
     ended = run(script(body))
-    assert ended.returncode == code
-    assert re.fullmatch(out, ended.stdout)
-    assert re.fullmatch(err, ended.stderr, re.DOTALL)
-
-
-def test_debug_shows_the_traceback_of_an_error(script):
-    assert b"Traceback" in run([*script("raise InputError('none')"), "--debug"]).stderr
+    assert (ended.returncode, ended.stdout) == (code, out)
+    assert ended.stderr.endswith(err)
+    assert (b"Traceback" in ended.stderr) == (b"ZeroDivision" in err)
+    if err.startswith(b"song.py: error: a"):
+        assert ended.stderr == err
+        assert b"Traceback" in run([*script(body), "--debug"]).stderr
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -161,8 +155,8 @@ def test_a_name_in_another_alphabet_is_printed_everywhere(script):
 def test_what_could_change_the_terminal_is_escaped_and_all_else_kept():
     controls = "a\tb\x1b[31m\x9b\u202e\ud83d.mp3"  # what would move or colour a terminal's text
     assert cli.printable(controls) == r"a\tb\x1b[31m\x9b\u202e\ud83d.mp3"
-    for kept in ("Ça va – 東京 😀.wav", r"back\slash 'and' \"quotes\"", ""):
-        assert cli.printable(kept) == kept
+    kept = r"Ça va – 東京 😀 back\slash 'and' \"quotes\".wav"
+    assert cli.printable(kept) == kept
 
 
 def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
@@ -184,8 +178,6 @@ def test_every_script_has_set_and_debug():
     assert "\n\nHear it.\n\n" in text
     assert "More." not in text
     assert text.endswith("examples:\n  python song.py a.wav\n")
-    with pytest.raises(InputError, match="did you mean width"):
-        cli.settings_of(parser.parse_args(["--set", "widht=8"]))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +187,6 @@ def test_every_script_has_set_and_debug():
         (1, "cpu", 0, "device: CPU, 3 threads (as asked)\n"),
         (1, "auto", 0, "device: GPU 0 (there is one; --device cpu for the CPU)\n"),
         (2, "cuda", 1, "device: GPU 1 (as asked)\n"),
-        (2, "cuda", 2, "process 2 of this machine has no GPU: there are 2"),
-        (0, "cuda", 0, "this torch sees no CUDA device"),
     ],
 )
 def test_the_device_is_told_with_the_reason(n_gpus, choice, local_rank, said, capsys, monkeypatch):
@@ -207,14 +197,12 @@ def test_the_device_is_told_with_the_reason(n_gpus, choice, local_rank, said, ca
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     parser = cli.make_parser("Hear it.", "")
     cli.add_device_option(parser)
-    error = ""
-    try:
-        device = cli.device_of(parser.parse_args(["--device", choice]), parser, local_rank)
-        assert str(device) == (f"cuda:{local_rank}" if "GPU" in said else "cpu")
-    except (InputError, SystemExit) as ended:
-        error = str(ended)
-    seen = capsys.readouterr()
-    assert said in (seen.out, error) or said in seen.err
+    device = cli.device_of(parser.parse_args(["--device", choice]), parser, local_rank)
+    assert str(device) == (f"cuda:{local_rank}" if "GPU" in said else "cpu")
+    assert capsys.readouterr().out == said
+    args = parser.parse_args(["--device", "cuda"])
+    with pytest.raises((InputError, SystemExit)):  # a process too many
+        cli.device_of(args, parser, n_gpus)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

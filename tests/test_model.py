@@ -107,20 +107,6 @@ def test_any_width_and_any_window_answer_every_bin(model_type, width, n_fft):
     assert logits.isfinite().all()
 
 
-def test_convolutions_share_what_is_seen_in_time():
-    for n in (1, 4, 17):
-        for lookahead in range(60):
-            reach = np.array(networks.time_reach(n, lookahead, lookahead))
-            np.testing.assert_array_equal(reach[:, 0], reach[:, 1])
-            assert reach[:, 1].sum() == lookahead
-            assert np.ptp(reach[:, 1]) <= 1
-    for lookahead in (0, 1, 2, 5, 12, 20):
-        for further in range(0, 200, 2):
-            reach = np.array(networks.time_reach(17, lookahead, lookahead + further))
-            assert reach.sum(0).tolist() == [lookahead + further, lookahead]
-            assert (reach.sum(1) % 2 == 0).all()
-
-
 @every_model
 def test_folded_batch_norms_give_the_same_answers(model_type):
     hp = HParams(model_type=model_type, width=8)

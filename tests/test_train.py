@@ -93,7 +93,7 @@ def test_other_songs_are_validated_on_if_named_and_test_splits_learnt_from_on_de
         expected = {one["id"] for one in about if one["split"] == "train" or flags} - {apart}
         assert {entry.rsplit(" ", 1)[0] for entry in learnt} == expected
         assert "validate on 1 songs" in capsys.readouterr().out
-    assert "none of 1 songs to validate on" in refused(capsys, held, "--validate-on", held)
+    assert "none of 1 songs can be validated on" in refused(capsys, held, "--validate-on", held)
 
 
 def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
@@ -193,7 +193,7 @@ def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
     line = refused(capsys, toy_dataset, "--set=n_fft=2048")
     assert "built with n_fft=1024, not 2048" in line
     one = with_songs(toy_dataset, Path("one"), lambda one: one["id"].startswith("001"))
-    assert "training songs" in refused(capsys, one)
+    assert "none of 0 training songs can be validated on" in refused(capsys, one)
     other = with_songs(toy_dataset, Path("voices"), lambda one: True, parts=["vocals"])
     assert "not the array the manifest promises" in refused(capsys, other)
 
