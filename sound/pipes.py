@@ -8,6 +8,7 @@ there, so that live sound in small packets does not wait.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterator
@@ -59,9 +60,10 @@ class PipeReader:
     ) -> None:
         if file is None or file.closed or file.isatty():
             raise InputError(f"{STDIN}: closed, or a terminal (pipe a sound into it)")
-        # Unbuffered: a buffer would wait until it is full. Blocking: or "nothing yet" is the end.
-        self._file = getattr(getattr(file, "buffer", file), "raw", file)
-        if os.name == "posix":
+        file = getattr(file, "buffer", file)
+        # A raw file gives what it has, which may be less than is wanted and is not yet the end.
+        self._file = io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file
+        if os.name == "posix":  # blocking: or "nothing yet" is the end
             with contextlib.suppress(OSError):  # no pipe, but a test's bytes
                 os.set_blocking(self._file.fileno(), True)
         self._allow_truncated = allow_truncated
@@ -107,16 +109,11 @@ class PipeReader:
             self.warnings.append(problem)
 
     def _take(self, n_bytes: int) -> bytes:
-        """Read exactly so many bytes, fewer only at the end."""
-        parts = []
+        """Read exactly so many bytes, as soon as they are there; fewer only at the end."""
         try:
-            # A pipe gives what it has, which may be less than is wanted and is not yet the end.
-            while n_bytes and (part := self._file.read(n_bytes)):
-                parts.append(part)
-                n_bytes -= len(part)
+            return self._file.read(n_bytes)
         except OSError as error:
             raise InputError(f"{STDIN}: {reason(error)}") from error
-        return b"".join(parts)
 
     def _read_header(self) -> tuple[RawFormat, int | None]:
         """Read up to the first sample of a WAV; returns its format and its length [bytes]."""

@@ -45,7 +45,7 @@ _NO_VOICE = (
 )
 # Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
 VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"
-BACKING_PATTERN = r"backing|accompaniment|instrumental|karaoke|minus ?one|playback"
+BACKING_PATTERN = rf"backing|accompaniment|playback|{_NO_VOICE}"
 # What systems, servers and programs leave in folders; whatever else has a dot in front is music.
 _LEFTOVERS = (
     r"\._.*|\.ds_store|\.apple(double|db|desktop)|\.(spotlight|documentrevisions)-v100|\.fseventsd"
@@ -148,7 +148,10 @@ def find_tracks(
             "Mixtures/<set>/<song>/mixture.wav, train/<song>/mixture.wav or <song>/vocals.wav"
         )
     sounds = {path for track in music.tracks for path in track.paths}
-    left_out = _left_out(_files(root), sounds, "that no usable song needs")
+    try:
+        left_out = _left_out(_files(root), sounds, "that no usable song needs")
+    except InputError as error:  # in a folder beside those that the layout names
+        left_out = f"not taken: {error}"
     return _without_twins(music)._replace(left_out=left_out)
 
 

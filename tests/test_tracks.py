@@ -106,7 +106,8 @@ def test_a_stem_is_a_voice_unless_its_name_denies_it(tmp_path):
 
 
 def test_material_for_remixing_is_told_by_the_name_of_its_folder(tmp_path):
-    for name, part in (("voices", "vocals"), ("Backings", "accompaniment")):
+    for name in ("voices", "Backings", "NoVox", "my Karaoke", "Instrumentals"):
+        part = "vocals" if name == "voices" else "accompaniment"
         found = tracks.find_tracks(write_all(tmp_path / name, "x.wav", "Anna/1.wav", "Anna/2.flac"))
         assert [track.signals for track in found.tracks] == [(part,)] * 3
         assert [track.name for track in found.tracks] == ["Anna/1", "Anna/2", "x"]
