@@ -12,9 +12,11 @@ import itertools
 import os
 import re
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import BinaryIO
 
+_REFLECTED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
 _ENDLESS = 2**30  # MPEG frames: 300 days
 _KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # MPEG-1
 _KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # MPEG-2 and 2.5
@@ -70,21 +72,26 @@ class Pieces(io.RawIOBase):
         return n_done
 
 
-def data_chunk(file: BinaryIO) -> tuple[int, int]:
-    """Return how many bytes of samples a WAV promises, and where they begin; (0, 0) if nowhere."""
-    file.seek(0)
-    order = "big" if file.read(12)[:4] == b"RIFX" else "little"
-    size64 = None
-    for _ in range(10_000):  # a hostile file can hold millions of empty chunks
-        name, size = file.read(4), int.from_bytes(file.read(4), order)
-        if name == b"data":
-            is_64 = size64 is not None and size == 0xFFFFFFFF
-            return size64 if is_64 else size, file.tell()
-        after = file.tell() + size + size % 2
-        if name == b"ds64":  # RF64 keeps its 64-bit sizes here
-            size64 = int.from_bytes(file.read(16)[8:], "little")
-        file.seek(after)
-    return 0, 0
+def chunks_of(file: BinaryIO) -> tuple[dict[bytes, tuple[int, int]], int]:
+    """Return where the chunks of a WAV or AIFF begin and how many bytes they promise.
+
+    Returns also how many bytes behind the last one are no chunk.
+    """
+    end = file.seek(0, os.SEEK_END)
+    order = "little" if _read(file, 0, 4) in (b"RIFF", b"RF64") else "big"
+    chunks, at = {}, 12
+    while at + 8 <= end and len(chunks) < 1000:  # a hostile file can hold millions
+        head = _read(file, at, 8)
+        name, size = head[:4], int.from_bytes(head[4:], order)
+        if not all(32 <= byte < 127 for byte in name):
+            break
+        if (
+            name == b"data" and b"ds64" in chunks and size == 0xFFFFFFFF
+        ):  # RF64 keeps its size there
+            size = int.from_bytes(_read(file, chunks[b"ds64"][0] + 8, 8), "little")
+        chunks.setdefault(name, (at + 8, size))
+        at += 8 + size + size % 2
+    return chunks, max(0, end - at)
 
 
 def is_unknown_length(size: int) -> bool:
@@ -105,12 +112,21 @@ def ogg_fault(file: BinaryIO) -> tuple[str, str]:
             what = f"{size - at} bytes behind byte {at} are no sound"
             return ("", what) if is_end else (what, "")
         n_bytes = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        whole = page[:22] + bytes(4) + _read(file, at + 26, n_bytes - 26)
         if stream and (page[14:18] != stream or page[5] & 2):
             return "another sound follows", ""
         if at + n_bytes > size:
             return "its end is missing", ""
+        if _crc(whole) != page[22:26]:
+            return f"its page at byte {at} is damaged", ""
         stream, at, is_end = page[14:18], at + n_bytes, page[5] & 4
     return "", "" if is_end else "its last page is not marked as such (a broadcast, or cut?)"
+
+
+def _crc(page: bytes) -> bytes:
+    """Return the checksum of an Ogg page: CRC-32, but neither reflected nor inverted as zlib's."""
+    register = zlib.crc32(page.translate(_REFLECTED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return register.to_bytes(4, "big").translate(_REFLECTED)
 
 
 def endless_flac(file: BinaryIO) -> Pieces | None:
@@ -124,10 +140,12 @@ def endless_flac(file: BinaryIO) -> Pieces | None:
     return Pieces(file, [hidden, (begin + 26, file.seek(0, os.SEEK_END))])
 
 
-def endless_mpeg(file: BinaryIO, begin: int, n_bytes: int) -> tuple[Pieces | None, bool]:
-    """Let MPEG layer III promise more frames than there can be.
+def endless_mpeg(
+    file: BinaryIO, begin: int, n_bytes: int, n_samples: int
+) -> tuple[Pieces | None, bool]:
+    """Let MPEG layer III promise more than the `n_samples` that libsndfile takes it to hold.
 
-    It does so in the Xing header, or where there is none, by its size. Returns also whether fewer
+    It does so in the Xing header if that says so, or else by its size. Returns also whether fewer
     frames than were promised mean damage: there was a promise, and it is not merely wrong beside
     frames that follow one another to the end.
 
@@ -146,7 +164,8 @@ def endless_mpeg(file: BinaryIO, begin: int, n_bytes: int) -> tuple[Pieces | Non
         flags, n_frames, promised = struct.unpack(
             ">III", frame[tag + 4 : tag + 16].ljust(12, b"\0")
         )
-        if flags & 1 and n_frames:
+        frame_samples = 1152 if frame[1] & 8 else 576
+        if flags & 1 and 0 <= n_frames * frame_samples - n_samples < 2 * 4096:  # delay and padding
             at = begin + tag + 8
             is_cut = not flags & 2 or promised > end - begin
             pieces = [(begin, at), struct.pack(">I", _ENDLESS), (at + 4, end)]

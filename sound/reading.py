@@ -185,17 +185,23 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
             "(convert it, or repair its header)"
         )
     if sound.format in ("WAV", "WAVEX", "RF64"):  # libsndfile takes what there is of a cut one
-        promised, begin = containers.data_chunk(file)
+        chunks, n_behind = containers.chunks_of(file)
+        begin, promised = chunks.get(b"data", (0, 0))
         if containers.is_unknown_length(promised):
             warning = "its header does not tell its length (written by a pipe?)"
         elif promised > (n_held := n_bytes - begin) > 0:
             n_promised = round(sound.frames * promised / n_held)
             problem = f"header promises {n_promised} frames, file holds {sound.frames}"
+        elif n_behind:
+            warning = f"{n_behind} bytes behind the sound that its header promises are ignored"
     elif sound.format in ("AIFF", "AIFC"):
-        file.seek(4)
-        promised = 8 + int.from_bytes(file.read(4), "big")
-        if promised > n_bytes:
-            problem = f"header promises {promised} bytes, file holds {n_bytes}"
+        chunks, n_behind = containers.chunks_of(file)
+        file.seek(chunks.get(b"COMM", (0, 0))[0] + 2)
+        promised = int.from_bytes(file.read(4), "big")
+        if promised != sound.frames and sound.subtype in _EXACT:  # others count packets
+            problem = f"header promises {promised} frames, file holds {sound.frames}"
+        elif n_behind:
+            warning = f"{n_behind} bytes behind the sound that its header promises are ignored"
     elif sound.format == "OGG":
         problem, warning = containers.ogg_fault(file)
     file.seek(position)
@@ -417,8 +423,9 @@ def _endless(file: BinaryIO, sound: OpenSound) -> tuple[containers.Pieces | None
     if sound.format == "FLAC":
         endless = containers.endless_flac(file)
     elif sound.subtype.startswith("MPEG"):
-        n_bytes, begin = containers.data_chunk(file) if sound.format != "MP3" else (2**62, 0)
-        endless, is_promise = containers.endless_mpeg(file, begin, n_bytes)
+        is_mp3 = sound.format == "MP3"
+        begin, n_bytes = (0, 2**62) if is_mp3 else containers.chunks_of(file)[0][b"data"]
+        endless, is_promise = containers.endless_mpeg(file, begin, n_bytes, sound.frames)
     file.seek(position)
     return endless, is_promise
 
