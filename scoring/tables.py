@@ -53,13 +53,14 @@ METRICS = (
 def song_score(scores: dict[str, Any], metric: str) -> float:
     """Return one stem's score of a song: of frames their median; NaN if there is none."""
     value = scores.get(metric)
-    return median(value) if isinstance(value, list) else math.nan if value is None else value
+    return median(value if isinstance(value, list) else [value])
 
 
 def median(values: Iterable[float | None]) -> float:
     """Return the median of what is there; NaN if nothing is."""
-    there = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.median(there)) if there else math.nan
+    numbers = np.array(list(values), dtype=float)  # None becomes NaN
+    there = numbers[~np.isnan(numbers)]
+    return float(np.median(there)) if len(there) else math.nan
 
 
 def rounded(value: Any) -> Any:

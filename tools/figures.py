@@ -70,13 +70,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_mono(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
     """Read an excerpt as mono, (n_samples,), and its rate; InputError if there is none."""
-    import numpy as np
+    from sound.reading import Reader
 
-    from sound import reading
-
-    with reading.Reader(path, start=start, duration=seconds) as reader:
-        rate = reader.info.sample_rate
-        return np.concatenate([block.mean(0) for block in reader.float_blocks(rate)]), rate
+    with Reader(path, start=start, duration=seconds) as reader:
+        return reader.read().mean(0), reader.info.sample_rate
 
 
 def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -> Images:
@@ -142,9 +139,8 @@ def draw_why(waves: dict[str, np.ndarray], images: Images, range_db: float) -> F
 
 def percent_clear(images: Images, range_db: float) -> float:
     """Return how much of the mixture's energy, weighted like the ear, is clearly voice or band."""
-    names = ("mixture", "true vocals", "true accompaniment")
-    level_db, voice_db, band_db = (range_db * images[name].double() for name in names)
-    energy, is_clear = 10 ** (level_db / 10), (voice_db - band_db).abs() >= CLEAR_DB
+    is_clear = range_db * (images["true vocals"] - images["true accompaniment"]).abs() >= CLEAR_DB
+    energy = 10 ** (range_db * images["mixture"].double() / 10)
     return float(100 * energy[is_clear].sum() / energy.sum())
 
 
