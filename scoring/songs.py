@@ -204,7 +204,14 @@ def score_files(task: Evaluation, job: Job) -> Record:
     references = middle(references, rate, task.seconds)
     mixture, hp = middle(whole, rate, task.seconds), hparams_of(task)
     if task.checkpoint:
-        systems = separate_by_network(load_network(task), mixture, rate, task.both_masks)
+        separator = copy.copy(load_network(task))
+        tuned = separator.mask_settings
+        is_binary = (
+            {"hard": True, "soft": False} if task.both_masks else {"model": tuned["mask_at_eval"]}
+        )
+        for name, value in is_binary.items():
+            separator.mask_settings = {**tuned, "mask_at_eval": value}
+            systems[name] = np.stack(separator.separate(mixture, rate))
     for name, files in job.estimates.items():
         wavs, done = read_estimates(name, files, whole, rate)
         systems[name] = middle(wavs, rate, task.seconds)
@@ -218,19 +225,6 @@ def score_files(task: Evaluation, job: Job) -> Record:
         "notes": notes,
         "scores": score_song(references, systems, rate),
     }
-
-
-def separate_by_network(
-    separator: Separator, mixture: np.ndarray, sample_rate: int, both_masks: bool
-) -> dict[str, np.ndarray]:
-    """Separate (n_channels, n_samples) into two of these; returns "model", or "hard" and "soft"."""
-    tuned = separator.mask_settings
-    ways = {"hard": True, "soft": False} if both_masks else {"model": tuned["mask_at_eval"]}
-    separated, separator = {}, copy.copy(separator)
-    for name, is_binary in ways.items():
-        separator.mask_settings = {**tuned, "mask_at_eval": is_binary}
-        separated[name] = np.stack(separator.separate(mixture, sample_rate))
-    return separated
 
 
 def ideal_masks(references: np.ndarray, sample_rate: int, hp: HParams) -> dict[str, torch.Tensor]:
