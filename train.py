@@ -12,7 +12,6 @@ import functools
 import io
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         if world.rank:  # one voice is enough
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         else:
-            stack.enter_context(the_only_run_in(run_dir))
+            stack.enter_context(cli.locked(run_dir))
+            for path in run_dir.glob(".*.tmp-*"):  # what a killed run left
+                path.unlink(missing_ok=True)
         device = cli.device_of(args, parser, world.local_rank)
         stack.enter_context(ranks.joined(world, device.type))
         run, goes_on = set_up(args, hp, world, device)
@@ -120,6 +121,8 @@ def set_up(
     args: argparse.Namespace, hp: HParams, world: World, device: torch.device
 ) -> tuple[Run, bool]:
     """Make the run that is asked for, print it, and tell whether it goes on where one stopped."""
+    import torch
+
     from learning.run import Run
 
     checkpoint = load_newest(args.checkpoint, world) if args.checkpoint else None
@@ -139,8 +142,11 @@ def set_up(
     learn, valid = dataset.hold_out(songs, hp, others)
     print_songs(hp, learn, valid)
     check_shares(shares, args.data, learn)
-    feed = dataset.Feed(learn, hp, device, resident=fits(learn, device))
-    run = Run(hp, feed, valid, world, shares)
+    n_bytes = sum(song.spectrogram.nbytes for song in learn)
+    fits = device.type == "cuda" and 2 * n_bytes < torch.cuda.mem_get_info(device)[0]
+    where = "in the GPU's memory" if fits else "read from disk ahead of the steps"
+    print(f"dataset: {n_bytes / 1e9:.2f} GB, {where}")
+    run = Run(hp, dataset.Feed(learn, hp, device, resident=fits), valid, world, shares)
     goes_on = checkpoint is not None and resume(run, checkpoint, args)
     n_weights = sum(weight.numel() for weight in run.model.parameters())
     epochs = run.n_steps / run.steps_per_epoch if hp.steps else hp.epochs
@@ -205,15 +211,6 @@ def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"
         )
-
-
-@contextlib.contextmanager
-def the_only_run_in(folder: Path) -> Iterator[None]:
-    """Make a run's folder and keep a second run out of it."""
-    with cli.locked(folder):
-        for path in folder.glob(".*.tmp-*"):  # what a killed run left
-            path.unlink(missing_ok=True)
-        yield
 
 
 def begin_folder(run: Run, folder: Path, args: argparse.Namespace, save_last: Any) -> None:
@@ -299,17 +296,6 @@ def check_shares(shares: list[float], folders: list[Path], learn: list[OpenSong]
             raise InputError(f"{folder}: no song to learn from, so it can have no --share")
     each = (f"{x / sum(shares):.0%} {f}" for x, f in zip(shares, folders, strict=True))
     print(f"of every epoch: {', '.join(each)}")
-
-
-def fits(songs: list[OpenSong], device: torch.device) -> bool:
-    """Say whether songs are held in a GPU's memory; printed. A CPU has the system's file cache."""
-    import torch
-
-    n_bytes = sum(song.spectrogram.nbytes for song in songs)
-    resident = device.type == "cuda" and 2 * n_bytes < torch.cuda.mem_get_info(device)[0]
-    where = "held in the GPU's memory" if resident else "read from disk ahead of the steps"
-    print(f"dataset: {n_bytes / 1e9:.2f} GB, {where}")
-    return resident
 
 
 def print_songs(hp: HParams, learn: list[OpenSong], valid: list[OpenSong]) -> None:

@@ -12,6 +12,7 @@ import copy
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -417,31 +418,32 @@ def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
     file = None
 
     def write(**contents: Any) -> None:
-        nonlocal file
         if file:
+            event = Event(wall_time=time.time(), **contents)
             try:
-                event = Event(wall_time=time.time(), **contents)
                 RecordWriter(file).write(event.SerializeToString())
             except OSError as error:
-                file = file.close()
-                warn(f"TensorBoard log stopped: {error}; training goes on")
+                stop(error)
 
     def add(values: dict[str, float], step: int) -> None:
         points = [{"tag": name, "simple_value": value} for name, value in values.items()]
         write(step=step, summary={"value": points})
 
-    if folder is not None:  # else another rank writes it
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.summary.writer.record_writer import RecordWriter
+    def stop(error: Exception) -> None:
+        nonlocal file
+        file = None
+        warn(f"TensorBoard log stopped: {error}; training goes on")
 
-            name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
-            file = open(folder / name, "wb", buffering=0)  # noqa: SIM115 (closed below)
-        except Exception as error:  # beside another protobuf the import raises whatever it likes
-            warn(f"TensorBoard log stopped: {error}; training goes on")
-    write(file_version="brain.Event:2")
-    try:
+    with contextlib.ExitStack() as files:
+        if folder is not None:  # else another rank writes it
+            try:
+                with warnings.catch_warnings(action="ignore"):  # deprecations inside tensorboard
+                    from tensorboard.compat.proto.event_pb2 import Event
+                    from tensorboard.summary.writer.record_writer import RecordWriter
+
+                name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+                file = files.enter_context(open(folder / name, "wb", buffering=0))
+                write(file_version="brain.Event:2")
+            except Exception as error:  # beside another protobuf it raises whatever it likes
+                stop(error)
         yield add
-    finally:
-        if file:
-            file.close()
