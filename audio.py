@@ -201,25 +201,16 @@ def loudness_db(spec: torch.Tensor, curve_db: torch.Tensor) -> torch.Tensor:
 def level_gain_db(
     level_db: torch.Tensor, peak_db: torch.Tensor, first: int, hp: HParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Say by how much a recording leaves the levels that networks know, frame by frame.
+    """Say by how much a recording leaves the levels that networks know, frame by frame [dB].
 
     A recording's level is the loudest that it has been; what was loud is forgotten by
     ``RELEASE_DB`` a second. Between ``QUIET_DB`` and ``LOUD_DB`` the gain is exactly 0; below it
     grows twice as fast as the level falls, until it brings it to ``MUSIC_DB``.
 
-    Parameters
-    ----------
-    level_db : torch.Tensor, shape=(n_frames,), float64
-        As `loudness_db` gives it.
-    peak_db : torch.Tensor, shape=(1,), float64
-        What the call for the frames before returned; −inf at the start.
-    first : int
-        Number of the first frame in its song: with it, blocks of any size give the same bits.
-
-    Returns
-    -------
-    gain_db : torch.Tensor, shape=(n_frames,)
-    peak_db : torch.Tensor, shape=(1,)
+    `level_db`, (n_frames,), is `loudness_db`'s. `first` is the number of the first frame in its
+    song, and `peak_db`, (1,), float64, what the call for the frames before returned, −inf at the
+    start: with them, blocks of any size give the same bits. Returns the gains, (n_frames,), and the
+    next `peak_db`.
     """
     frames = torch.arange(first, first + len(level_db), device=level_db.device)
     forgotten_db = frames * (RELEASE_DB * hp.hop_length / hp.sample_rate)

@@ -41,7 +41,8 @@ _NO_VOICE = (
     r"(.*\b(instrumentals?|karaoke|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
     r"|\b(no|non|not|without|w o|sans|minus)( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
     rf"{_VOICE}\w*\b"
-    rf"|{_VOICE}\w*? ?(less|free|off|muted?|remov\w*|eliminat\w*|suppressed|deleted)\b)"
+    rf"|{_VOICE}\w*? ?(muted?|remov\w*|eliminat\w*|suppressed|deleted)\b"
+    rf"|{_VOICE}\w*? ?(less|free|off)(?=$| - | (mix|ver|version|track|edit|\d+)\b))"
 )
 # Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
 VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"

@@ -82,7 +82,8 @@ VOICES = """
     cappella; Accapella; acapela; vocals no reverb; Vocals (no FX); Vox -3dB; lead vox no bvs;
     Song No 5 Vocals; No Woman No Cry vocals; Say No - Vocals; piano vox; Casino Vocals; vocals
     minus 3 dB; Vocals-02; Without You vocals; Vocals_offset; Instrumental Love - Vocals;
-    vocals minus 1 dB; Playback Singer; x (Vocals)_vocalremover
+    vocals minus 1 dB; Playback Singer; x (Vocals)_vocalremover;
+    LeadVoxOffAxis; vocals less reverb; Vox Hum Removed; NoVerbVox; VoxNoFX
 """
 OTHERS = """
     NoVocals; novox; NoVox; NOVOX; no vox; No-Vocals; no_voice; no lead vox; NoLeadVocals; without
@@ -91,7 +92,8 @@ OTHERS = """
     Choir; vocals removed; VocalsRemoved; vox-off; vocals muted; Vocal Free; voiceless; vocalless;
     off vocal ver.; non-vocal; nonvocal; no backing vocals; sans voice; Drums; Vocoder; Bass;
     Advocate; No BVs; Vocal Remover; minus1 (BV);
-    Choir - Song (Instrumental); 1_Song_(Instrumental)_Kim_Vocal_2; OffVocal; song (no vocals)
+    Choir - Song (Instrumental); 1_Song_(Instrumental)_Kim_Vocal_2; OffVocal; song (no vocals);
+    Vocal-free mix; Song - Vox Off 2
 """
 
 
