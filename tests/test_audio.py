@@ -85,21 +85,6 @@ def test_a_waveform_comes_back_from_its_spectrogram(grid, n_samples):
         assert torch.equal(spec, spec_before)
 
 
-@pytest.mark.parametrize("gain", [0, 1e-20, 1e20])
-def test_the_loudest_and_the_quietest_come_back_with_the_same_precision(gain):
-    wav = noise(10_001)
-    back = audio.istft(audio.stft(gain * wav, NATIVE), NATIVE, 10_001)
-    np.testing.assert_allclose(back / (gain or 1), wav * bool(gain), atol=1e-6)
-
-
-def test_a_click_is_heard_only_in_the_frames_around_it():
-    wav = torch.zeros(20_000)
-    wav[9000] = 1
-    heard = audio.stft(wav, NATIVE).abs().amax(0) > 0
-    centres = 512 * np.arange(40)
-    np.testing.assert_array_equal(heard, abs(centres - 9000) < 1024)
-
-
 def test_the_network_sees_513_bins_at_every_rate():
     for rate in RATES:
         grid = grid_at(rate, HP)

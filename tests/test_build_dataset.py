@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sounds import wav_bytes
 
 import audio
 import build_dataset
@@ -243,8 +243,8 @@ def test_other_hparams_are_refused_with_both_values_and_overwrite_replaces(
     assert "'hop_length': 256" in error
     assert "'hop_length': 128" in error
     old = {path.name for path in output.glob("songs/*")}
-    arguments = [str(toy_tree), str(output), "--set", "hop_length=128", "--overwrite"]
-    assert build_dataset.main(arguments) == 0
+    options = ["--set", "hop_length=128", "--overwrite"]
+    assert build_dataset.main([str(toy_tree), str(output), *options]) == 0
     assert dataset.load_manifest(output).hparams["hop_length"] == 128
     assert {path.name for path in output.glob("songs/*")}.isdisjoint(old)
     assert len(list(output.glob("songs/*.npy"))) == 4
@@ -262,17 +262,6 @@ def test_what_is_in_the_output_already_is_not_replaced_by_mistake(
     assert "holds other files" in refused(capsys, toy_tree, tmp_path)
     assert not (tmp_path / "songs").exists()
     assert "a.wav" in refused(capsys, toy_tree, tmp_path / "voices/a.wav")
-
-
-def long_voice(path: Path, n_samples: int = 200_000_000) -> None:
-    """Nine minutes of silence at 384 kHz that take no room: some seconds of work."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    n_bytes = 2 * n_samples
-    with open(path, "wb") as file:
-        file.write(b"RIFF" + struct.pack("<I", 36 + n_bytes) + b"WAVEfmt ")
-        file.write(struct.pack("<IHHIIHH", 16, 1, 1, 384_000, 768_000, 2, 16))
-        file.write(b"data" + struct.pack("<I", n_bytes))
-        file.truncate(44 + n_bytes)
 
 
 def wait_for(found: Callable[[], object], seconds: float = 60) -> object:
@@ -293,8 +282,11 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 @pytest.fixture
 def building_long_voice(tmp_path):
     """A build in another process that is in the middle of a long song."""
-    long_voice(tmp_path / "voices/long.wav")
     write(tmp_path / "voices/short.wav", noise(1))
+    n_bytes = 400_000_000  # nine minutes of silence at 384 kHz, which take no room on the disk
+    with open(tmp_path / "voices/long.wav", "wb") as file:
+        file.write(wav_bytes(b"", rate=384_000, size=n_bytes))
+        file.truncate(44 + n_bytes)
     command = [*BUILD, str(tmp_path / "voices"), str(tmp_path / "out"), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / "out/songs").glob(".long*.tmp-*")))
@@ -322,9 +314,11 @@ def test_a_signal_ends_the_build_at_once_and_leaves_nothing(
     pids = workers_of(building_long_voice)
     building_long_voice.send_signal(number)
     _, error = building_long_voice.communicate(timeout=60)
-    assert (building_long_voice.returncode, error) == (code, "")
+    assert building_long_voice.returncode == code
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    assert list((tmp_path / "out/songs").glob("*long*")) == []
+    if number != signal.SIGKILL:  # what that leaves, the next build removes
+        assert error == ""
+        assert list((tmp_path / "out/songs").glob("*long*")) == []
 
 
 def test_a_killed_build_goes_on_to_the_same_dataset(toy_tree, built, tmp_path):
