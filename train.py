@@ -69,7 +69,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
     from learning.validation import bounds, validate
 
     hp, world = run.hp, run.world
-    limits = bounds(run.validator, run.valid)
+    limits = bounds(run, run.valid)
     print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in limits.items()))
     save_last = functools.partial(save, run, run_dir, "last.pth")
     save_best = functools.partial(save, run, run_dir, "best.pth")
@@ -85,7 +85,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
             seconds = time.perf_counter() - started
-            scores = validate(run.validator, run.valid)
+            scores = validate(run, run.valid)
             if not math.isfinite(scores["loss"]):  # nothing is saved then
                 raise InputError(
                     f"the loss on held-out songs is {scores['loss']} after step {run.step}: the "

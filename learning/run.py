@@ -29,7 +29,6 @@ from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, difference
 from learning import targets
 from learning.muon import Muon
 from learning.ranks import World
-from learning.validation import Validator
 
 OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for the GPU
@@ -80,7 +79,6 @@ class Run:
                 self.network, gradient_as_bucket_view=True, broadcast_buffers=False
             )
         self.curve_db = audio.weighting_curve_db(hp).to(device)
-        self.validator = Validator(self.averaged, self.curve_db, hp, self.world)
         # What a captured step is to read anew every time lies on the device.
         self.learning_rate = torch.tensor(hp.learning_rate, device=device)
         self.decay = torch.zeros((), device=device)  # of the averaged weights

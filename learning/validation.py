@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,60 +17,54 @@ import audio
 from dataset import OpenSong
 from hparams import HParams
 from learning import targets
-from learning.ranks import World
 from scoring import metrics
 from scoring.tables import WORST_DB
 
-
-@dataclass(frozen=True)
-class Validator:
-    """A network and what it takes to score it."""
-
-    model: torch.nn.Module
-    curve_db: torch.Tensor  # (n_bins,), on the device
-    hp: HParams
-    world: World
-
-    @torch.inference_mode()
-    def logits(self, mixture: torch.Tensor) -> torch.Tensor:
-        """Return the network's answer to every frame, with silence around the excerpt."""
-        features = audio.features(mixture, self.curve_db, self.hp.mixture_power, self.hp)
-        padded = F.pad(features, (self.hp.lookback, self.hp.lookahead))
-        with _of_any_length():
-            return self.model(padded[:, None].contiguous())
-
-    def excerpt(self, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the vocals and accompaniment of a song's middle, (1, n_bins, n_frames) each."""
-        device, hp = self.curve_db.device, self.hp
-        n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
-        start = (song.song.n_frames - n_frames) // 2
-        stored = torch.from_numpy(song.spectrogram[start : start + n_frames].copy()).to(device)
-        return targets.mix(stored[None], torch.ones(1, 2, device=device))
+if TYPE_CHECKING:
+    from learning.run import Run
 
 
-def validate(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
+def excerpt(run: Run, song: OpenSong) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the vocals and accompaniment of a song's middle, (1, n_bins, n_frames) each."""
+    device, hp = run.device, run.hp
+    n_frames = min(song.song.n_frames, round(hp.valid_seconds * hp.sample_rate / hp.hop_length))
+    start = (song.song.n_frames - n_frames) // 2
+    stored = torch.from_numpy(song.spectrogram[start : start + n_frames].copy()).to(device)
+    return targets.mix(stored[None], torch.ones(1, 2, device=device))
+
+
+@torch.inference_mode()
+def logits_of(run: Run, mixture: torch.Tensor) -> torch.Tensor:
+    """Return the averaged network's answer to every frame, with silence around the excerpt."""
+    features = audio.features(mixture, run.curve_db, run.hp.mixture_power, run.hp)
+    padded = F.pad(features, (run.hp.lookback, run.hp.lookahead))
+    with _of_any_length():
+        return run.averaged(padded[:, None].contiguous())
+
+
+def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     """Score the averaged network on held-out songs, by loss and by SI-SDR of the vocals [dB].
 
     ``soft`` and ``binary`` (threshold 0.5) are means over the songs whose excerpt has vocals; NaN
     if there are none.
     """
-    validator.world.agree(validator.model.buffers())
+    run.world.agree(run.averaged.buffers())
 
     def score(song: OpenSong) -> tuple[float, float, float]:
-        vocals, accompaniment = validator.excerpt(song)
+        vocals, accompaniment = excerpt(run, song)
         mixture = vocals + accompaniment
-        logits = validator.logits(mixture)
-        target = targets.mask_target(vocals, accompaniment, validator.curve_db, validator.hp)
+        logits = logits_of(run, mixture)
+        target = targets.mask_target(vocals, accompaniment, run.curve_db, run.hp)
         mask = audio.quantize_mask(logits.sigmoid())
-        pieces = (_chunks(x, validator.hp) for x in (logits, target, mixture))
-        loss = float(targets.mask_loss(*pieces, validator.curve_db, validator.hp))
-        return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], validator.hp)
+        pieces = (_chunks(x, run.hp) for x in (logits, target, mixture))
+        loss = float(targets.mask_loss(*pieces, run.curve_db, run.hp))
+        return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], run.hp)
 
-    losses, soft, binary = zip(*_for_each(validator, songs, score), strict=True)
+    losses, soft, binary = zip(*_for_each(run, songs, score), strict=True)
     return {"loss": float(np.mean(losses)), "soft": _mean_db(soft), "binary": _mean_db(binary)}
 
 
-def bounds(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
+def bounds(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     """Score what no network changes, by mean SI-SDR of the vocals [dB].
 
     ``floor`` is the mixture as estimate, ``ideal_binary`` and ``ideal_ratio`` are masks on the
@@ -79,12 +72,12 @@ def bounds(validator: Validator, songs: list[OpenSong]) -> dict[str, float]:
     """
 
     def score(song: OpenSong) -> list[float]:
-        vocals, accompaniment = both = validator.excerpt(song)
+        vocals, accompaniment = both = excerpt(run, song)
         binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
         masks = [torch.ones_like(ratio), binary, ratio]
-        return _scores(vocals + accompaniment, vocals, masks, validator.hp)
+        return _scores(vocals + accompaniment, vocals, masks, run.hp)
 
-    scores = zip(*_for_each(validator, songs, score), strict=True)
+    scores = zip(*_for_each(run, songs, score), strict=True)
     names = ("floor", "ideal_binary", "ideal_ratio")
     return {name: _mean_db(of_songs) for name, of_songs in zip(names, scores, strict=True)}
 
@@ -100,11 +93,9 @@ def _of_any_length() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _for_each(
-    validator: Validator, songs: list[OpenSong], score: Callable[[OpenSong], Any]
-) -> list[Any]:
+def _for_each(run: Run, songs: list[OpenSong], score: Callable[[OpenSong], Any]) -> list[Any]:
     """Score songs, a share on every rank; returns the scores in the order of the songs."""
-    world = validator.world
+    world = run.world
     scores = world.gather([score(song) for song in world.share(songs)])
     return [scores[i % world.size][i // world.size] for i in range(len(songs))]
 

@@ -112,7 +112,7 @@ def fifty_steps(here: World, folder: Path) -> dict[str, Any]:
     run = make_run(songs, LONG, world=here, valid=songs)
     losses = []
     go(run, log=lambda values, _step: losses.append(values["loss/train"]))
-    run.finish_epoch(0.5, validation.validate(run.validator, songs))
+    run.finish_epoch(0.5, validation.validate(run, songs))
     training.save(run, folder, "best.pth")
     training.save(run, folder, "last.pth")
     return {
@@ -121,7 +121,7 @@ def fifty_steps(here: World, folder: Path) -> dict[str, Any]:
         "step": run.step,
         "losses": losses,
         "scores": run.scores,
-        "bounds": validation.bounds(run.validator, songs),
+        "bounds": validation.bounds(run, songs),
         "files": sorted(os.listdir(folder)),
     }
 
@@ -203,9 +203,9 @@ def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two)
     checkpoint = model.load_checkpoint(folder / "0" / "last.pth")
     assert run.differences(checkpoint).keys() == {"processes"}
     run.restore(checkpoint)
-    scores = validation.validate(run.validator, songs)
+    scores = validation.validate(run, songs)
     assert scores == pytest.approx(first["scores"], rel=1e-6)
-    assert validation.bounds(run.validator, songs) == pytest.approx(first["bounds"])
+    assert validation.bounds(run, songs) == pytest.approx(first["bounds"])
 
 
 def test_ranks_agree_on_the_end(two):
