@@ -21,7 +21,7 @@ RATE = 22050
 SINGER = Singer(tract=1.0, vibrato_hz=5.5, vibrato_depth=0.0)
 
 
-def song(seed: int, seconds: float = 8, sample_rate: int = RATE) -> dict[str, np.ndarray]:
+def song(seed: int, seconds: float, sample_rate: int) -> dict[str, np.ndarray]:
     return synthesis.synthesize_song(np.random.default_rng(seed), seconds, sample_rate)
 
 
@@ -40,45 +40,29 @@ def share(wav: np.ndarray, low: float, high: float) -> float:
 # --- Synthesis ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sample_rate", "seconds"), [(4000, 5.0001), (22050, 0.31), (44100, 0.31)])
-def test_parts_are_stereo_float32_of_the_asked_length_and_come_again(seconds, sample_rate):
+@pytest.mark.parametrize(("sample_rate", "seconds"), [(4000, 16.0001), (44100, 0.31)])
+def test_parts_come_again_and_the_mixture_peaks_at_four_fifths(seconds, sample_rate):
     parts, again, other = (song(seed, seconds, sample_rate) for seed in (1, 1, 2))
     assert sorted(parts) == sorted(synthesis.PARTS)
     for name, wav in parts.items():
         assert (wav.shape, wav.dtype) == ((2, round(seconds * sample_rate)), np.float32)
-        assert np.isfinite(wav).all()
         np.testing.assert_array_equal(wav, again[name])
-        assert name == "vocals" or not np.allclose(wav, other[name])
-
-
-def test_the_mixture_peaks_at_four_fifths_and_hides_a_voice_that_breathes():
-    parts = song(0, seconds=16)
+        assert not np.allclose(wav, other[name])
     mixture = sum(parts.values())
     np.testing.assert_allclose(np.abs(mixture).max(), 0.8, rtol=1e-3)
     assert -3.5 < metrics.si_sdr(mixture, parts["vocals"]) < 0.5
-    vocals = parts["vocals"].mean(0)
-    tenths = np.abs(vocals[: len(vocals) // 2205 * 2205]).reshape(-1, 2205).max(1)  # of a second
-    assert 0.02 < np.mean(tenths < 0.02 * tenths.max()) < 0.5
 
 
-def test_a_vowel_has_the_harmonics_of_its_pitch_and_the_resonances_of_its_name():
-    a, i = (sung(pitch, syllable)[RATE // 3 :] for pitch, syllable in ((57, "ha"), (45, "hi")))
+def test_a_syllable_is_a_hiss_and_then_the_harmonics_and_resonances_of_a_vowel():
+    a, i = (sung(pitch, syllable) for pitch, syllable in ((57, "sa"), (45, "hi")))
+    assert share(a[: RATE // 10], 4000, 11025) > 0.8
+    a, i = a[RATE // 3 :], i[RATE // 3 :]
     near = sum(share(a, k * 220 * 0.97, k * 220 * 1.03) for k in range(1, 9))
     far = sum(share(a, (k + 0.35) * 220, (k + 0.65) * 220) for k in range(1, 9))
     assert near > 0.6
     assert far < 0.01 * near
     assert share(a, 600, 1300) > 5 * share(i, 600, 1300)  # 730 and 1090 Hz
     assert share(i, 200, 400) > 5 * share(a, 200, 400)  # 270 Hz
-
-
-def test_a_consonant_hisses_before_its_vowel():
-    wav = sung(57, "sa")
-    assert len(wav) == RATE
-    hiss, vowel = wav[: RATE // 10], wav[RATE // 5 : RATE // 2]
-    assert share(hiss, 4000, 11025) > 0.8
-    assert share(vowel, 4000, 11025) < 0.05
-    assert -20 < 10 * np.log10(np.mean(hiss**2) / np.mean(vowel**2)) < -3
-    assert abs(wav[-1]) < 1e-3
 
 
 def test_the_tree_is_that_of_dsd100_and_mixtures_are_exact_sums(toy_tree):
