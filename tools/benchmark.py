@@ -154,26 +154,22 @@ def training(bench: Bench) -> Figures:
     def mix() -> tuple[torch.Tensor, ...]:
         return make_example(feed.spectrograms(fed), fed.gains, fed.eq_db, run.curve_db, hp)
 
-    example, size = mix(), MATRIX[bench.device.type]
-    dtype = torch.bfloat16 if is_narrow(hp, bench.device) else torch.float32
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as training has it
-    matrix = torch.rand(size, size, device=bench.device, dtype=dtype)
-    values = torch.zeros(VALUES[bench.device.type], device=bench.device)
-    target = torch.empty_like(values)
+    example = mix()
     took = best_seconds(
         bench,
         step=lambda: run.take_step(next(feed.batches([batch]))),
         gather=lambda: feed.spectrograms(next(feed.batches([batch]))),
         mix=mix,
         passes=lambda: loss_of(run, *example).backward(),
-        matrix=lambda: matrix @ matrix,
-        copy=lambda: target.copy_(values),
     )
-    operations = 2 * size**3 / took["matrix"]
-    copied = 2 * values.numel() * values.element_size() / took["copy"]  # read and written
-    least = least_seconds(hp, len(batch), operations, copied, matrix.element_size())
+    figures: Figures = {}
+    if bench.device.type == "cuda":
+        figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
+    dtype = torch.bfloat16 if is_narrow(hp, bench.device) else torch.float32
+    operations, copied = measure_rates(bench, dtype)
+    least = least_seconds(hp, len(batch), operations, copied, dtype.itemsize)
     rate = len(batch) * hp.chunk_slices / took["step"]
-    figures: Figures = {
+    return figures | {
         "step": f"{len(batch)} chunks of {hp.chunk_slices}",
         "step [ms]": took["step"] * 1e3,
         "slices per second": rate,
@@ -185,9 +181,6 @@ def training(bench: Bench) -> Figures:
         "copy [GB/s]": copied / 1e9,
         "step, share of the roofline": least / took["step"],
     }
-    if bench.device.type == "cuda":
-        figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
-    return figures
 
 
 def live(bench: Bench) -> Figures:
@@ -211,6 +204,18 @@ def live(bench: Bench) -> Figures:
         "99.9th percentile [ms]": float(np.percentile(times, 99.9)),
         "slowest packet [ms]": max(times),
     }
+
+
+def measure_rates(bench: Bench, dtype: torch.dtype) -> tuple[float, float]:
+    """Measure a large matrix product [operations/s] and a large copy, read and write [bytes/s]."""
+    import torch
+
+    device, size = bench.device, MATRIX[bench.device.type]
+    matrix = torch.rand(size, size, device=device, dtype=dtype)
+    values = torch.zeros(VALUES[device.type], device=device)
+    target = torch.empty_like(values)
+    took = best_seconds(bench, matrix=lambda: matrix @ matrix, copy=lambda: target.copy_(values))
+    return 2 * size**3 / took["matrix"], 2 * values.nbytes / took["copy"]
 
 
 def least_seconds(
