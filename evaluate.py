@@ -230,7 +230,7 @@ def score(argv: list[str], parser: argparse.ArgumentParser) -> int:
     if args.plot:
         from tools import figures
 
-        figures.plot_scores(args.plot, tables.strips(records))
+        figures.plot_scores(args.plot, records)
     say(f"{output}: every frame's scores" + (f"; {args.plot}: every song's" * bool(args.plot)))
     return int(n_failed > 0)
 

@@ -1,4 +1,4 @@
-"""The scores of many songs: as a table, as strips of a figure, and one system against another.
+"""The scores of many songs: as a table, and one system against another.
 
 The floor is the mixture as estimate, the ceilings are ideal masks; a share is the part of the way
 from the floor to the ideal ratio mask. Songs are records as `songs.scores_of` makes them, in which
@@ -125,18 +125,6 @@ def tables(summary: Summary) -> list[str]:
                 shown += f"{100 * cell['share']:>5.0f} %" if has_share else " " * 7
             lines.append(shown.rstrip())
     return lines
-
-
-def strips(songs: list[Record]) -> dict[str, dict[str, list[float]]]:
-    """Arrange every song's SDR and SI-SDR for a figure: by title and system, a number a song."""
-    return {
-        f"{metric.label} of the {stem} [dB]": {
-            system: [song_score(song["scores"][system][stem], metric.name) for song in songs]
-            for system in (ordered(songs[0]["scores"]) if songs else ())
-        }
-        for stem, metric in product(STEMS, METRICS)
-        if metric.name in ("sdr", "si_sdr")
-    }
 
 
 # --- One system against another -------------------------------------------------------------------

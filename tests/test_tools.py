@@ -16,6 +16,7 @@ import cli
 import model
 from demo import synthesis
 from hparams import HParams, InputError
+from scoring.tables import STEMS
 from separation import Separator
 from tools import benchmark, figures, publish
 
@@ -86,11 +87,12 @@ def test_what_is_shown_is_what_the_network_saw_and_answered():
 
 def test_scores_become_points_and_a_median(tmp_path):
     pytest.importorskip("matplotlib")
-    panels = {"SDR of the vocals": {"mine": [1.0, 2.0, math.nan], "other": []}, "SIR": {}}
-    figures.plot_scores(tmp_path / "scores.svg", panels)
-    assert (tmp_path / "scores.svg").read_text().startswith("<?xml")
+    stems = {stem: {"sdr": [2.0, None], "si_sdr": None} for stem in STEMS}
+    for songs in ([{"scores": {"floor": stems, "it": stems}}] * 3, []):
+        figures.plot_scores(tmp_path / "scores.svg", songs)
+        assert (tmp_path / "scores.svg").read_text().startswith("<?xml")
     with pytest.raises(InputError, match=r"ends in \.png"):
-        figures.plot_scores(tmp_path / "scores.txt", panels)
+        figures.plot_scores(tmp_path / "scores.txt", [])
 
 
 # --- Networks that are given away -----------------------------------------------------------------

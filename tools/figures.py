@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hparams import HParams
+    from scoring.tables import Record
     from separation import Separator
 
 WIDTH = 9.6  # of every picture [inches of 100 pixels]
@@ -166,29 +167,31 @@ def draw_approach(images: Images, hp: HParams) -> Figure:
     return picture
 
 
-def plot_scores(path: Path, panels: dict[str, dict[str, list[float]]]) -> None:
-    """Draw a panel for every metric, and in it, for every system, a point for every song.
+def plot_scores(path: Path, songs: list[Record]) -> None:
+    """Draw SDR and SI-SDR of both stems: a column for every system, a point for every song.
 
-    Scores that are not finite stay out. InputError if matplotlib is missing, or the file, which
-    ends in .svg, .png or .pdf, cannot be written.
+    Songs that have no score stay out. InputError if matplotlib is missing, or the file, which ends
+    in .svg, .png or .pdf, cannot be written.
     """
     import numpy as np
 
-    n_rows = -(-len(panels) // 2) or 1
-    picture = new_figure(2.8 * n_rows)
-    grid = picture.subplots(n_rows, 2, squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.axis("off")
-    for axes, (title, systems) in zip(grid, panels.items(), strict=False):
-        for i, scores in enumerate(systems.values()):
-            values = np.sort([score for score in scores if np.isfinite(score)])
-            offsets = np.resize([0, 0.1, -0.1, 0.2, -0.2], len(values))  # neighbours side by side
-            axes.plot(i + offsets, values, "o", markersize=4, alpha=0.6)
-            if len(values):
-                axes.plot([i - 0.3, i + 0.3], [np.median(values)] * 2, "k", linewidth=2)
-        axes.set_xticks(range(len(systems)), [name.replace("_", "\n") for name in systems])
-        axes.set_title(title, loc="left", fontsize=9)
-        axes.grid(axis="y", alpha=0.3)
+    from scoring.tables import METRICS, STEMS, ordered, song_score
+
+    picture = new_figure(5.6)
+    systems = ordered(songs[0]["scores"]) if songs else []
+    metrics = [metric for metric in METRICS if metric.name in ("sdr", "si_sdr")]
+    for row, stem in zip(picture.subplots(2, 2), STEMS, strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            for i, system in enumerate(systems):
+                scores = [song_score(song["scores"][system][stem], metric.name) for song in songs]
+                values = np.sort([score for score in scores if np.isfinite(score)])
+                offsets = np.resize([0, 0.1, -0.1, 0.2, -0.2], len(values))  # side by side
+                axes.plot(i + offsets, values, "o", markersize=4, alpha=0.6)
+                if len(values):
+                    axes.plot([i - 0.3, i + 0.3], [np.median(values)] * 2, "k", linewidth=2)
+            axes.set_xticks(range(len(systems)), [name.replace("_", "\n") for name in systems])
+            axes.set_title(f"{metric.label} of the {stem} [dB]", loc="left", fontsize=9)
+            axes.grid(axis="y", alpha=0.3)
     save_picture(picture, path)
 
 
