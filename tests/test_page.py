@@ -33,16 +33,10 @@ def page_of(folder: Path, mixture, vocals, rate: int, block: int = 2**16, **opti
 
 
 def song(rate: int, seconds: float, n_channels: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """A mixture and its vocals: sweeps of harmonics that never repeat, and no two alike."""
-    t = np.arange(round(seconds * rate)) / rate
-    signals = []
-    for low, sweep in ((200, 37), (90, 23)):
-        harmonics = [np.sin(2 * np.pi * k * (low + sweep * t) * t) / k for k in range(1, 8)]
-        swell = 0.6 + 0.4 * np.sin(2 * np.pi * (1 + 0.1 * low * t) * t)
-        pan = np.linspace(1, 0.5, n_channels)[:, None]
-        signals.append((0.12 * pan * swell * sum(harmonics)).astype(np.float32))
-    vocals, accompaniment = signals
-    return vocals + accompaniment, vocals
+    """A mixture and its vocals: two sweeps, which never repeat."""
+    t, pan = np.arange(round(seconds * rate)) / rate, np.linspace(1, 0.5, n_channels)[:, None]
+    tones = [0.3 * np.sin(2 * np.pi * (low + 30 * t) * t) for low in (200, 90)]
+    return (pan * sum(tones)).astype(np.float32), (pan * tones[0]).astype(np.float32)
 
 
 def tracks(page: str) -> list[tuple[np.ndarray, int]]:

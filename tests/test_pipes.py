@@ -43,10 +43,8 @@ def test_a_wav_in_a_pipe_has_the_codes_of_the_file(tmp_path):
 
 def test_what_is_sent_is_read_back(tmp_path):
     for encoding, n_channels in itertools.product(ENCODINGS, (1, 6)):
-        codes, raw = (
-            some_codes(ENCODINGS[encoding].subtype, (n_channels, 2000)),
-            RawFormat(RATE, n_channels, encoding),
-        )
+        codes = some_codes(ENCODINGS[encoding].subtype, (n_channels, 2000))
+        raw = RawFormat(RATE, n_channels, encoding)
         contents = []
         for has_header in (True, False):
             file = io.BytesIO()
@@ -128,14 +126,11 @@ def test_a_packet_is_given_as_soon_as_its_last_byte_is_there(raw):
         watchdog.cancel()
 
 
-def test_a_listener_who_leaves_is_no_error_of_the_file():
+def test_a_closed_or_full_output_is_told_and_a_listener_who_leaves_is_no_error_of_the_file():
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb", buffering=0) as file, pytest.raises(BrokenPipeError):
         PipeWriter(file, MONO, "vocals", True)
-
-
-def test_a_closed_or_full_output_is_told():
     with pytest.raises(InputError, match="standard output: closed"):
         PipeWriter(None, MONO, "vocals", True)
     if not os.path.exists("/dev/full"):

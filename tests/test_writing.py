@@ -75,14 +75,14 @@ def test_an_input_is_never_overwritten_by_whatever_name(tmp_path):
 
 def test_impossible_outputs_are_told_before_any_work(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"file: .*choose another folder"):
-        check_outputs([tmp_path / "file" / "x.wav"], [])
-    with pytest.raises(InputError, match="is not a regular file"):
-        check_outputs([Path(os.devnull)], [])
-    with pytest.raises(InputError, match="is not a regular file"):
-        check_outputs([tmp_path], [])
-    with pytest.raises(InputError, match="too long"):
-        check_outputs([tmp_path / ("x" * 256)], [])
+    for path, what in (
+        (tmp_path / "file" / "x.wav", r"file: .*choose another folder"),
+        (Path(os.devnull), "is not a regular file"),
+        (tmp_path, "is not a regular file"),
+        (tmp_path / ("x" * 256), "too long"),
+    ):
+        with pytest.raises(InputError, match=what):
+            check_outputs([path], [])
 
 
 @pytest.fixture
