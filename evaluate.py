@@ -50,10 +50,10 @@ them. The network separates each song once; every setting renders the mask that 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the four commands."""
     words = sys.argv[1:] if argv is None else argv
-    commands = {"bounds": score_bounds, "compare": compare, "tune": tune}
+    commands = {"bounds": score, "compare": compare, "tune": tune}
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
-    return score_network(words)
+    return score(words, has_network=True)
 
 
 def make_parser(command: str, text: str) -> argparse.ArgumentParser:
@@ -131,23 +131,6 @@ def say(*lines: object) -> None:
 # --- Scores ---------------------------------------------------------------------------------------
 
 
-def score_network(argv: list[str]) -> int:
-    """Score a checkpoint."""
-    parser = make_parser("", __doc__)
-    parser.add_argument("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    text = "score the binary mask (hard) and the soft one (soft), each as tuned"
-    parser.add_argument("--both-masks", action="store_true", help=text)
-    cli.add_device_option(parser)
-    return score(argv, parser)
-
-
-def score_bounds(argv: list[str]) -> int:
-    """Score what needs no checkpoint."""
-    parser = make_parser("bounds", BOUNDS)
-    parser.set_defaults(checkpoint=None, both_masks=False)
-    return score(argv, parser)
-
-
 def refuse_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be scored or written, before any work."""
     own = ("hard", "soft") if args.both_masks else ("model",) if args.checkpoint else ()
@@ -161,9 +144,16 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
 
 
-def score(argv: list[str], parser: argparse.ArgumentParser) -> int:
+def score(argv: list[str], has_network: bool = False) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
+    parser = make_parser("", __doc__) if has_network else make_parser("bounds", BOUNDS)
+    parser.set_defaults(checkpoint=None, both_masks=False)
     add = parser.add_argument
+    if has_network:
+        add("checkpoint", type=Path, help="a .pth file that train.py wrote")
+        text = "score the binary mask (hard) and the soft one (soft), each as tuned"
+        add("--both-masks", action="store_true", help=text)
+        cli.add_device_option(parser)
     add("root", type=Path, help="folder of music that build_dataset.py reads (not what it makes)")
     add_song_options(parser, "test, or all where the layout has none", None)
     text = (
