@@ -81,7 +81,7 @@ def test_the_networks_score_on_the_committed_sounds_is_what_it_was():
     assert si_sdr(mixture, truth) == pytest.approx(0.90, abs=0.01)
 
 
-# The songs are two of `synthesis`, seed 3, half a second each at 4 kHz; the network has learnt from
+# The songs are two of an earlier demo, half a second each at 4 kHz; the network has learnt from
 # them: --set n_fft=64 --set hop_length=16 --set stft_frames=9 --set width=2 --set steps=2
 
 
