@@ -273,12 +273,9 @@ def plan_epoch(
 
     A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
     its vocals over the accompaniment of a random place in another song, scaled to their level.
-    Some are left without their voice, as songs have their instrumental stretches. Voice and backing
-    are moved by up to ``gain_db`` each, and their mixture by ``level_db``. A second voice, or
-    backing, from anywhere else joins a share of them, up to `SECOND_DB` softer.
-
-    The chunks come in random order, in whole batches: the last one is filled up with places that
-    come a second time.
+    Some lose their voice, as songs have instrumental stretches, others get a second voice or
+    backing, up to `SECOND_DB` softer. They come in random order, in whole batches: the last one is
+    filled up with places that come a second time.
     """
     rng = np.random.default_rng([hp.seed, 2, epoch])
     index, start = _places(songs, hp, rng)
@@ -307,10 +304,9 @@ def plan_epoch(
     n_bands = 2 * len(EQ_HZ) if hp.equalizer_db else 0
     eq_db = hp.equalizer_db * rng.standard_normal((len(order), n_bands))
     if hp.second_voice or hp.second_backing:
-        seconds = _draw_seconds(rng, which, gains, n_frames, weights, song_db, hp)
-        which, where, gains = (
-            np.hstack(pair) for pair in zip((which, where, gains), seconds, strict=True)
-        )
+        second = _draw_seconds(rng, which, gains, n_frames, weights, song_db, hp)
+        first = which, where, gains
+        which, where, gains = (np.hstack(pair) for pair in zip(first, second, strict=True))
     gains *= 10 ** (rng.uniform(-hp.level_db, hp.level_db, (len(order), 1)) / 20)
     return Chunks(which, where, gains.astype(np.float32), eq_db.astype(np.float32))
 

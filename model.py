@@ -98,15 +98,8 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.consumed = sum(consumed)
         dilation = self.consumed // 2
-        self.conv = nn.Conv2d(
-            n_in,
-            n_out,
-            (size, 3 if dilation else 1),
-            stride=(stride, 1),
-            padding=(size // 2, 0),
-            dilation=(1, max(dilation, 1)),
-            bias=False,
-        )
+        shape = {"stride": (stride, 1), "padding": (size // 2, 0), "dilation": (1, dilation or 1)}
+        self.conv = nn.Conv2d(n_in, n_out, (size, 3 if dilation else 1), **shape, bias=False)
         self.norm = nn.BatchNorm2d(n_out)
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
