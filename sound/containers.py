@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import re
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 _REFLECTED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
+MOST_FRAME = 1441  # bytes of MPEG layer III
 _ENDLESS = 2**30  # MPEG frames: 300 days
 _KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # MPEG-1
 _KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # MPEG-2 and 2.5
@@ -72,6 +74,35 @@ class Pieces(io.RawIOBase):
         return n_done
 
 
+def faults(file: BinaryIO, sound: Any) -> tuple[str, str]:
+    """Return what is wrong with a file that libsndfile has opened, and what is merely odd."""
+    problem = warning = ""
+    if sound.format == "OGG":
+        return _ogg_faults(file)
+    if sound.format == "MP3" and (xing := _xing(file, 0)):
+        n_held = file.seek(0, os.SEEK_END) - xing.frame
+        if xing.n_bytes > n_held + MOST_FRAME:
+            problem = f"header promises {xing.n_bytes} bytes, file holds {n_held}"
+    if sound.format not in ("WAV", "WAVEX", "RF64", "AIFF", "AIFC"):
+        return problem, warning
+    chunks, n_behind = chunks_of(file)
+    n_promised = sound.frames
+    if b"COMM" in chunks and sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE")):
+        n_promised = int.from_bytes(_read(file, chunks[b"COMM"][0] + 2, 4), "big")
+    elif b"data" in chunks:  # libsndfile takes what there is of a cut one
+        begin, promised = chunks[b"data"]
+        n_held = os.fstat(file.fileno()).st_size - begin
+        if is_unknown_length(promised):
+            warning = "its header does not tell its length (written by a pipe?)"
+        elif promised > n_held > 0:
+            n_promised = math.ceil(sound.frames * promised / n_held)
+    if n_promised != sound.frames:
+        problem = f"header promises {n_promised} frames, file holds {sound.frames}"
+    elif n_behind:
+        warning = f"{n_behind} bytes behind the sound that its header promises are ignored"
+    return problem, warning
+
+
 def chunks_of(file: BinaryIO) -> tuple[dict[bytes, tuple[int, int]], int]:
     """Return where the chunks of a WAV or AIFF begin and how many bytes they promise.
 
@@ -89,6 +120,8 @@ def chunks_of(file: BinaryIO) -> tuple[dict[bytes, tuple[int, int]], int]:
             name == b"data" and b"ds64" in chunks and size == 0xFFFFFFFF
         ):  # RF64 keeps its size there
             size = int.from_bytes(_read(file, chunks[b"ds64"][0] + 8, 8), "little")
+        if chunks.keys() & {b"data", b"SSND"} and at + 8 + size > end:
+            break
         chunks.setdefault(name, (at + 8, size))
         at += 8 + size + size % 2
     return chunks, max(0, end - at)
@@ -102,8 +135,8 @@ def is_unknown_length(size: int) -> bool:
     return 0xFFFF0000 <= size < 2**32 or 0x7FFF0000 <= size <= 0x80000000
 
 
-def ogg_fault(file: BinaryIO) -> tuple[str, str]:
-    """Follow an Ogg file's pages to the end; return what is wrong with it, and what is odd."""
+def _ogg_faults(file: BinaryIO) -> tuple[str, str]:
+    """Follow an Ogg file's pages to the end."""
     size, at, stream, is_end = os.fstat(file.fileno()).st_size, 0, b"", 0
     while at < size:
         file.seek(at)
@@ -154,24 +187,40 @@ def endless_mpeg(
     .. [1] ISO/IEC 11172-3:1993 and 13818-3:1998, 2.4.1.3 and 2.4.2.3: the header of a frame.
     """
     end = min(begin + n_bytes, file.seek(0, os.SEEK_END))
+    xing = _xing(file, begin)
+    if xing is None:
+        return None, True
+    frame_samples = 1152 if _read(file, xing.frame + 1, 1)[0] & 8 else 576
+    if 0 <= xing.n_frames * frame_samples - n_samples < 2 * 4096:  # delay and padding
+        pieces = [(xing.frame, xing.count), struct.pack(">I", _ENDLESS), (xing.count + 4, end)]
+        is_cut = not xing.n_bytes or xing.n_bytes > end - xing.frame
+        return Pieces(file, pieces), is_cut or not _is_unbroken(file, xing.frame, end)
+    # The length is guessed from a bit rate and from the file's size.
+    return Pieces(file, [(xing.frame, end)], n_claimed=2**40), False
+
+
+class _Xing(NamedTuple):
+    """Where the first frame of MPEG layer III begins, and what the Xing header in it counts."""
+
+    frame: int
+    count: int  # where the number of frames stands
+    n_frames: int  # 0: not told, as the next
+    n_bytes: int
+
+
+def _xing(file: BinaryIO, begin: int) -> _Xing | None:
+    """Find the first frame behind a tag; None if there is none."""
     begin = _after_id3(file, begin)
     found = _LAYER_3.search(_read(file, begin, 2**16))
     if found is None:
-        return None, True
-    begin += found.start()
-    frame = _read(file, begin, 200)
-    if (tag := max(frame.find(b"Xing"), frame.find(b"Info"))) > 0:
-        flags, n_frames, promised = struct.unpack(
-            ">III", frame[tag + 4 : tag + 16].ljust(12, b"\0")
-        )
-        frame_samples = 1152 if frame[1] & 8 else 576
-        if flags & 1 and 0 <= n_frames * frame_samples - n_samples < 2 * 4096:  # delay and padding
-            at = begin + tag + 8
-            is_cut = not flags & 2 or promised > end - begin
-            pieces = [(begin, at), struct.pack(">I", _ENDLESS), (at + 4, end)]
-            return Pieces(file, pieces), is_cut or not _is_unbroken(file, begin, end)
-    # The length is guessed from a bit rate and from the file's size.
-    return Pieces(file, [(begin, end)], n_claimed=2**40), False
+        return None
+    frame = begin + found.start()
+    head = _read(file, frame, 200)
+    tag = max(head.find(b"Xing"), head.find(b"Info"))
+    flags, n_frames, n_bytes = struct.unpack(">III", head[tag + 4 : tag + 16].ljust(12, b"\0"))
+    if tag < 0 or not flags & 1:
+        return _Xing(frame, 0, 0, 0)
+    return _Xing(frame, frame + tag + 8, n_frames, n_bytes if flags & 2 else 0)
 
 
 def _is_unbroken(file: BinaryIO, at: int, end: int) -> bool:

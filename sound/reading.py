@@ -28,8 +28,6 @@ from sound import containers, decoding
 MAX_CHANNELS = 1024  # as in libsndfile
 MAX_LEVEL = 1e6  # +120 dB re full scale: louder float samples would overflow the STFT
 MP3_FRAME = 1152  # samples; an MP3 header may promise up to one frame more than is decoded
-MP3_FRAME_BYTES = 1441  # at most
-
 # Written blocks stay below 65536 samples, above which libsndfile's Vorbis encoder crashes.
 DISK_BLOCK = 16384
 
@@ -72,20 +70,13 @@ class AudioInfo:
         return None if self.n_samples is None else self.n_samples / self.sample_rate
 
 
-# --- Headers ------------------------------------------------------------------------------------
-
-
 def probe(path: str | os.PathLike, allow_truncated: bool = False, stream: int = 0) -> AudioInfo:
     """Read a sound file's header and say at once what is wrong with the file.
 
     The content decides the format, not the extension. With `allow_truncated` a file may be cut off,
     and `n_samples` is what it holds; `stream` is which sound of a .stem.mp4, which has five.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, it is not a regular readable file, is empty, is not audio, holds
-        no samples or fewer than its header promises, or has a sample rate out of range.
+    InputError if there is no such file, it is not a regular readable file, is empty, is not audio,
+    holds no samples or fewer than its header promises, or has a sample rate out of range.
     """
     file, sound, info = _open(Path(path), allow_truncated, stream)
     with file, sound:
@@ -157,26 +148,23 @@ def _soundfile(source: int | BinaryIO) -> soundfile.SoundFile:
 
 
 def _count(path: Path) -> int:
-    """Decode a file to its end, as libsndfile finds it."""
+    """Decode a file to its end, as its header tells no length."""
     n_samples = 0
     with open(path, "rb") as file, _soundfile(file) as sound:
         block = np.empty((2**16, sound.channels), np.float32)
-        while n := len(sound.read(out=block)):
-            n_samples += n
+        try:
+            while n := len(sound.read(out=block)):
+                n_samples += n
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{path}: damaged, and no length in its header (copy it)") from error
     return n_samples
 
 
 def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool) -> AudioInfo:
     """Compare what the header says with what the file can hold."""
     low, high = RANGES["sample_rate"]
-    position, n_bytes = file.tell(), os.fstat(file.fileno()).st_size
-    problem = warning = ""
-    try:
-        n_samples = sound.frames if sound.frames < _UNKNOWN_LENGTH else _count(path)
-    except soundfile.LibsndfileError as error:
-        raise InputError(
-            f"{path}: damaged, and its header tells no length (copy it again)"
-        ) from error
+    position = file.tell()
+    n_samples = sound.frames if sound.frames < _UNKNOWN_LENGTH else _count(path)
     if n_samples <= 0:
         raise InputError(f"{path}: no audio samples (record or copy it again)")
     if not low <= sound.samplerate <= high:
@@ -184,26 +172,7 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
             f"{path}: sample rate {sound.samplerate} Hz is not between {low:g} and {high:g} Hz "
             "(convert it, or repair its header)"
         )
-    if sound.format in ("WAV", "WAVEX", "RF64"):  # libsndfile takes what there is of a cut one
-        chunks, n_behind = containers.chunks_of(file)
-        begin, promised = chunks.get(b"data", (0, 0))
-        if containers.is_unknown_length(promised):
-            warning = "its header does not tell its length (written by a pipe?)"
-        elif promised > (n_held := n_bytes - begin) > 0:
-            n_promised = round(sound.frames * promised / n_held)
-            problem = f"header promises {n_promised} frames, file holds {sound.frames}"
-        elif n_behind:
-            warning = f"{n_behind} bytes behind the sound that its header promises are ignored"
-    elif sound.format in ("AIFF", "AIFC"):
-        chunks, n_behind = containers.chunks_of(file)
-        file.seek(chunks.get(b"COMM", (0, 0))[0] + 2)
-        promised = int.from_bytes(file.read(4), "big")
-        if promised != sound.frames and sound.subtype in _EXACT:  # others count packets
-            problem = f"header promises {promised} frames, file holds {sound.frames}"
-        elif n_behind:
-            warning = f"{n_behind} bytes behind the sound that its header promises are ignored"
-    elif sound.format == "OGG":
-        problem, warning = containers.ogg_fault(file)
+    problem, warning = containers.faults(file, sound)
     file.seek(position)
     if problem and not allow_truncated:
         raise InputError(f"{path}: {problem} (export it again, or generate.py --allow-truncated)")
@@ -221,31 +190,13 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
     )
 
 
-# --- Reading ------------------------------------------------------------------------------------
-
-
 class Reader:
     """Read a sound file once, block by block; close it by leaving the ``with`` block.
 
-    Parameters
-    ----------
-    path : path-like
-        As for `probe`.
-    allow_truncated : bool
-        Take what there is of a file that is cut off.
-    start : float >= 0
-        Where to begin [s], to the nearest sample, in every format the same samples as a read from
-        the beginning gives.
-    duration : float > 0, optional
-        How much to read [s], at most to the end. `info.n_samples` is then the excerpt's.
-    stream : int
-        As for `probe`.
-
-    Raises
-    ------
-    InputError
-        As `probe`; if the excerpt begins at or after the end; while reading, if samples are
-        missing, non-finite or far beyond full scale, or if the decoder fails.
+    `start` and `duration` [s] choose an excerpt, whose samples are in every format those of a read
+    from the beginning, and whose length `info.n_samples` then is; the rest is as for `probe`.
+    InputError as there; if the excerpt begins at or after the end; while reading, if samples are
+    missing, non-finite or far beyond full scale, or if the decoder fails.
     """
 
     def __init__(
@@ -266,6 +217,9 @@ class Reader:
         except InputError:
             self.__exit__()
             raise
+        if self._sound.format == "FLAC" and self._endless:
+            self._sound.close()
+            self._sound = _soundfile(self._endless)
         # Up to here libsndfile reads; what follows, if something does, is decoded without a header.
         self._n_limit = 2**62 if self._endless is None else info.n_samples
         n_samples = max(0, min(self._last, info.n_samples) - self._first)
@@ -297,17 +251,11 @@ class Reader:
     def blocks(
         self, n_samples: int, sample_format: SampleFormat | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield the file's codes.
+        """Yield the file's codes, (n_channels, n_samples), fewer only at the end.
 
-        Every block but the last has `n_samples`; by default the codes are those of
-        ``info.sample_format``. What is no PCM (MP3, Vorbis, ADPCM …) is decoded as floats, then
-        rounded and clipped as `to_codes` does.
-
-        Yields
-        ------
-        np.ndarray, shape=(n_channels, <= n_samples)
-            int32 at the bit depth asked for (8 bits: -128..127); float32 for FLOAT, float64 for
-            DOUBLE.
+        They are int32 at the bit depth of `sample_format`, by default the file's own (8 bits:
+        -128..127); float32 for FLOAT, float64 for DOUBLE. What is no PCM (MP3, Vorbis, ADPCM …)
+        is decoded as floats, then rounded and clipped as `to_codes` does.
         """
         subtype, native = self._sound.subtype, self.info.sample_format
         wanted = sample_format or native
@@ -323,11 +271,7 @@ class Reader:
                 yield convert_codes(block, native, wanted)
 
     def float_blocks(self, n_samples: int) -> Iterator[np.ndarray]:
-        """Yield the file as float32, full scale 1, for uses that need no exactness.
-
-        Parameters and errors as for `blocks`; lossy formats are not rounded to 16 bits, and float
-        files may pass ±1.
-        """
+        """Yield the file as float32, full scale 1, which lossy and float files may pass."""
         yield from self._read(n_samples, "float32")
 
     def read(self) -> np.ndarray:
@@ -337,7 +281,10 @@ class Reader:
     def _read(self, n_samples: int, dtype: str) -> Iterator[np.ndarray]:
         """Yield (n_channels, <= n_samples) of the excerpt, checked."""
         if 0 < self._first < self._n_promised and self._sound.subtype in _EXACT:
-            self._position = self._sound.seek(self._first)
+            try:
+                self._position = self._sound.seek(self._first)
+            except soundfile.LibsndfileError as error:
+                raise self._damage(error) from error
         while self._position < self._first:  # in MP3, a seek does not find the same samples
             n_skipped = len(self._decode(min(2**16, self._first - self._position), dtype))
             self._position += n_skipped
@@ -364,27 +311,28 @@ class Reader:
                 n_read += len(self._sound.read(out=block[n_read:]))
         except (soundfile.LibsndfileError, decoding.DecoderError) as error:
             is_tag = self._position + n_read == self._n_promised  # and no sound
-            if is_tag or (self._allow_truncated and self._position):
-                return block[:n_read]
-            at, what = self._position / self.info.sample_rate, str(error)
-            if isinstance(error, soundfile.LibsndfileError):
-                what = error.error_string.rstrip(".")
-            raise InputError(
-                f"{self.info.path}: damaged after {at:.3f} s: {what} "
-                "(copy it again, or convert it to wav)"
-            ) from error
+            if not is_tag and not (self._allow_truncated and self._position):
+                raise self._damage(error) from error
         return block[:n_read]
 
+    def _damage(self, error: soundfile.LibsndfileError | decoding.DecoderError) -> InputError:
+        at, what = self._position / self.info.sample_rate, str(error)
+        if isinstance(error, soundfile.LibsndfileError):
+            what = error.error_string.rstrip(".")
+        return InputError(
+            f"{self.info.path}: damaged after {at:.3f} s: {what} "
+            "(copy it again, or convert it to wav)"
+        )
+
     def _goes_on(self) -> bool:
-        """Whether there is sound where the header promises no more; it is read next."""
-        n_unread = self._endless.end - self._file.tell()
+        """Whether there may be sound where the header promises no more; it is read next."""
         self._n_limit = 2**62
-        if self._sound.format != "FLAC" and n_unread <= MP3_FRAME_BYTES:
+        if self._sound.format == "FLAC":
+            return True
+        if self._endless.end - self._file.tell() <= containers.MOST_FRAME:
             return False
         try:
             sound, n_left = _soundfile(self._endless), self._n_promised
-            if sound.format == "FLAC":
-                n_left -= sound.seek(n_left - 1)
             while n_left:  # in MP3, a seek does not find the same samples
                 block = np.empty((min(n_left, 2**16), sound.channels), np.float32)
                 n_left -= len(sound.read(out=block))
@@ -466,9 +414,6 @@ def check_floats(block: np.ndarray, info: AudioInfo, position: int) -> None:
     )
 
 
-# --- Codes --------------------------------------------------------------------------------------
-
-
 def to_float(codes: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
     """Convert codes of any shape to float32, full scale 1; 32 bits and doubles are rounded."""
     if sample_format.bits is None:
@@ -477,13 +422,7 @@ def to_float(codes: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
 
 
 def to_codes(wav: np.ndarray, sample_format: SampleFormat) -> np.ndarray:
-    """Convert a finite waveform of any shape to the nearest codes.
-
-    Returns
-    -------
-    np.ndarray, same shape
-        int32, clipped; float32 for FLOAT and float64 for DOUBLE, where nothing is clipped.
-    """
+    """Convert a finite waveform to the nearest codes, clipped; float formats are not clipped."""
     bits = sample_format.bits
     if bits is None:
         return wav.astype(np.float32 if sample_format.subtype == "FLOAT" else np.float64)
@@ -520,9 +459,6 @@ def limit_to_remainder(
 def code_range(bits: int) -> tuple[int, int]:
     """Return the lowest and the highest code."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-
-
-# --- Files ---
 
 
 def sha256(path: str | os.PathLike) -> str:
