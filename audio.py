@@ -160,24 +160,10 @@ def weighting_curve_db(hp: HParams) -> torch.Tensor:
 def features(spec: torch.Tensor, curve_db: torch.Tensor, power: float, hp: HParams) -> torch.Tensor:
     """Weight a spectrogram the way the ear does and scale it to [0, 1].
 
-    Parameters
-    ----------
-    spec : torch.Tensor, shape=(..., n_bins, n_frames), complex64
-        STFT of a mono waveform; a full-scale sine has magnitude 1.
-    curve_db : torch.Tensor, shape=(n_bins,)
-        Perceptual weight of each bin [dB].
-    power : float > 0
-        2 for the mixture, 3 ("cubed") for the vocals target.
-
-    Returns
-    -------
-    torch.Tensor, shape=(..., n_bins, n_frames), float32
-        0 is ``hp.min_level_db`` or quieter, 1 is 0 dB or louder.
-
-    Raises
-    ------
-    InputError
-        If `spec` does not have one row per entry of `curve_db`.
+    `spec`, complex (..., n_bins, n_frames), is the STFT of a mono waveform, `curve_db`, (n_bins,),
+    the weight of each bin [dB], `power` 2 for the mixture and 3 ("cubed") for the vocals target.
+    Returns float32 of the same shape: 0 is ``hp.min_level_db`` or softer, 1 is 0 dB or louder.
+    InputError if `spec` does not have one row per entry of `curve_db`.
     """
     if spec.shape[-2] != len(curve_db):
         raise InputError(f"a spectrogram of {spec.shape[-2]} bins, a curve of {len(curve_db)}")
