@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,15 +63,20 @@ def weights_equal(*paths: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def with_songs(source: Path, folder: Path, keep: Callable[[dict], object], **changes) -> Path:
-    """Make a dataset of some of the songs of another."""
+def with_songs(source: Path, name: str, *numbers: int, **changes) -> str:
+    """Make a dataset of some of the toy songs; number 0 is the one to test on."""
+    folder = Path(name)
     (folder / "songs").mkdir(parents=True)
     about = json.loads((source / dataset.MANIFEST).read_text())
-    about["songs"] = [one | changes for one in about["songs"] if keep(one)]
+    about["songs"] = [about["songs"][number] | changes for number in numbers]
     for one in about["songs"]:
         (folder / one["file"]).symlink_to(source / one["file"])
     (folder / dataset.MANIFEST).write_text(json.dumps(about))
-    return folder
+    return name
+
+
+def ids_of(source: Path) -> list[str]:
+    return [song.id for song in dataset.load_manifest(source).songs]
 
 
 def listing(folder: Path = Path()) -> list[str]:
@@ -82,16 +86,14 @@ def listing(folder: Path = Path()) -> list[str]:
 def test_other_songs_are_validated_on_if_named_and_test_splits_learnt_from_on_demand(
     toy_dataset, capsys
 ):
-    about = json.loads((toy_dataset / dataset.MANIFEST).read_text())["songs"]
-    apart = next(one["id"] for one in about if one["split"] == "train")
-    held = with_songs(toy_dataset, Path("held"), lambda one: one["id"] == apart)
-    data = with_songs(toy_dataset, Path("data"), lambda one: one["id"] != apart)
-    for flags in ([], ["--all-songs"]):
-        run = ["--validate-on", str(held), "--overwrite", *flags]
-        assert train.main([str(data), *settings(steps=1), *run]) == 0
+    ids = ids_of(toy_dataset)
+    held = with_songs(toy_dataset, "held", 1)
+    data = with_songs(toy_dataset, "data", 0, 2, 3)
+    for flags, expected in (([], ids[2:]), (["--all-songs"], [ids[0], *ids[2:]])):
+        run = ["--validate-on", held, "--overwrite", *flags]
+        assert train.main([data, *settings(steps=1), *run]) == 0
         learnt = model.load_checkpoint(Path("runs/convnet/last.pth"))["data"]
-        expected = {one["id"] for one in about if one["split"] == "train" or flags} - {apart}
-        assert {entry.rsplit(" ", 1)[0] for entry in learnt} == expected
+        assert [entry.rsplit(" ", 1)[0] for entry in learnt] == expected
         assert "validate on 1 songs" in capsys.readouterr().out
     assert "none of 1 songs can be validated on" in refused(capsys, held, "--validate-on", held)
 
@@ -129,9 +131,8 @@ def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, mo
 
 
 def test_a_datasets_share_is_kept_by_a_run_that_goes_on(toy_dataset, capsys):
-    ids = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
-    for name, song_id in zip(("first", "second", "held"), ids, strict=True):
-        with_songs(toy_dataset, Path(name), lambda one, wanted=song_id: one["id"] == wanted)
+    for number, name in enumerate(("other", "first", "second", "held")):
+        with_songs(toy_dataset, name, number)
     data = ["first", "second", "--validate-on", "held"]
     assert train.main([*data, *settings(), "--share", "1", "3"]) == 0
     assert "of every epoch: 25% first, 75% second" in capsys.readouterr().out
@@ -141,19 +142,17 @@ def test_a_datasets_share_is_kept_by_a_run_that_goes_on(toy_dataset, capsys):
     assert "its datasets had other shares" in refused(capsys, *again, "--share", 1, 1)
     assert "1 shares for 2 folders" in refused(capsys, *again, "--share", 1, code=2)
     assert train.main([*map(str, again)]) == 0
-    with_songs(toy_dataset, Path("other"), lambda one: one["split"] == "test")
     wrong = ["first", "other", *data[2:], *settings(), "--name=new", "--share", 1, 1]
     assert "other: no song to learn from, so it can have no --share" in refused(capsys, *wrong)
 
 
 def test_songs_of_a_teacher_are_told_and_marked_in_the_checkpoint(toy_dataset, capsys):
-    ids = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
-    taught = with_songs(toy_dataset, Path("taught"), lambda one: one["id"] == ids[0], taught=True)
-    true = with_songs(toy_dataset, Path("true"), lambda one: one["id"] != ids[0])
-    assert train.main([str(true), str(taught), *settings(steps=4, trim=0.5)]) == 0
+    taught = with_songs(toy_dataset, "taught", 1, taught=True)
+    true = with_songs(toy_dataset, "true", 2, 3)
+    assert train.main([true, taught, *settings(steps=4, trim=0.5)]) == 0
     assert "slices, 1 songs labelled by a teacher" in capsys.readouterr().out
     best = model.load_checkpoint(Path("runs/convnet/best.pth"))
-    assert [entry.rpartition(" ")[0] for entry in best["taught"]] == [ids[0]]
+    assert [entry.rpartition(" ")[0] for entry in best["taught"]] == [ids_of(toy_dataset)[1]]
 
 
 def refused(capsys, *argv: object, code: int = 1) -> str:
@@ -192,9 +191,9 @@ def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
     assert "empty: no manifest.json" in refused(capsys, toy_dataset, "empty")
     line = refused(capsys, toy_dataset, "--set=n_fft=2048")
     assert "built with n_fft=1024, not 2048" in line
-    one = with_songs(toy_dataset, Path("one"), lambda one: one["id"].startswith("001"))
+    one = with_songs(toy_dataset, "one", 0)
     assert "none of 0 training songs can be validated on" in refused(capsys, one)
-    other = with_songs(toy_dataset, Path("voices"), lambda one: True, parts=["vocals"])
+    other = with_songs(toy_dataset, "voices", 1, 2, parts=["vocals"])
     assert "not the array the manifest promises" in refused(capsys, other)
 
 
@@ -374,7 +373,7 @@ def test_whenever_a_run_is_killed_its_checkpoints_are_whole_and_it_goes_on(toy_d
 
 def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
     resume = [toy_dataset, "--name=new", "--checkpoint", whole / "last.pth"]
-    others = with_songs(toy_dataset, Path("others"), lambda one: one["split"] == "test")
+    others = with_songs(toy_dataset, "others", 0)
     said = (
         "last.pth: it was trained on other songs, or in another order; it was validated on other "
         "songs (give what it was trained with, or --adapt)"
@@ -388,10 +387,9 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
 
 
 def test_a_trained_network_is_adapted_to_other_songs_and_settings(toy_dataset, whole, capsys):
-    train_songs = [s.id for s in dataset.load_manifest(toy_dataset).songs if s.split == "train"]
-    few = with_songs(toy_dataset, Path("few"), lambda one: one["id"] != train_songs[0])
+    few = with_songs(toy_dataset, "few", 2, 3)
     options = ["--adapt", "--checkpoint", str(whole / "last.pth"), "--set=learning_rate=0.02"]
-    assert train.main([str(few), *options, "--set=steps=2", "--name=new"]) == 0
+    assert train.main([few, *options, "--set=steps=2", "--name=new"]) == 0
     said = "last.pth: its steps is None, not 2; its learning_rate is 0.01, not 0.02; it was"
     assert said in capsys.readouterr().out
     old, new = (model.load_checkpoint(f / "last.pth") for f in (whole, Path("runs/new")))
@@ -402,29 +400,25 @@ def test_a_trained_network_is_adapted_to_other_songs_and_settings(toy_dataset, w
 def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, whole, capsys):
     learnt = model.load_checkpoint(whole / "best.pth")["data"]  # two songs; one is held out now
     ids = [song.rpartition(" ")[0] for song in learnt]
-    others = with_songs(toy_dataset, Path("others"), lambda one: one["id"] in ids)
+    numbers = [ids_of(toy_dataset).index(name) for name in ids]
+    others = with_songs(toy_dataset, "others", *numbers)
     words = ["--licence", "research", "--source", "a band"]
     assert publish.main([str(whole / "best.pth"), "net.pth", *words]) == 0
-    assert "--name the new run" in refused(
-        capsys, others, "--adapt", "--checkpoint=net.pth", "--set=steps=1", code=2
-    )
-    for network, name, steps in (("net.pth", "one", 1), ("runs/one/last.pth", "two", 2)):
-        options = ["--adapt", "--checkpoint", network, "--name", name, f"--set=steps={steps}"]
-        assert train.main([str(others), *options]) == 0
+    adapt = ["--adapt", "--set=steps=1", "--checkpoint=net.pth"]
+    assert "--name the new run" in refused(capsys, others, *adapt, code=2)
+    for name, more in (("one", []), ("two", ["--checkpoint=runs/one/last.pth", "--set=steps=2"])):
+        assert train.main([others, *adapt, *more, "--name", name]) == 0
         assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
         found = model.load_checkpoint(Path("runs") / name / "best.pth")
         assert (found["licence"], found["sources"]) == ("research", ["a band"])
-        assert found["learnt_before"] == sorted(learnt)
-        assert set(model.learnt_songs(found)) == set(learnt)
+        assert found["learnt_before"] == sorted(learnt) == sorted(model.learnt_songs(found))
     spelling = {"id": ids[0].upper().replace(" ", "_")}  # as another copy of the music has it
-    known = with_songs(toy_dataset, Path("known"), lambda one: one["id"] == ids[0], **spelling)
-    new = with_songs(toy_dataset, Path("new"), lambda one: one["id"] not in ids)
-    options = ["--adapt", "--checkpoint=net.pth", "--name=four", "--set=steps=1"]
-    assert train.main([str(new), "--validate-on", str(known), *options]) == 0
+    known = with_songs(toy_dataset, "known", numbers[0], **spelling)
+    new = with_songs(toy_dataset, "new", *({1, 2, 3} - set(numbers)))
+    assert train.main([new, "--validate-on", known, *adapt, "--name=four"]) == 0
     assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
     # Only renamed: it is restored, not adapted.
-    words = ["--checkpoint=runs/one/last.pth", "--name=three"]
-    assert train.main([str(others), *words]) == 0
+    assert train.main([others, "--checkpoint=runs/one/last.pth", "--name=three"]) == 0
     found = model.load_checkpoint(Path("runs/three/last.pth"))
     assert (found["licence"], found["learnt_before"]) == ("research", sorted(learnt))
 
