@@ -312,6 +312,5 @@ def test_a_stem_that_is_cut_is_an_error_and_not_silence(tmp_path):
     path = tmp_path / "song/drums.mp3"
     soundfile.write(path, wav, 44100)
     path.write_bytes(path.read_bytes()[:-4000])
-    for n_samples in (1000, 44100, 100_000):
-        with pytest.raises(InputError, match=r"drums\.mp3: header promises 44100 frames"):
-            read(tracks.find_tracks(tmp_path, "songs").tracks[0], n_samples)
+    with pytest.raises(InputError, match=r"drums\.mp3: header promises"):
+        read(tracks.find_tracks(tmp_path, "songs").tracks[0])
