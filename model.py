@@ -287,12 +287,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     cli.refuse_missing(path)
     try:
         with zipfile.ZipFile(path) as archive:
+            # A few bytes can claim to be gigabytes, in the archive and below in the weights.
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise InputError("records that grow")
             damaged = archive.testzip()  # torch.load does not compare the checksums
         # Explicit: an environment variable can turn the default off, but not this.
         contents = torch.load(path, map_location="cpu", weights_only=True)
         weights = contents["weights"].values()
         is_ours = contents.pop("format") == FORMAT and isinstance(contents["hparams"], dict)
-        # A few bytes can claim to be gigabytes.
         is_inflated = sum(weight.nbytes for weight in weights) > path.stat().st_size
         is_finite = all(weight.isfinite().all() for weight in weights)
     except Exception as error:  # damage raises six different types

@@ -119,7 +119,8 @@ def check_writable(path: Path) -> None:
         place = path
         is_other = path.exists() and not path.is_file()  # raises where the name is too long
     except OSError as error:
-        raise InputError(f"{place}: {error.strerror or error} (choose another folder)") from error
+        remedy = "shorten the song's name" if place is path else "choose another folder"
+        raise InputError(f"{place}: {error.strerror or error} ({remedy})") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):  # false on a read-only disk even for root
         raise InputError(f"{path.parent}: not writable (choose another folder)")
     if is_other:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,18 @@ def toy_dataset(toy_tree) -> Path:
     folder = toy_tree.parent / "dataset"
     assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path, request) -> Iterator[Path]:
+    """A disk of 400 kB, or of the size that a test asks for."""
+    folder, size = tmp_path / "disk", getattr(request, "param", "400k")
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -83,18 +82,6 @@ def test_impossible_outputs_are_told_before_any_work(tmp_path):
     ):
         with pytest.raises(InputError, match=what):
             check_outputs([path], [])
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 400 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("container", ["wav", "flac", "ogg", "mp3"])

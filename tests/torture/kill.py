@@ -1,0 +1,123 @@
+"""Kill a script at random times: what is there is whole, nothing is lost, a rerun finishes.
+
+    python tests/torture/kill.py train 50 --seed 1
+
+Whole is what a run that nobody killed wrote, byte by byte. Of checkpoints, each loads, they never
+fall behind an earlier step, and in the end they hold the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import build_dataset
+import model
+from demo import synthesis
+
+ROOT = Path(__file__).parents[2]
+NETWORK = ROOT / "pretrained" / "resnet18_small.pth"
+SMALL = {"width": 2, "model_type": "convnet", "epochs": 8, "chunk_slices": 32, "valid_seconds": 2}
+RESUMABLE = ("last.pth", "previous.pth")
+
+
+def prepare(kind: str, folder: Path) -> tuple[Path, list[object]]:
+    """Make what a script needs; returns the folder it writes into, and its command."""
+    music, data = folder / "music", folder / "data"
+    synthesis.write_dsd100(music, n_train=6, n_test=2, seconds=4, sample_rate=22050, seed=0)
+    if kind == "build":
+        return data, [ROOT / "build_dataset.py", music, data, "--workers=2"]
+    if kind == "generate":
+        options = ["--background", "--report", "--output-dir", folder / "out"]
+        return folder / "out", [ROOT / "generate.py", NETWORK, music / "Mixtures", *options]
+    assert build_dataset.main([str(music), str(data), "--workers=1"]) == 0
+    settings = [f"--set={name}={value}" for name, value in SMALL.items()]
+    return folder / "runs" / "convnet", [ROOT / "train.py", data, *settings]
+
+
+def state(folder: Path) -> dict[str, bytes | tuple[int, dict[str, bytes]]]:
+    """Return what stands under every final name: bytes, or a checkpoint's step and weights."""
+    found = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if path.name[0] == "." or path.name == "next.pth" or "tfevents" in path.name:
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".pth":
+            checkpoint = model.load_checkpoint(path)
+            weights = {key: x.numpy().tobytes() for key, x in checkpoint["weights"].items()}
+            found[name] = checkpoint["step"], weights
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def assert_nothing_is_lost(before: dict, now: dict, whole: dict, kind: str) -> None:
+    """Compare two states with each other, and with that of a run that nobody killed."""
+    if kind == "train":
+        steps = [max((x[n][0] for n in RESUMABLE if n in x), default=0) for x in (before, now)]
+        assert steps[0] <= steps[1]
+    else:
+        assert before.keys() <= now.keys()
+        assert [name for name in now if now[name] != whole.get(name)] == []
+
+
+def run(kind: str, n_kills: int, seed: int) -> dict[str, int]:
+    """Kill a script so many times; returns how often what was there then, and at the end."""
+    rng, before = random.Random(seed), {}
+    counts = {"killed": 0, "with something finished": 0, "within a file": 0, "came to the end": 0}
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder, words = prepare(kind, home)
+
+        def start() -> subprocess.Popen:
+            goes_on = kind == "train" and any((folder / name).exists() for name in RESUMABLE)
+            more = ["--checkpoint", folder / "last.pth"] if goes_on else []
+            command = [sys.executable, *map(str, [*words, *more])]
+            return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
+
+        began = time.monotonic()
+        assert start().wait() == 0
+        longest, whole = time.monotonic() - began, state(folder)
+        print(f"{kind}: {longest:.1f} s, {len(whole)} files; seed {seed}", flush=True)
+        shutil.rmtree(folder)
+        while True:
+            process = start()
+            try:
+                process.wait(rng.uniform(0, longest) if counts["killed"] < n_kills else None)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                now = state(folder)
+                assert_nothing_is_lost(before, now, whole, kind)
+                counts["killed"] += 1
+                counts["with something finished"] += bool(now)
+                half = [*folder.rglob(".*.tmp-*"), *folder.glob("next.pth")]
+                counts["within a file"] += bool(half)
+                before = now
+                continue
+            assert process.returncode == 0
+            now = state(folder)
+            assert all(now[name] == whole[name] for name in whole if name != "previous.pth")
+            counts["came to the end"] += 1
+            if counts["killed"] == n_kills:
+                return counts
+            shutil.rmtree(folder)
+            before = {}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("kind", choices=["build", "train", "generate"])
+    parser.add_argument("n_kills", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(run(arguments.kind, arguments.n_kills, arguments.seed))

@@ -1,0 +1,245 @@
+"""Odd sounds, full disks, kill -9: each on the real scripts, and what was good before stays."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import kill
+import numpy as np
+import pytest
+import soundfile
+import torch
+from sounds import RATE, like, names, noise, wav_bytes, write
+
+import build_dataset
+import generate
+import model
+import separation
+import train
+from hparams import InputError
+from sound import reading, writing
+
+NETWORK = str(kill.NETWORK)
+TRAIN = ["--set=width=2", "--set=model_type=convnet", "--set=valid_seconds=1"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def errors(capsys: pytest.CaptureFixture, kind: str = "error") -> list[str]:
+    """Return what was said of one kind, without the script's name; nothing else may be."""
+    lines = capsys.readouterr().err.splitlines()
+    assert all(f": {kind}: " in line for line in lines), lines
+    return [line.partition(f": {kind}: ")[2] for line in lines]
+
+
+def script(name: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, kill.ROOT / f"{name}.py", *map(str, words)]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+def stem(name: str) -> np.ndarray:
+    return soundfile.read(f"generated/{name}.wav", always_2d=True)[0]
+
+
+# --- Sounds -------------------------------------------------------------------------------------
+
+ODD = {
+    "silence": np.zeros((9000, 2)),
+    "direct current": np.full((9000, 2), 0.5),
+    "denormal": 1e-40 * noise(9000),
+    "hardly there": 1e-30 * noise(9000),
+    "32 dB too loud": 40 * noise(9000) / 0.3,
+    "one sample": noise(1),
+    "two samples": noise(2),
+    "shorter than the network's view": noise(4410),
+    "32 channels": noise(3000, 32),
+}
+
+
+def test_odd_sounds_are_separated_and_add_up(capsys):
+    paths = [f"{name}.wav" for name in ODD]
+    for path, wav in zip(paths, ODD.values(), strict=True):
+        soundfile.write(path, wav, RATE, "FLOAT")
+    assert generate.main([NETWORK, *paths, "--background"]) == 0
+    assert errors(capsys) == []
+    for name, wav in ODD.items():
+        wav, peak = wav.astype(np.float32), np.abs(wav).max()
+        vocals, accompaniment = (stem(f"{name}_{end}") for end in ("vocals", "accompaniment"))
+        assert vocals.shape == accompaniment.shape == wav.shape
+        assert np.abs(vocals).max() <= 2 * peak
+        np.testing.assert_allclose(vocals + accompaniment, wav, rtol=0, atol=1e-6 * peak)
+
+
+def test_what_cannot_be_separated_is_one_line_each_and_leaves_nothing(capsys):
+    write(Path("1025.wav"), wav_bytes(bytes(20_500), n_channels=1025))
+    soundfile.write("1e38.wav", np.full((9000, 2), 1e38), RATE, "FLOAT")
+    long = f"{'n' * 251}.wav"
+    write(Path("none.wav"), wav_bytes(bytes(2000), size=0))
+    write(Path(long), wav_bytes(bytes(2000)))
+    assert generate.main([NETWORK, "1025.wav", "1e38.wav", "none.wav", long]) == 1
+    *said, last = capsys.readouterr().err.splitlines()
+    assert len(said) == 4
+    assert "4 of 4 files failed" in last
+    for what in (
+        "File name too long (shorten the song's name)",
+        "1025.wav: not audio that can be read: Too many channels",
+        "1e38.wav: sample of 1e+38 at 0.000 s",
+        "none.wav: no audio samples",
+    ):
+        assert any(what in line for line in said), what
+    assert names(Path("generated")) == []
+
+
+def test_bytes_behind_the_length_that_a_header_promises_are_told(capsys):
+    samples = (30_000 * noise(3000, 1)).astype("<i2")
+    write(Path("a.wav"), wav_bytes(samples.tobytes(), size=4000))
+    assert generate.main([NETWORK, "a.wav", "--background"]) == 0
+    said = "a.wav: 2000 bytes behind the sound that its header promises are ignored"
+    assert errors(capsys, "warning") == [said]
+    both = stem("a_vocals") + stem("a_accompaniment")
+    np.testing.assert_array_equal(both * 2**15, samples[:2000])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(name):
+    soundfile.write(name, noise(20 * RATE), RATE)
+    with reading.Reader(name) as reader:
+        blocks = reader.blocks(5000)
+        next(blocks)
+        os.truncate(name, 100_000)
+        with pytest.raises(InputError, match=name):
+            list(blocks)
+
+
+def test_minutes_of_ogg_are_written_at_once():
+    """Vorbis of libsndfile crashes where it is given 65536 samples or more."""
+    path, wav = Path("a.ogg"), noise(240 * 8000, 1).T.astype(np.float32)
+    info = like(path, "FLOAT", n_samples=wav.shape[1])
+    with writing.SoundWriter(path, info, writing.choose_format(info, "ogg"), "vocals") as file:
+        file.write(writing.Separated(wav, wav, 0 * wav))
+    assert soundfile.info(path).frames == wav.shape[1]
+
+
+@pytest.mark.torture
+def test_neither_threads_nor_a_missing_home_change_the_stems():
+    soundfile.write("a.wav", noise(RATE), RATE)
+    stems = []
+    for environment in ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "64", "HOME": "/dev/null"}):
+        done = script("generate", NETWORK, "a.wav", "--overwrite", "--report", **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        stems.append(stem("a_vocals"))
+    np.testing.assert_allclose(*stems, rtol=0, atol=2 / 255)  # two levels of the mask
+
+
+# --- Memory and checkpoints ---------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_too_small_names_the_setting(capsys, monkeypatch):
+    def split(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 TiB")
+
+    monkeypatch.setattr(separation, "split", split)
+    write(Path("a.wav"), wav_bytes(bytes(2000)))
+    assert generate.main([NETWORK, "a.wav"]) == 1
+    (said,) = errors(capsys)
+    assert said == "a.wav: out of memory on the GPU (try --set block_frames=64)"
+    assert names(Path("generated")) == []
+
+
+def test_a_checkpoint_that_would_grow_is_not_unpacked(capsys, monkeypatch):
+    checkpoint = io.BytesIO()
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", b"")
+        archive.writestr("net/data/0", bytes(10**8))
+    write(Path("bomb.pth"), checkpoint.getvalue())
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(InputError, match=r"^bomb.pth: not a checkpoint, or damaged"):
+        model.load_checkpoint(Path("bomb.pth"))
+
+
+@pytest.mark.torture
+def test_short_songs_and_batches_of_any_size_are_learnt_from(capsys):
+    for i, n_samples in enumerate((30_000, 1, 700, 30_000)):
+        for name, seed in (("vocals", i), ("bass", i + 9)):
+            path = Path("songs", str(i), f"{name}.wav")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, noise(n_samples, 1, seed), 22050)
+    assert build_dataset.main(["songs", "data", "--workers=1"]) == 0
+    for batch_size, chunk_slices in ((1, 1), (64, 64)):
+        pace = [f"--set=batch_size={batch_size}", f"--set=chunk_slices={chunk_slices}"]
+        argv = ["data", *TRAIN, *pace, "--set=steps=3", f"--name={batch_size}"]
+        assert train.main(argv) == 0
+        assert model.load_checkpoint(Path(f"runs/{batch_size}/last.pth"))["step"] == 3
+    assert errors(capsys) == []
+
+
+# --- Full disks ---------------------------------------------------------------------------------
+
+
+def grow(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=99m", str(disk)], check=True)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("small_disk", ["2600k"], indirect=True)
+def test_a_full_disk_leaves_both_stems_as_they_were(small_disk):
+    soundfile.write("a.wav", noise(10 * RATE), RATE)
+    words = [NETWORK, "a.wav", "--background", "--output-dir", small_disk]
+    assert script("generate", *words, "--duration=1").returncode == 0
+    before = kill.state(small_disk)
+    done = script("generate", *words)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert f": no space left on {small_disk} (free some)" in said
+    assert kill.state(small_disk) == before
+    assert sorted(before) == names(small_disk) == ["a_accompaniment.wav", "a_vocals.wav"]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
+def test_a_full_disk_keeps_the_songs_that_are_built(small_disk, toy_tree, toy_dataset):
+    words = [toy_tree, small_disk / "data", "--workers=1"]
+    done = script("build_dataset", *words)
+    assert done.returncode == 1
+    *said, last = done.stderr.splitlines()
+    assert 0 < len(said) < 4
+    assert all(": could not be written: No space left on device" in line for line in said)
+    assert f": error: {len(said)} of 4 songs are bad" in last
+    whole, built = kill.state(toy_dataset), kill.state(small_disk / "data")
+    assert built.items() < whole.items()
+    grow(small_disk)
+    assert script("build_dataset", *words).returncode == 0
+    assert kill.state(small_disk / "data") == whole
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("small_disk", ["1200k"], indirect=True)
+def test_training_outlives_a_full_disk_and_saves_when_there_is_room(small_disk, toy_dataset):
+    words = [kill.ROOT / "train.py", toy_dataset, *TRAIN, "--set=width=24", "--set=epochs=4"]
+    command, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
+    with subprocess.Popen(command, cwd=small_disk, stdout=pipe, stderr=pipe, text=True) as process:
+        warning = process.stderr.readline()
+        assert "No space left on device; training goes on" in warning
+        grow(small_disk)
+        process.communicate()
+    assert process.returncode == 0
+    last = model.load_checkpoint(small_disk / "runs/convnet/last.pth")
+    assert last["resume"]["epoch"] == 4
+
+
+# --- kill -9 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("kind", ["build", "train", "generate"])
+def test_whenever_a_script_is_killed_nothing_is_lost_and_a_rerun_finishes(kind):
+    counts = kill.run(kind, n_kills=5, seed=0)
+    assert counts["with something finished"] > 0, counts
