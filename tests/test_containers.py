@@ -66,6 +66,7 @@ ID3 = b"ID3\x03\0\0\0\0\x02\0" + bytes(256)
 FILES = {  # content, and of which songs it holds all
     "with a header": (mp3(), [0]),
     "with tags": (ID3 + mp3() + b"TAG" + bytes(125), [0]),
+    "with a picture of 20 MB": (b"ID3\3\0\0\x09\x40\0\0" + bytes(9 * 2**21 + 2**20) + mp3(), [0]),
     "with a large tag at its end": (mp3() + b"APETAGEX" + bytes(200_000), [0]),
     "joined": (mp3(0) + mp3(1), [0, 1]),
     "joined, with a tag between": (mp3(0) + ID3 + mp3(1), [0, 1]),

@@ -105,7 +105,8 @@ def test_a_forbidden_file_is_told_as_such(tmp_path):
 
 def test_every_container_is_read_whole(tmp_path):
     sounds = [(c, "PCM_16") for c in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "FLAC")]
-    sounds += [("WAV", "IMA_ADPCM"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
+    sounds += [("WAV", law) for law in ("ULAW", "ALAW", "IMA_ADPCM")]
+    sounds += [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
     path, n_samples = tmp_path / "sound", 48001
     for container, subtype in sounds:
         endian = "BIG" if container == "WAV" else None  # RIFX

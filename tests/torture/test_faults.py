@@ -172,6 +172,9 @@ def test_short_songs_and_batches_of_any_size_are_learnt_from(capsys):
             path = Path("songs", str(i), f"{name}.wav")
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, noise(n_samples, 1, seed), 22050)
+    with pytest.raises(SystemExit, match="2"):
+        build_dataset.main(["songs", "data", "--workers=0"])
+    capsys.readouterr()
     assert build_dataset.main(["songs", "data", "--workers=1"]) == 0
     for batch_size, chunk_slices in ((1, 1), (64, 64)):
         pace = [f"--set=batch_size={batch_size}", f"--set=chunk_slices={chunk_slices}"]
