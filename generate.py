@@ -44,6 +44,7 @@ PIPE = Path("-")
 FILES_ONLY = ("background", "report", "format", "subtype", "start", "duration")
 SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 STEMS = ("vocals", "accompaniment")
+LEFT_BEHIND = 3600  # seconds after which a temporary file is one of a run that was killed
 
 
 @cli.script
@@ -206,6 +207,11 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
         except InputError as error:
             cli.complain(error)
             failed.append(path)
+    for place in {outputs.paths["vocals"].parent for outputs in jobs.values()}:
+        for path in place.glob(".*.tmp-*"):
+            with contextlib.suppress(OSError):  # another run may have renamed it
+                if time.time() - path.stat().st_mtime > LEFT_BEHIND:
+                    path.unlink()
     if n_done:
         print(
             f"{n_done} of {len(songs)} {'is' if n_done == 1 else 'are'} already there "

@@ -70,9 +70,26 @@ def assert_nothing_is_lost(before: dict, now: dict, whole: dict, kind: str) -> N
         assert [name for name in now if now[name] != whole.get(name)] == []
 
 
+def parts(folder: Path) -> set[Path]:
+    """Return the temporary files that are there."""
+    return {*folder.rglob(".*.tmp-*"), *folder.glob("next.pth")}
+
+
+def kill_in_time(process: subprocess.Popen, seconds: float, folder: Path, in_a_file: bool) -> bool:
+    """Kill a process after so long, or at the next file it writes; false if it ended before."""
+    before, end = parts(folder), time.monotonic() + seconds
+    while time.monotonic() < end or (in_a_file and parts(folder) <= before):
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    return True
+
+
 def run(kind: str, n_kills: int, seed: int) -> dict[str, int]:
     """Kill a script so many times; returns how often what was there then, and at the end."""
-    rng, before = random.Random(seed), {}
+    rng, before, left = random.Random(seed), {}, set()
     counts = {"killed": 0, "with something finished": 0, "within a file": 0, "came to the end": 0}
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -90,28 +107,25 @@ def run(kind: str, n_kills: int, seed: int) -> dict[str, int]:
         print(f"{kind}: {longest:.1f} s, {len(whole)} files; seed {seed}", flush=True)
         shutil.rmtree(folder)
         while True:
-            process = start()
-            try:
-                process.wait(rng.uniform(0, longest) if counts["killed"] < n_kills else None)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process, seconds = start(), rng.uniform(0, longest)
+            if counts["killed"] < n_kills and kill_in_time(
+                process, seconds, folder, in_a_file=counts["killed"] % 2 == 1
+            ):
                 now = state(folder)
                 assert_nothing_is_lost(before, now, whole, kind)
                 counts["killed"] += 1
                 counts["with something finished"] += bool(now)
-                half = [*folder.rglob(".*.tmp-*"), *folder.glob("next.pth")]
-                counts["within a file"] += bool(half)
-                before = now
+                counts["within a file"] += bool(parts(folder) - left)
+                before, left = now, parts(folder)
                 continue
-            assert process.returncode == 0
+            assert process.wait() == 0
             now = state(folder)
             assert all(now[name] == whole[name] for name in whole if name != "previous.pth")
             counts["came to the end"] += 1
             if counts["killed"] == n_kills:
                 return counts
             shutil.rmtree(folder)
-            before = {}
+            before, left = {}, set()
 
 
 if __name__ == "__main__":

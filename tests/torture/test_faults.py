@@ -241,6 +241,15 @@ def test_training_outlives_a_full_disk_and_saves_when_there_is_room(small_disk, 
 # --- kill -9 ------------------------------------------------------------------------------------
 
 
+def test_what_a_killed_run_left_is_removed_but_not_what_is_being_written():
+    write(Path("a.wav"), wav_bytes(bytes(2000)))
+    Path("generated").mkdir()
+    write(Path("generated/.b_vocals.wav.tmp-1"), b"half of it")
+    os.utime(write(Path("generated/.a_vocals.wav.tmp-2"), b"half of it"), (1e9, 1e9))
+    assert generate.main([NETWORK, "a.wav"]) == 0
+    assert names(Path("generated")) == [".b_vocals.wav.tmp-1", "a_vocals.wav"]
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", ["build", "train", "generate"])
 def test_whenever_a_script_is_killed_nothing_is_lost_and_a_rerun_finishes(kind):
