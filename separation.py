@@ -34,9 +34,7 @@ BLOCK_FRAMES = {"cpu": 256, "cuda": 2048}  # a CPU's cache wants few, a GPU many
 
 
 class Separator:
-    """A trained network, ready to separate.
-
-    It takes over the `model` it is given, whose batch norms are folded in place.
+    """A trained network, ready to separate; the `model` that it is given is its own from then on.
 
     Attributes
     ----------
@@ -44,9 +42,6 @@ class Separator:
         Audio and network settings, as trained.
     mask_settings : dict
         ``mask_at_eval``, ``eval_mask_threshold``, ``noise_gate``, ``mask_sharpness`` in force.
-    device : torch.device
-    dtype : torch.dtype
-        What the network computes in.
     stereo : str
         What gets a mask of its own: the "mean" of all channels, "mid-side" of two (of more: every
         one, as their mean may destroy a voice), or every one of the "channels".
@@ -79,20 +74,9 @@ class Separator:
     ) -> Separator:
         """Load a checkpoint.
 
-        Parameters
-        ----------
-        path : Path or str
-        device : torch.device or str
-        settings : HParams
-            Its mask settings, where they are not None, go before those tuned for the checkpoint.
-        explicit : dict, optional
-            Settings that the user named: refused where training fixed another value.
-
-        Raises
-        ------
-        InputError
-            If the checkpoint is missing or damaged, or contradicts `explicit`, or there is no such
-            device.
+        The mask settings of `settings`, where they are not None, go before those tuned for the
+        checkpoint; `explicit` are settings that the user named. InputError if the checkpoint is
+        missing or damaged, or was trained with another value of those, or there is no such device.
         """
         kind = torch.device(device).type
         if kind not in BLOCK_FRAMES or (kind == "cuda" and not torch.cuda.is_available()):
@@ -169,15 +153,9 @@ class Separator:
         return vocals.numpy(), (wav - vocals).numpy()
 
     def song_mask(self, wav: np.ndarray | torch.Tensor, sample_rate: int) -> torch.Tensor:
-        """Return the network's mask of a whole waveform, the one that a stream applies.
+        """Return the mask of a whole waveform before `audio.vocals_mask`: (n_masks, n_bins, n).
 
-        Parameters and errors as for `separate`.
-
-        Returns
-        -------
-        torch.Tensor, shape=(n_masks, n_bins, n_frames), in [0, 1], on the CPU
-            For `audio.vocals_mask` and `audio.apply_mask`; two are of mid and side where
-            `is_mid_side`.
+        It is in [0, 1] and on the CPU; two masks are of mid and side where `is_mid_side`.
         """
         wav = _copy(wav)
         wav = wav.reshape(-1, wav.shape[-1])
@@ -190,17 +168,10 @@ class Separator:
 
     @torch.inference_mode()
     def mask(self, features: torch.Tensor, past: networks.Past | None = None) -> torch.Tensor:
-        """Return the network's answer in 256 levels.
+        """Return the network's answer in 256 levels, (..., n_bins, n_columns), in [0, 1].
 
-        Parameters
-        ----------
-        features : torch.Tensor, shape=(..., n_bins, n_columns + stft_frames - 1)
-        past : dict, optional
-            The network's memory: from the second call on, `features` are n_columns new frames.
-
-        Returns
-        -------
-        torch.Tensor, shape=(..., n_bins, n_columns), in [0, 1]
+        `features` are (..., n_bins, n_columns + stft_frames - 1), or with a `past`, the network's
+        memory, from the second call on n_columns new frames.
         """
         x = features.to(self.dtype).reshape(-1, 1, *features.shape[-2:])
         logits = self.model(x, past).float()
@@ -263,20 +234,15 @@ class Stream:
         return self.grid.n_fft + (self.separator.hp.lookahead + self.least_frames - 1) * hop
 
     def push(self, wav: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Take samples; return the vocals that they finish, on the CPU.
+        """Take samples, (n_channels, n); return the vocals that they finish, (n_channels, m).
 
-        Parameters
-        ----------
-        wav : np.ndarray or torch.Tensor, shape=(n_channels, n)
-
-        Returns
-        -------
-        torch.Tensor, shape=(n_channels, m)
-            The vocals that follow those returned so far; `m` may be 0.
+        They are on the CPU and follow those returned so far; m may be 0.
         """
         assert not self.is_finished, "the song has been finished; start another stream"
-        assert wav.ndim == 2, "push (n_channels, n), also where n_channels is 1"
-        assert len(wav) == len(self.carry), f"{len(wav)} channels in a song of {len(self.carry)}"
+        if wav.ndim != 2 or len(wav) != len(self.carry):
+            raise InputError(
+                f"samples of shape {tuple(wav.shape)}: ({len(self.carry)}, n) expected"
+            )
         wav = _copy(wav)  # the caller may fill the same array again
         wav = audio.mid_side(wav) if self.is_mid_side else wav
         self.n_pushed += wav.shape[-1]
