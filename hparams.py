@@ -21,6 +21,7 @@ TRAINED = (  # bound by a checkpoint
     "mixture_power",
     "stft_frames",
     "stft_lookahead",
+    "mask_frames",
     "model_type",
     "width",
 )
@@ -63,6 +64,7 @@ class HParams:
     mixture_power: float = 2.0  # exponent of |X| before dB in the network's input
     stft_frames: int = 25  # frames the network sees; 25 = 290 ms
     stft_lookahead: int | None = None  # of them after the answered one: the delay; None: half
+    mask_frames: int = 1  # neighbouring frames with one column of the mask; 2: half the operations
     model_type: str = "resnet18"  # "resnet18" or "convnet"
     width: int = 32  # channels of the first convolution; operations grow with its square
 
@@ -121,6 +123,11 @@ class HParams:
                 f"stft_lookahead is {self.lookahead}; of {self.stft_frames} frames, at most "
                 f"{self.stft_frames // 2} may lie ahead"
             )
+        if self.lookahead % self.mask_frames or self.lookback % self.mask_frames:
+            raise InputError(
+                f"mask_frames is {self.mask_frames}; frames before and after the answered one, "
+                f"{self.lookback} and {self.lookahead}, must be a multiple of it"
+            )
         # An odd number of hops could, at another rate, be a window without a middle sample.
         if self.n_fft % (2 * self.hop_length) or self.n_fft < 4 * self.hop_length:
             raise InputError(
@@ -168,6 +175,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "mixture_power": (0.1, 10),
     "stft_frames": (1, 999),
     "stft_lookahead": (0, 499),
+    "mask_frames": (1, 12),
     "width": (2, 512),
     "stft_stride": (1, 999),
     "vocals_power": (0.1, 10),

@@ -63,6 +63,22 @@ def _spread(n: int, n_places: int) -> list[int]:
     return [high - low for low, high in itertools.pairwise(steps)]
 
 
+def fold(x: torch.Tensor, n_frames: int) -> torch.Tensor:
+    """Lay neighbouring frames over each other: (n, 1, n_bins, T) to (n, n_frames, n_bins, …)."""
+    if n_frames == 1:
+        return x
+    x = F.pad(x, (0, -x.shape[-1] % n_frames))
+    return x.squeeze(1).unflatten(-1, (-1, n_frames)).movedim(-1, 1)
+
+
+def unfold(logits: torch.Tensor, n_frames: int, x: torch.Tensor) -> torch.Tensor:
+    """Give neighbouring frames of `x`, which was folded, the same column of logits."""
+    if n_frames == 1:
+        return logits
+    logits = logits.repeat_interleave(n_frames, -1)
+    return logits[..., : logits.shape[-1] - -x.shape[-1] % n_frames]
+
+
 def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
     """Put the last `n_frames` of the calls before in front of what `layer` is about to consume."""
     if past is None or n_frames == 0:
@@ -154,8 +170,9 @@ class ResNet18(nn.Module):
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
-        w, reach = hp.width, time_reach(17, hp.lookahead, hp.lookback)
-        self.stem = ConvNorm(1, w, 7, reach[0], stride=2)
+        w, self.n_shared = hp.width, hp.mask_frames
+        reach = time_reach(17, hp.lookahead // self.n_shared, hp.lookback // self.n_shared)
+        self.stem = ConvNorm(self.n_shared, w, 7, reach[0], stride=2)
         widths = [w, w, w, w * 3 // 2, w * 3 // 2, 2 * w, 2 * w, 3 * w, 3 * w]
         strides = [1, 1, 2, 1, 2, 1, 2, 1]
         self.blocks = nn.ModuleList(
@@ -171,12 +188,14 @@ class ResNet18(nn.Module):
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map features to logits, see the module's docstring."""
-        x = self.stem(x, past).relu_()
+        features = x
+        x = self.stem(fold(x, self.n_shared), past).relu_()
         detail = self.detail(delayed(x, self.consumed, past, self)).relu_()
         for block in self.blocks:
             x = block(x, past)
         x = self.reduce(x).relu_()  # (n, width, n_bins / 16, n_columns)
-        return self.head(torch.cat([_rows(x), _rows(detail)], -1)).mT
+        logits = self.head(torch.cat([_rows(x), _rows(detail)], -1)).mT
+        return unfold(logits, self.n_shared, features)
 
 
 def _total(reach: list[tuple[int, int]]) -> tuple[int, int]:
@@ -197,27 +216,30 @@ class ConvNet(nn.Module):
 
     def __init__(self, hp: HParams) -> None:
         super().__init__()
-        w, used = hp.width, min(4, hp.lookahead)
+        w, self.n_shared = hp.width, hp.mask_frames
+        used = min(4, hp.lookahead // self.n_shared)
         reach = time_reach(4, used, used)
         half = max(1, w // 2)
-        self.first = ConvNorm(1, w, 3, reach[0])
+        self.first = ConvNorm(self.n_shared, w, 3, reach[0])
         self.second = ConvNorm(w, half, 3, reach[1])
         self.third = ConvNorm(half, 2 * w, 3, reach[2])
         self.fourth = ConvNorm(2 * w, half, 3, reach[3])
         self.pool = nn.MaxPool2d((3, 1), ceil_mode=True)
         pooled = math.ceil(math.ceil(hp.n_bins / 3) / 3)
-        self.fifth = nn.Conv2d(half, 4 * w, (pooled, hp.stft_frames - 2 * used))
+        wide = (hp.stft_frames - 1) // self.n_shared + 1 - 2 * used
+        self.fifth = nn.Conv2d(half, 4 * w, (pooled, wide))
         self.head = nn.Linear(4 * w, hp.n_bins)
 
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map features to logits, see the module's docstring."""
-        x = self.second(self.first(x, past).relu_(), past).relu_()
+        features = x
+        x = self.second(self.first(fold(x, self.n_shared), past).relu_(), past).relu_()
         x = self.pool(x)  # (n, width / 2, 171, frames - 4)
         x = self.fourth(self.third(x, past).relu_(), past).relu_()
         x = self.pool(x)  # (n, width / 2, 57, frames - 8)
         x = with_past(x, self.fifth.kernel_size[1] - 1, past, self.fifth)
         x = self.fifth(x).relu_()  # (n, 4 width, 1, n_columns)
-        return self.head(x.squeeze(2).mT).mT
+        return unfold(self.head(x.squeeze(2).mT).mT, self.n_shared, features)
 
 
 MODELS = {"resnet18": ResNet18, "convnet": ConvNet}
@@ -250,19 +272,19 @@ def is_narrow(hp: HParams, device: torch.device, for_inference: bool = False) ->
 
 
 def operations_per_column(hp: HParams) -> int:
-    """Count the multiplications and additions of one more column in a dense pass."""
+    """Count the multiplications and additions that one more column takes in a dense pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):  # nothing is computed
         model = build_model(hp).eval()
         eight, nine = (
-            torch.zeros(1, 1, hp.n_bins, n_columns + hp.stft_frames - 1) for n_columns in (8, 9)
+            torch.zeros(1, 1, hp.n_bins, n * hp.mask_frames + hp.stft_frames - 1) for n in (8, 9)
         )
     with FlopCounterMode(display=False) as counter:
         model(eight)
         first = counter.get_total_flops()
         model(nine)
-    return counter.get_total_flops() - 2 * first
+    return (counter.get_total_flops() - 2 * first) // hp.mask_frames
 
 
 def save_checkpoint(path: Path, model: nn.Module, hp: HParams, **extra: Any) -> None:

@@ -199,7 +199,8 @@ class Stream:
         self.is_split = n_channels > 1 and separator.stereo != "mean"
         self.grid = grid = audio.grid_at(sample_rate, hp)
         # Many channels go through in shorter blocks, so that memory stays what it is.
-        self.block_frames = max(16, separator.block_frames // -(-n_channels // 4))
+        most = max(16, separator.block_frames // -(-n_channels // 4))
+        self.block_frames = most // hp.mask_frames * hp.mask_frames
         self.n_pushed = self.n_returned = 0  # samples
         self.n_seen = 0  # frames
         self.peak_db = torch.full((1,), -math.inf, dtype=torch.float64, device=device)
@@ -213,7 +214,8 @@ class Stream:
         self.past: networks.Past | None = None
         if live:
             self.past = {}
-            silence = torch.zeros(n_masks, hp.n_bins, hp.stft_frames, device=device)
+            n_frames = hp.stft_frames - 1 + hp.mask_frames
+            silence = torch.zeros(n_masks, hp.n_bins, n_frames, device=device)
             separator.mask(silence, self.past)
         self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
@@ -225,7 +227,7 @@ class Stream:
     @property
     def least_frames(self) -> int:
         """Frames that must be there before they are worked off."""
-        return self.block_frames if self.past is None else 1
+        return self.block_frames if self.past is None else self.separator.hp.mask_frames
 
     @property
     def delay(self) -> int:

@@ -13,10 +13,11 @@ from hparams import CHOICES, GRID, MASK_SETTINGS, RANGES, TRAINED, HParams, Inpu
 
 # What contradicts another setting if it is changed alone.
 ALONE = {
-    "stft_lookahead": 5,
+    "stft_lookahead": 6,
     "n_fft": 1536,
     "hop_length": 128,
-    "stft_frames": 35,
+    "stft_frames": 37,
+    "mask_frames": 2,
     "min_level_db": -80.0,
 }
 

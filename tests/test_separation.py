@@ -315,8 +315,12 @@ def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> tor
 
 
 def test_live_masks_are_the_masks_of_the_file():
-    for model_type, rate in (("resnet18", 22050), ("convnet", 48000)):
-        separator = make(HParams(model_type=model_type, width=4))
+    for model_type, rate, mask_frames in (
+        ("resnet18", 22050, 1),
+        ("resnet18", 22050, 2),
+        ("convnet", 48000, 2),
+    ):
+        separator = make(HParams(model_type=model_type, width=4, mask_frames=mask_frames))
         wav = noise(2, rate)
         live = masks_of(separator, wav, rate, live=True)
         whole = masks_of(separator, wav, rate)
