@@ -319,16 +319,3 @@ def test_a_signal_ends_the_build_at_once_and_leaves_nothing(
     if number != signal.SIGKILL:  # what that leaves, the next build removes
         assert error == ""
         assert list((tmp_path / "out/songs").glob("*long*")) == []
-
-
-def test_a_killed_build_goes_on_to_the_same_dataset(toy_tree, built, tmp_path):
-    output = tmp_path / "out"
-    command = [*BUILD, str(toy_tree), str(output), "--workers", "1"]
-    with subprocess.Popen(command) as process:
-        wait_for(lambda: len(list(output.glob("songs/*.json"))) >= 2)
-        process.kill()
-    for path in output.glob("songs/*.npy"):
-        assert np.load(path).shape[1:] == (2, 513, 2)
-    assert subprocess.run(command).returncode == 0
-    assert contents(output) == contents(built)
-    assert not list(output.glob("*/.*.tmp-*"))

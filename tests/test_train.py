@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -331,44 +330,6 @@ def test_a_damaged_or_missing_last_save_gives_way_to_the_one_before(toy_dataset,
         assert Path("runs/again/last.pth").exists(), "a finished run resumes to itself"
         assert last.read_bytes() == before
         shutil.rmtree("runs")
-
-
-def start(*argv: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(TRAIN), *map(str, argv)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"},
-    )
-
-
-def wait_for(process: subprocess.Popen, beginning: str) -> None:
-    assert any(line.startswith(beginning) for line in process.stdout), process.stderr.read()
-
-
-@pytest.mark.torture
-def test_whenever_a_run_is_killed_its_checkpoints_are_whole_and_it_goes_on(toy_dataset):
-    rng = random.Random(0)
-    argv = [toy_dataset, *settings(epochs=6)]
-    last = Path("runs/convnet/last.pth")
-    process = start(*argv, "--name=whole")
-    process.communicate()
-    assert process.returncode == 0
-    for attempt in range(8):
-        options = ["--checkpoint", last] if last.exists() else ["--overwrite"]
-        process = start(*argv, *options)
-        if attempt < 7:
-            wait_for(process, "held-out")
-            time.sleep(rng.uniform(0, 6))
-            process.kill()
-        process.communicate()
-        for path in last.parent.glob("*.pth"):
-            model.load_checkpoint(path)
-    assert process.returncode == 0
-    for name in ("last.pth", "best.pth"):
-        assert weights_equal(last.parent / name, Path("runs/whole") / name)
-    assert [name for name in listing(last.parent) if "tmp" in name] == []
 
 
 def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
