@@ -144,22 +144,6 @@ def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
         probe(write(path, wav_bytes(bytes(2000), size=3_000_000_000)))
 
 
-@pytest.mark.parametrize("container", ["WAV", "RF64", "OGG", "MP3"])
-def test_scrambled_headers_are_read_or_refused_but_never_a_crash(tmp_path, container):
-    path, rng = tmp_path / "sound", np.random.default_rng(0)
-    soundfile.write(path, noise(2000, 1), RATE, format=container)
-    content = path.read_bytes()
-    for _ in range(60):
-        changed = bytearray(content)
-        for at in rng.integers(0, 130, rng.integers(1, 6)):
-            changed[at] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
-        try:
-            codes = read_codes(write(path, changed[: rng.integers(5, 2 * len(changed))]))
-        except InputError:
-            continue
-        assert codes.shape[1] < 100_000
-
-
 # --- Reading ------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,8 @@ from hparams import InputError
 from sound.reading import Reader
 
 RATE, N_SAMPLES = 44100, 50_000
-CONTAINERS = ("wav", "flac", "ogg", "mp3", "aiff", "m4a")
-HEADERS = {"wav": 44, "aiff": 54}  # bytes; what follows are samples
+CONTAINERS = ("wav", "rf64", "flac", "ogg", "mp3", "aiff", "m4a")
+HEADERS = {"wav": 44, "rf64": 104, "aiff": 54}  # bytes; what follows are samples
 GOOD = ("refused", "warned", "whole", "longer", "another format")
 MOST_SECONDS = 20.0  # a file, before it counts as a hang
 
@@ -61,7 +61,7 @@ def damage(content: bytes, container: str, rng: np.random.Generator) -> bytes:
     """Change a header, or take, repeat, insert or exchange bytes of what follows."""
     at, n = (int(x) for x in (rng.integers(0, len(content)), 2 ** rng.uniform(0, 12)))
     kinds = ["header", "header", "cut", "hole", "twice", "behind"]
-    if container not in ("wav", "aiff"):  # nothing tells that a sample of PCM is another one
+    if container not in HEADERS:  # nothing tells that a sample of PCM is another one
         kinds += ["noise", "bit"]
     match rng.choice(kinds):
         case "header":

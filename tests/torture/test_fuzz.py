@@ -13,4 +13,4 @@ def test_damage_is_told_or_all_of_the_sound_comes_out(tmp_path, capfd):
     counts = fuzz.run(int(os.environ.get("VOCAL_MASK_FUZZ", 600)), seed=0, keep=tmp_path)
     assert not list(tmp_path.iterdir()), capfd.readouterr().out
     for container, ends in counts.items():
-        assert ends["refused"] > 10 < ends["whole"] + ends["warned"], (container, ends)
+        assert ends["refused"] > 5 < ends["whole"] + ends["warned"], (container, ends)
