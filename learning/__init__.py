@@ -1,1 +1,0 @@
-"""What a network learns from, and how: a run, its targets, its validation."""

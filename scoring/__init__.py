@@ -1,1 +1,0 @@
-"""How good a separation is: metrics, scores of songs, tables, tuning."""
