@@ -15,7 +15,7 @@ from hparams import hparams
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("build_dataset", "train", "generate", "evaluate")
-SCRIPTS = (*VERBS, "tools.benchmark", "tools.figures", "tools.publish", "demo")
+SCRIPTS = (*VERBS, *(f"tools.{x}" for x in ("benchmark", "export", "figures", "publish")), "demo")
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "pretrained/README.md"]
 
 

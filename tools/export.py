@@ -1,0 +1,137 @@
+"""Write a checkpoint's network as ONNX files that run where there is no torch, as in a browser.
+
+The first file maps features to the mask as one dense pass. The second, with "live" in its name,
+goes on from call to call: the layers' last frames are further inputs and outputs. Weights are
+stored in half precision, as published, and computed with in float32.
+
+    python -m tools.export pretrained/resnet18.pth web/model.onnx
+    python -m tools.export runs/resnet18/best.pth mine.onnx
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cli
+from hparams import UNTUNED_MASK, HParams, InputError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+SMALL = 1024  # numbers; shorter arrays stay in float32
+
+
+@cli.script
+def main(argv: list[str] | None = None) -> int:
+    """Export one checkpoint."""
+    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a .pth file that train.py wrote")
+    add("output", type=Path, help="the .onnx to write; name.live.onnx is written beside it")
+    args = parser.parse_args(argv)
+    if args.settings:
+        raise UsageError("--set: a network is exported as it is (evaluate.py tune changes it)")
+    if args.output.suffix != ".onnx":
+        raise UsageError(f"{args.output}: an exported network's name ends in .onnx")
+    cli.refuse_missing(args.checkpoint)
+
+    import model  # here: wrong arguments are told before torch is loaded
+
+    checkpoint = model.load_checkpoint(args.checkpoint)
+    network, hp = model.restore_model(args.checkpoint, checkpoint)
+    if "curve_db" not in checkpoint:
+        raise InputError(f"{args.checkpoint}: holds no curve_db (use one that train.py wrote)")
+    network.eval().requires_grad_(False)
+    facts = {
+        "hparams": asdict(hp) | {"lookahead": hp.lookahead, "n_bins": hp.n_bins},
+        "curve_db": [round(db, 4) for db in checkpoint["curve_db"].tolist()],
+        "mask_settings": {**UNTUNED_MASK, **checkpoint.get("mask_settings", {})},
+        "stereo": checkpoint.get("stereo", "mid-side"),
+        "licence": checkpoint.get("licence", ""),
+    }
+    for path, is_live in ((args.output, False), (args.output.with_suffix(".live.onnx"), True)):
+        exported = to_onnx(network, hp, is_live)
+        for name, value in facts.items():
+            exported.metadata_props.add(key=name, value=json.dumps(value))
+        data = exported.SerializeToString()
+        cli.replace_atomically(path, lambda file, data=data: file.write(data))
+        print(f"{cli.printable(path)}: {len(data) / 1e6:.1f} MB")
+    return 0
+
+
+def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelProto:
+    """Trace a network: n_columns is any multiple of ``mask_frames``.
+
+    ``features``, (1, 1, n_bins, n_columns + stft_frames - 1), become ``mask``, (1, n_bins,
+    n_columns). A live network gets n_columns new frames and, in ``past_0``, ``past_1`` …, what each
+    layer remembers; it returns that, for the next call, in ``next_0``, ``next_1`` …
+    """
+    import torch
+
+    past: dict[torch.nn.Module, torch.Tensor] = {}
+    step = hp.mask_frames
+    if is_live:
+        network(torch.zeros(1, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
+    layers, names = list(past), [f"past_{i}" for i in range(len(past))]
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, features: torch.Tensor, pasts: list[torch.Tensor]) -> tuple:
+            past = dict(zip(layers, pasts, strict=True)) if is_live else None
+            mask = self.network(features, past).sigmoid()
+            return (mask, *(past[layer] for layer in layers))
+
+    least = 1 if is_live else (hp.stft_frames - 1) // step + 1
+    frames = step * torch.export.Dim("steps", min=least)
+    example = torch.zeros(1, 1, hp.n_bins, step * (least + 7))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not missed
+    with warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(
+            Graph().eval(),
+            (example, list(past.values())),
+            input_names=["features", *names],
+            output_names=["mask", *(name.replace("past", "next") for name in names)],
+            dynamic_shapes=({3: frames}, [{} for _ in names]),
+            optimize=False,  # folded batch norms would no longer round to what is published
+            verbose=False,
+        )
+    from onnxscript import optimizer
+
+    optimizer.inline(program.model)
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    return halve(program.model_proto)
+
+
+def halve(exported: onnx.ModelProto) -> onnx.ModelProto:
+    """Store large weights in half precision; whoever loads them casts them to float32, once."""
+    import numpy as np
+    import onnx
+
+    graph, casts = exported.graph, []
+    for weight in graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size > SMALL:
+            name = weight.name
+            weight.CopyFrom(onnx.numpy_helper.from_array(values.astype("f2"), f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=1))
+    nodes = [*casts, *graph.node]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    for entry in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        del entry.metadata_props[:]  # a tenth of the file: which line of Python made it
+    return exported
+
+
+if __name__ == "__main__":
+    sys.exit(main())
