@@ -1,0 +1,266 @@
+/** The page: a song from a file, or live sound; everything is computed in worker.js. */
+import { GAINS, Player, clock } from "./player.js";
+import { sampleRate } from "./wav.js";
+
+const MOST_BYTES = 2 ** 30; // of a file, and of what is decoded of it
+const MOST_CHANNELS = 8;
+const SLIDERS = ["mask_sharpness", "noise_gate", "eval_mask_threshold"];
+// From dark to bright, in steps that look alike, as on the listening page.
+const HEAT = [[4, 5, 20], [70, 22, 95], [165, 45, 95], [240, 110, 50], [252, 235, 160]];
+const byId = id => document.getElementById(id);
+const canvases = [...document.querySelectorAll("canvas")];
+const worker = new Worker("worker.js", { type: "module" });
+
+let settings = null; // of the mask, as the network's file says and the sliders change
+let song = null; // { name, rate, nChannels, nSamples, pieces }
+let player = null;
+let live = null; // { context, stream, node }
+let opened = 0; // counts the files: what belongs to an earlier one is dropped
+const requests = new Map(); // pieces that the worker was asked for
+
+// --- A song ------------------------------------------------------------------------------------
+
+class UserError extends Error {}
+
+/** Decode a file at its own rate. */
+async function decode(file) {
+  if (file.size > MOST_BYTES) throw new UserError("is larger than 1 GB");
+  const bytes = new Uint8Array(await file.arrayBuffer()), rate = sampleRate(bytes) ?? 44100;
+  let audio;
+  try {
+    audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes.buffer);
+  } catch {
+    throw new UserError("cannot be decoded by this browser (try wav, mp3, m4a or flac)");
+  }
+  const nChannels = audio.numberOfChannels;
+  if (nChannels > MOST_CHANNELS)
+    throw new UserError(`has ${nChannels} channels; at most ${MOST_CHANNELS} can be separated here`);
+  if (4 * audio.length * nChannels > MOST_BYTES)
+    throw new UserError("is too long: decoded, it takes more than 1 GB");
+  return audio;
+}
+
+async function open(file) {
+  const mine = ++opened;
+  say(`${file.name}: decoding …`);
+  try {
+    const audio = await decode(file), { sampleRate: rate, length, numberOfChannels } = audio;
+    const wav = Array.from({ length: numberOfChannels }, (_, c) => audio.getChannelData(c).slice());
+    if (!wav.some(channel => channel.some(x => x !== 0))) throw new UserError("holds no sound at all");
+    if (mine === opened) begin({ name: file.name, rate, nSamples: length, nChannels: wav.length }, wav);
+  } catch (error) {
+    const reason = error instanceof UserError ? error.message : "does not fit this device's memory";
+    if (mine === opened) say(`${file.name} ${reason}.`, true);
+  }
+}
+
+function begin(description, wav) {
+  player?.close();
+  requests.clear();
+  song = { ...description, pieces: new Map() };
+  for (const canvas of canvases) canvas.width = 0;
+  byId("song").hidden = byId("progress").hidden = false;
+  for (const name of ["vocals", "accompaniment"]) byId(`save-${name}`).disabled = true;
+  const { rate, nSamples, name } = song, seconds = nSamples / rate;
+  const buffers = wav.map(channel => channel.buffer);
+  const network = byId("network").value;
+  worker.postMessage({ type: "open", name: network, wav, rate, changed: settings }, buffers);
+  player = new Player({ rate, seconds, shownSeconds: seconds, pieceSeconds: 1, piece });
+  mix();
+  say(`${name}: ${clock(seconds)}, ${rate / 1000} kHz, ${wav.length === 1 ? "mono" : wav.length === 2 ? "stereo" : `${wav.length} channels`}`);
+}
+
+/** Promise a second of vocals and accompaniment with the present settings. */
+function piece(number) {
+  const { pieces, rate, nChannels } = song;
+  if (!pieces.has(number)) {
+    const { promise, resolve } = withResolver(), id = `${opened} ${number} ${Math.random()}`;
+    requests.set(id, tracks => resolve(tracks.map(wav => toBuffer(wav, nChannels, rate))));
+    worker.postMessage({ type: "piece", id, start: number * rate, n: rate });
+    pieces.set(number, promise);
+    if (pieces.size > 8) pieces.delete(pieces.keys().next().value);
+  }
+  return pieces.get(number);
+}
+
+function withResolver() {
+  let resolve;
+  const promise = new Promise(done => { resolve = done; });
+  return { promise, resolve };
+}
+
+function toBuffer(wav, nChannels, rate) {
+  const buffer = new AudioBuffer({ numberOfChannels: nChannels, length: wav[0].length, sampleRate: rate });
+  wav.forEach((channel, c) => buffer.copyToChannel(channel, c));
+  return buffer;
+}
+
+// --- What the worker says ------------------------------------------------------------------------
+
+const answers = {
+  facts({ name, facts }) {
+    if (name !== byId("network").value) return;
+    settings ??= facts.mask_settings;
+    byId("licence").textContent = `The network: ${facts.licence}.`;
+    showSettings();
+  },
+  progress({ share }) {
+    byId("progress").value = share;
+    byId("progress").hidden = share === 1;
+    for (const name of ["vocals", "accompaniment"]) byId(`save-${name}`).disabled = share < 1;
+  },
+  piece({ id, tracks }) {
+    requests.get(id)?.(tracks);
+    requests.delete(id);
+  },
+  picture({ first, nColumns, rows, levels }) {
+    levels.forEach((picture, i) => paint(canvases[i], picture, first, nColumns, rows));
+  },
+  stem({ name, blob }) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `${song.name.replace(/\.\w+$/, "")} (${name}).wav`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    byId(`save-${name}`).disabled = false;
+  },
+  live: message => live?.begin(message),
+  error: ({ text }) => say(`This did not work: ${text}.`, true),
+};
+worker.onmessage = ({ data }) => answers[data.type](data);
+worker.onerror = () => say("The page's second thread did not start: a newer browser is needed.", true);
+
+function paint(canvas, picture, first, nColumns, rows) {
+  if (canvas.width !== nColumns) Object.assign(canvas, { width: nColumns, height: rows });
+  const n = picture.length / rows, image = new ImageData(n, rows);
+  for (let column = 0; column < n; column++)
+    for (let row = 0; row < rows; row++)
+      image.data.set(colour(picture[column * rows + row]), 4 * ((rows - 1 - row) * n + column));
+  canvas.getContext("2d").putImageData(image, first, 0);
+}
+
+function colour(level) {
+  const place = (level / 255) * (HEAT.length - 1), i = Math.min(HEAT.length - 2, Math.floor(place));
+  return [...HEAT[i].map((c, k) => c + (HEAT[i + 1][k] - c) * (place - i)), 255];
+}
+
+function say(text, isWrong = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("wrong", isWrong);
+}
+
+// --- Settings ------------------------------------------------------------------------------------
+
+function showSettings() {
+  byId("mask_at_eval").checked = settings.mask_at_eval;
+  for (const name of SLIDERS) {
+    byId(name).value = settings[name];
+    byId(name).parentElement.querySelector("output").textContent = settings[name].toFixed(2);
+  }
+}
+
+/** Take the sliders; what plays is rendered again, the network does not run again. */
+function adjust() {
+  settings = { mask_at_eval: byId("mask_at_eval").checked };
+  for (const name of SLIDERS) settings[name] = +byId(name).value;
+  showSettings();
+  worker.postMessage({ type: "adjust", changed: settings });
+  song?.pieces.clear();
+  player?.refresh();
+}
+
+/** The fader: -1 is the band alone, 0 everything, 1 the voice alone. */
+function mix() {
+  const place = +byId("fader").value, gains = [Math.min(1, 1 + place), Math.min(1, 1 - place)];
+  player?.mix(gains);
+  live?.node?.port.postMessage({ gains });
+}
+
+for (const name of [...SLIDERS, "mask_at_eval"]) byId(name).oninput = adjust;
+byId("fader").oninput = mix;
+for (const radio of document.querySelectorAll("input[name=track]"))
+  radio.addEventListener("change", () => {
+    const [voice, backing] = GAINS[radio.value];
+    byId("fader").value = voice - backing;
+    mix();
+  });
+byId("network").onchange = () => worker.postMessage({ type: "load", name: byId("network").value });
+byId("network").onchange();
+for (const name of ["vocals", "accompaniment"])
+  byId(`save-${name}`).onclick = () => {
+    byId(`save-${name}`).disabled = true;
+    worker.postMessage({ type: "stem", name, isVocals: name === "vocals" });
+  };
+
+byId("file").onchange = ({ target }) => { if (target.files[0]) open(target.files[0]); };
+document.ondragover = event => { event.preventDefault(); byId("drop").classList.add("over"); };
+document.ondragleave = () => byId("drop").classList.remove("over");
+document.ondrop = event => {
+  event.preventDefault();
+  byId("drop").classList.remove("over");
+  if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
+};
+
+// --- Live ----------------------------------------------------------------------------------------
+
+const NO_CHANGES = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+
+async function startLive(capture) {
+  stopLive();
+  try {
+    const stream = await capture();
+    if (!stream.getAudioTracks().length) throw new UserError("That tab was shared without its sound.");
+    await listen(stream);
+  } catch (error) {
+    const refused = "There is no sound to listen to: it was not allowed, or there is no device.";
+    byId("live-status").textContent = error instanceof UserError ? error.message : refused;
+  }
+}
+
+/** Separate a stream as it comes. */
+export async function listen(stream) {
+  const context = new AudioContext({ latencyHint: "interactive" });
+  const source = context.createMediaStreamSource(stream);
+  const nChannels = Math.min(2, stream.getAudioTracks()[0].getSettings().channelCount ?? 1);
+  const { port1, port2 } = new MessageChannel();
+  await context.audioWorklet.addModule("live-processor.js");
+  const name = byId("network").value, rate = context.sampleRate;
+  live = { context, stream, source, begin: message => connect(message, nChannels, port2) };
+  byId("live-status").textContent = "Getting ready …";
+  byId("stop").hidden = false;
+  worker.postMessage({ type: "live", name, rate, nChannels, changed: settings, port: port1 }, [port1]);
+}
+
+function connect({ delay }, nChannels, port) {
+  const { context, source } = live, processorOptions = { nChannels, delay };
+  live.node = new AudioWorkletNode(context, "live-processor", {
+    processorOptions, outputChannelCount: [nChannels],
+  });
+  live.node.port.postMessage({ worker: port }, [port]);
+  const milliseconds = Math.round((1000 * delay) / context.sampleRate);
+  const show = nLate => {
+    byId("live-status").textContent =
+      `${milliseconds} ms behind, and what your device adds. ${nLate} blocks came late.`;
+  };
+  live.node.port.onmessage = ({ data }) => show(data.nLate);
+  show(0);
+  mix();
+  source.connect(live.node).connect(context.destination);
+}
+
+function stopLive() {
+  if (!live) return;
+  live.stream.getTracks().forEach(track => track.stop());
+  live.node?.port.postMessage({ stop: true });
+  live.context.close();
+  live = null;
+  byId("stop").hidden = true;
+  byId("live-status").textContent = "";
+}
+
+byId("microphone").onclick = () =>
+  startLive(() => navigator.mediaDevices.getUserMedia({ audio: NO_CHANGES }));
+byId("tab").onclick = () => startLive(() => navigator.mediaDevices.getDisplayMedia({
+  audio: { ...NO_CHANGES, suppressLocalAudioPlayback: true }, video: true,
+}));
+byId("stop").onclick = stopLive;

@@ -1,0 +1,51 @@
+/** Live sound in the worker: samples come in packets, and vocals leave `delay` samples later. */
+import { Song } from "./separator.js";
+
+const KEPT_HOPS = 64; // of samples and masks, before what is old is forgotten
+
+export class LiveStream {
+  static async open(network, rate, nChannels) {
+    const stream = new LiveStream();
+    const wav = Array.from({ length: nChannels }, () => new Float32Array(0));
+    const song = (stream.song = await Song.open(network, rate, wav, 0));
+    const { hop, nFft } = song.grid, step = network.hp.mask_frames;
+    song.nFrames = Infinity;
+    song.reserve(2 * KEPT_HOPS);
+    song.wav = wav.map(() => new Float32Array(2 * KEPT_HOPS * hop + nFft));
+    stream.nSent = 0; // samples of vocals
+    stream.delay = nFft + (network.hp.lookahead + step - 1) * hop; // as Stream.delay
+    stream.turn = Promise.resolve();
+    return stream;
+  }
+
+  /** Take samples, (n_channels, n); resolve to the vocals that they finish, or null. */
+  push(samples, levels) {
+    this.turn = this.turn.then(() => this.#push(samples, levels)); // one after the other
+    return this.turn;
+  }
+
+  async #push(samples, levels) {
+    const { song } = this, { hop, nFft } = song.grid, step = song.hp.mask_frames;
+    const at = song.nSamples - song.dropped * hop;
+    song.wav.forEach((channel, c) => channel.set(samples[c], at));
+    song.nSamples += samples[0].length;
+    const nWhole = Math.floor((song.nSamples - nFft / 2) / hop) + 1; // frames that are all there
+    while (song.nAnalysed + step <= nWhole) await song.analyse(step);
+    const n = song.nReady - this.nSent;
+    if (n <= 0) return null;
+    const vocals = song.render(this.nSent, n, levels);
+    this.nSent += n;
+    this.#forget();
+    return vocals;
+  }
+
+  /** Drop what no later frame needs. */
+  #forget() {
+    const { song } = this, { hop } = song.grid, nBins = song.hp.n_bins;
+    if (song.nSamples < (song.dropped + 2 * KEPT_HOPS - 8) * hop) return;
+    const n = song.nColumns - 8 - song.dropped; // frames
+    for (const channel of song.wav) channel.copyWithin(0, n * hop);
+    for (const mask of song.masks) mask.copyWithin(0, n * nBins);
+    song.dropped += n;
+  }
+}
