@@ -108,22 +108,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("root", type=Path, help="folder of music; its layout is recognised and printed")
     add("output", type=Path, help="folder of the dataset; 1.3 GB an hour (4.1 kB a frame)")
-    text = (
-        "what a folder without a data set's layout holds: songs (a folder of stems each), voices "
-        "only, or backings only; by default its own name and its files' names decide"
-    )
+    text = "what a folder without a data set's layout holds (default: its files' names decide)"
     add("--as", dest="kind", choices=tracks.KINDS, help=text)
     text = (
-        "which stems of a song are its vocals: those in whose name, in lower case and with spaces "
-        "between words, this is found; the others are the accompaniment, all together the mixture, "
-        "unless a file is called mixture. By default vocal, vox, voice, choir, singer, a cappella, "
-        "voc, bv and bgv, but not NoVox, minus one, vocals removed, karaoke …"
+        "what is found in the names (lower case, spaces between words) of a song's vocal stems. By "
+        "default vocal, vox, voice, choir, singer, a cappella, bv …, but not NoVox, karaoke …"
     )
     add("--voice-pattern", metavar="REGEX", default=tracks.VOICE_PATTERN, help=text)
-    text = (
-        "play everything X times as fast, and higher, as tape does (0.5 to 2): a dataset to learn "
-        "from beside the one as recorded"
-    )
+    text = "play everything X times as fast, and higher, as tape does (0.5 to 2)"
     add("--speed", type=a_speed, default=1.0, metavar="X", help=text)
     text = "the vocals are another separator's: to be learnt from, never to be scored on"
     add("--taught", action="store_true", help=text)
@@ -133,10 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--verify", action="store_true", help=text)
     text = "leave out songs that cannot be used, instead of writing no manifest"
     add("--skip-bad", action="store_true", help=text)
-    text = (
-        "refuse songs whose vocals are not in the mixture as they are (shifted, inverted, much too "
-        "loud or soft, of another song), or are all that is in it (default: on)"
-    )
+    text = "refuse songs whose vocals are not in the mixture as they are, or are all of it (on)"
     add("--check-pairs", action=argparse.BooleanOptionalAction, default=True, help=text)
     text = "replace a dataset of other settings or songs; it stays whole until this one is"
     add("--overwrite", action="store_true", help=text)

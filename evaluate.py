@@ -30,7 +30,7 @@ EPILOG = """examples:
   python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
   python evaluate.py runs/resnet18/best.pth music/dsd100 --estimates other=their/wavs --plot a.svg
   python evaluate.py bounds music/mir1k --set n_fft=2048        # floor and ceilings
-  python evaluate.py compare a.json b.json --systems hard soft  # is one better, or is it chance?
+  python evaluate.py compare a.json b.json                      # is one better, or is it chance?
   python evaluate.py tune runs/resnet18/best.pth music/dsd100   # choose the mask settings
 """
 BOUNDS = """Score the mixture itself and the ideal masks: what no network changes.
@@ -80,7 +80,7 @@ def add_song_options(parser: argparse.ArgumentParser, split: str, seconds: float
     parser.add_argument("--workers", type=cli.positive_count, metavar="N", help=text)
 
 
-def named_folder(text: str) -> tuple[str, Path]:
+def a_system(text: str) -> tuple[str, Path]:
     """Read ``name=folder`` for argparse."""
     name, equals, folder = text.partition("=")
     if not (name.isprintable() and name and equals and folder):
@@ -133,10 +133,9 @@ def say(*lines: object) -> None:
 
 def refuse_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be scored or written, before any work."""
-    own = ("hard", "soft") if args.both_masks else ("model",) if args.checkpoint else ()
     names = [name for name, _ in args.estimates]
     for name in names:
-        if name in (tables.FLOOR, *tables.IDEALS, *own) or names.count(name) > 1:
+        if name in (tables.FLOOR, *tables.IDEALS, "model") or names.count(name) > 1:
             raise UsageError(f"--estimates {name}: the name is taken (choose another)")
     if args.output and args.output.suffix != ".json":
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
@@ -147,26 +146,16 @@ def refuse_options(args: argparse.Namespace) -> None:
 def score(argv: list[str], has_network: bool = False) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
     parser = make_parser("", __doc__) if has_network else make_parser("bounds", BOUNDS)
-    parser.set_defaults(checkpoint=None, both_masks=False)
+    parser.set_defaults(checkpoint=None)
     add = parser.add_argument
     if has_network:
         add("checkpoint", type=Path, help="a .pth file that train.py wrote")
-        text = "score the binary mask (hard) and the soft one (soft), each as tuned"
-        add("--both-masks", action="store_true", help=text)
         cli.add_device_option(parser)
     add("root", type=Path, help="folder of music that build_dataset.py reads (not what it makes)")
     add_song_options(parser, "test, or all where the layout has none", None)
-    text = (
-        "also score the files of another system: <song>/vocals.wav or <song>_vocals.wav, and the "
-        "same with accompaniment, which otherwise is mixture − vocals; several times"
-    )
-    add(
-        "--estimates", action="append", default=[], type=named_folder, metavar="NAME=DIR", help=text
-    )
-    text = (
-        "all scores (.json); by default beside the checkpoint, or in runs/. Each song's are kept "
-        "in a folder beside it, from which an interrupted run goes on (remove it to start afresh)"
-    )
+    text = "also score a system's <song>/vocals.* or <song>_vocals.*; may be repeated"
+    add("--estimates", action="append", default=[], type=a_system, metavar="NAME=DIR", help=text)
+    text = "all scores (.json; by default beside the checkpoint or in runs/), each song's beside it"
     add("--output", type=Path, metavar="FILE", help=text)
     text = "draw every song's scores (.svg, .png or .pdf; needs matplotlib)"
     add("--plot", type=Path, metavar="FILE", help=text)
@@ -196,8 +185,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
         cli.complain(message)
     say(f"{args.root}: {listing.layout}: {len(jobs)} songs of the split {args.split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
-    settings = tuple(args.settings)
-    task = songs.Evaluation(args.checkpoint, device, settings, args.seconds, args.both_masks)
+    task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     about = songs.conditions(task)
     work = functools.partial(songs.scores_of, task, about, folder)
     done = list(results_of(work, jobs, args.workers))

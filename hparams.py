@@ -8,23 +8,11 @@ features and network once a checkpoint is trained, the mask settings are free fo
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-GRID = ("sample_rate", "n_fft", "hop_length")  # bound by a dataset
-TRAINED = (  # bound by a checkpoint
-    *GRID,
-    "weighting",
-    "min_level_db",
-    "mixture_power",
-    "stft_frames",
-    "stft_lookahead",
-    "mask_frames",
-    "model_type",
-    "width",
-)
 UNTUNED_MASK = {
     "mask_at_eval": False,
     "eval_mask_threshold": 0.5,
@@ -59,33 +47,33 @@ class HParams:
     hop_length: int = 256  # samples between frames: 11.6 ms; n_fft is 4, 6, 8 … of them
 
     # --- Features and network: fixed once a checkpoint is trained --------------------------------
-    weighting: str = "linear"  # A-curve at the bins' own frequencies, or "mel" as first published
+    weighting: Literal["linear", "mel"] = "linear"  # the A-curve of the bins, or as first published
     min_level_db: float = -100.0  # dB re full-scale sine; this level and below is feature 0
     mixture_power: float = 2.0  # exponent of |X| before dB in the network's input
     stft_frames: int = 25  # frames the network sees; 25 = 290 ms
     stft_lookahead: int | None = None  # of them after the answered one: the delay; None: half
     mask_frames: int = 1  # neighbouring frames with one column of the mask; 2: half the operations
-    model_type: str = "resnet18"  # "resnet18" or "convnet"
+    model_type: Literal["resnet18", "convnet"] = "resnet18"
     width: int = 32  # channels of the first convolution; operations grow with its square
 
     # --- Training: free for every run ------------------------------------------------------------
     stft_stride: int = 1  # frames between training slices; inference always has step 1
-    mask_target: str = "ratio"  # what the mask learns: "activity", "dominance", "ratio", "phase"
+    mask_target: Literal["activity", "dominance", "ratio", "phase"] = "ratio"  # of the mask
     vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
-    loss: str = "sdr"  # "sdr": energy of what is wrong with the voice; or "cross-entropy"
+    loss: Literal["sdr", "cross-entropy"] = "sdr"  # "sdr": energy of what is wrong with the voice
     loss_weight: float = 0.5  # "cross-entropy": amplitude to this power weights a bin; 0: all alike
     chunk_slices: int = 64  # neighbouring slices trained in one dense pass; 1 = separate slices
     batch_size: int = 8  # chunks per step, on all GPUs together
     epochs: int = 10  # passes over every slice position of the training songs
     steps: int | None = None  # length of the run in steps; None: as many as the epochs have
-    optimizer: str = "muon"  # "muon" (Jordan 2024) for convolutions; or "adamw" for everything
+    optimizer: Literal["muon", "adamw"] = "muon"  # "muon" (Jordan 2024) is for convolutions only
     learning_rate: float = 1e-2  # peak of the schedule; 0.003 for "adamw"
-    schedule: str = "one-cycle"  # "one-cycle" (Smith 2018), "cyclic" (Smith 2015) or "constant"
+    schedule: Literal["one-cycle", "cyclic", "constant"] = "one-cycle"  # Smith 2018, Smith 2015
     weight_decay: float = 1e-2  # of all weights, apart from the loss (Loshchilov and Hutter 2019)
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
-    precision: str = "auto"  # "float32", "bfloat16"; "auto": the latter where the hardware has it
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # "auto": bfloat16 if native
     remix: float = 0.5  # share of chunks whose voice and backing come from different songs, 0..1
     instrumental: float = 0.05  # share of chunks that are left without their voice, 0..1
     second_voice: float = 0.0  # share of chunks with a voice in which another sings along, 0..1
@@ -103,15 +91,16 @@ class HParams:
     eval_mask_threshold: float | None = None  # binary: bins above are voice, 0..1; higher = drier
     noise_gate: float | None = None  # soft: bins below are silence, 0..1; higher = fewer remains
     mask_sharpness: float | None = None  # soft: exponent of the mask; > 1 drier, < 1 more of all
-    stereo: str | None = None  # a mask of the "mean", for "mid-side" (two), or for all "channels"
+    stereo: Literal["mean", "mid-side", "channels", None] = None  # one mask, two, or all
     block_frames: int | None = None  # mask columns per network call; None: 256, on a GPU 2048
 
     def __post_init__(self) -> None:
         """Reject nonsense in one sentence that names the setting and its value."""
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed and not (name == "stereo" and value is None):
-                raise InputError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+            if value not in allowed:
+                known = ", ".join(map(str, allowed))
+                raise InputError(f"{name} is {value!r}; choose one of {known}")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -157,54 +146,36 @@ class HParams:
         return self.stft_frames - 1 - self.lookahead
 
 
-CHOICES = {
-    "weighting": ("linear", "mel"),
-    "model_type": ("resnet18", "convnet"),
-    "mask_target": ("activity", "dominance", "ratio", "phase"),
-    "loss": ("sdr", "cross-entropy"),
-    "optimizer": ("muon", "adamw"),
-    "schedule": ("one-cycle", "cyclic", "constant"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "stereo": ("mean", "mid-side", "channels"),
+KINDS = typing.get_type_hints(HParams)
+CHOICES = {k: typing.get_args(v) for k, v in KINDS.items() if typing.get_origin(v) is Literal}
+GRID = tuple(KINDS)[:3]  # bound by a dataset
+TRAINED = tuple(KINDS)[: tuple(KINDS).index("stft_stride")]  # bound by a checkpoint
+_NAMES_IN_RANGE: dict[tuple[float, float], str] = {
+    (4000, 384_000): "sample_rate",
+    (16, 65536): "n_fft block_frames",
+    (4, 16384): "hop_length",
+    (-200, -1): "min_level_db",
+    (1, 999): "stft_frames stft_stride",
+    (0, 499): "stft_lookahead",
+    (1, 12): "mask_frames",
+    (2, 512): "width",
+    (0.1, 10): "mixture_power vocals_power mask_sharpness",
+    (1, 65536): "chunk_slices batch_size",
+    (1, 1_000_000): "epochs",
+    (1, 1_000_000_000): "steps",
+    (1e-9, 10): "learning_rate",
+    (0, 10): "loss_weight weight_decay",
+    (1e-6, 1e6): "max_grad_norm",
+    (0, 0.999_999): "ema_decay",
+    (0, 1): "mask_threshold remix instrumental second_voice second_backing eval_mask_threshold "
+    "noise_gate",
+    (0, 0.9): "trim valid_fraction",
+    (0, 60): "gain_db level_db",
+    (0, 20): "equalizer_db",
+    (1, 3600): "valid_seconds",
+    (0, 2**31 - 1): "seed",
 }
-RANGES: dict[str, tuple[float, float]] = {
-    "sample_rate": (4000, 384_000),
-    "n_fft": (16, 65536),
-    "hop_length": (4, 16384),
-    "min_level_db": (-200, -1),
-    "mixture_power": (0.1, 10),
-    "stft_frames": (1, 999),
-    "stft_lookahead": (0, 499),
-    "mask_frames": (1, 12),
-    "width": (2, 512),
-    "stft_stride": (1, 999),
-    "vocals_power": (0.1, 10),
-    "mask_threshold": (0, 1),
-    "loss_weight": (0, 2),
-    "chunk_slices": (1, 65536),
-    "batch_size": (1, 65536),
-    "epochs": (1, 1_000_000),
-    "steps": (1, 1_000_000_000),
-    "learning_rate": (1e-9, 10),
-    "weight_decay": (0, 10),
-    "max_grad_norm": (1e-6, 1e6),
-    "ema_decay": (0, 0.999_999),
-    "remix": (0, 1),
-    "instrumental": (0, 1),
-    "second_voice": (0, 1),
-    "second_backing": (0, 1),
-    "gain_db": (0, 60),
-    "level_db": (0, 60),
-    "equalizer_db": (0, 20),
-    "trim": (0, 0.9),
-    "valid_fraction": (0, 0.9),
-    "valid_seconds": (1, 3600),
-    "seed": (0, 2**31 - 1),
-    "eval_mask_threshold": (0, 1),
-    "noise_gate": (0, 1),
-    "mask_sharpness": (0.1, 10),
-    "block_frames": (16, 65536),
-}
+RANGES = {name: limits for limits, names in _NAMES_IN_RANGE.items() for name in names.split()}
 
 hparams = HParams()
 
@@ -217,23 +188,22 @@ def override(hp: HParams, settings: list[str]) -> HParams:
         raise UsageError(f"--set {error}") from error
 
 
-def parse_settings(settings: list[str]) -> dict[str, typing.Any]:
+def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Turn ``["width=16", "noise_gate=none"]`` into ``{"width": 16, "noise_gate": None}``."""
-    kinds = typing.get_type_hints(HParams)
     values = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"{setting}: write it as name=value")
-        if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=1)
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1)
             hint = f"did you mean {near[0]}?" if near else "hparams.py lists the settings"
             raise InputError(f"{setting}: there is no setting {name!r} ({hint})")
-        values[name] = _parse_value(name, text, kinds[name])
+        values[name] = _parse_value(name, text, KINDS[name])
     return values
 
 
-def from_dict(stored: dict[str, typing.Any]) -> HParams:
+def from_dict(stored: dict[str, Any]) -> HParams:
     """Rebuild hparams that a dataset or checkpoint stored.
 
     Names that are younger than the file take the values of then, or else today's defaults; names
@@ -246,20 +216,19 @@ def from_dict(stored: dict[str, typing.Any]) -> HParams:
     return replace(HParams(), **(BEFORE | stored))
 
 
-def differences(
-    one: HParams, other: HParams, names: Iterable[str]
-) -> dict[str, tuple[typing.Any, typing.Any]]:
+def differences(one: HParams, other: HParams, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     """Return the settings among `names` on which two hparams disagree, with both values."""
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _parse_value(name: str, text: str, kind: typing.Any) -> typing.Any:
+def _parse_value(name: str, text: str, kind: Any) -> Any:
     """Read one value as the type that the table above declares."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if type(None) in options and text.lower() in ("none", ""):
+    kind, *others = typing.get_args(kind) or (kind,)  # of "float | None", or of a Literal
+    if text.lower() in ("none", "") and {None, type(None)} & {*others}:
         return None
-    kind = options[0]
+    if isinstance(kind, str):
+        return text
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from learning.ranks import World
     from learning.run import Run
 
-RESUMABLE = ("last.pth", "previous.pth")
-CHECKPOINTS = (*RESUMABLE, "best.pth")
 EPILOG = """examples:
   python train.py data/dsd100
   python train.py data/mir1k data/produced --share 1 3               # the second thrice as often
@@ -124,8 +122,9 @@ def set_up(
     import torch
 
     from learning.run import Run
+    from model import load_checkpoint
 
-    checkpoint = load_newest(args.checkpoint, world) if args.checkpoint else None
+    checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
     shares = args.share or []
     if checkpoint:
         hp = resumed_settings(args, checkpoint)
@@ -162,19 +161,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, EPILOG)
     add = parser.add_argument
     add("data", type=Path, nargs="+", help="folders that build_dataset.py made")
-    text = (
-        "how much of an epoch each folder gets, whatever its length: 1 3 for a quarter and three "
-        "quarters; by default as much as it is long"
-    )
+    text = "how much of an epoch each folder gets (default: as much as it is long)"
     add("--share", type=cli.positive_number, nargs="+", metavar="X", help=text)
     add("--name", help="the run's folder is runs/<name> (the model type)")
-    text = "resume from this last.pth, with the settings it holds"
-    add("--checkpoint", type=Path, help=text)
-    text = (
-        "go on from --checkpoint although data, settings or number of processes differ: the "
-        "weights stay and a new schedule starts; with only another number of processes the run "
-        "goes on where it was"
-    )
+    add("--checkpoint", type=Path, help="resume from this last.pth, with the settings it holds")
+    text = "take only the weights of --checkpoint where data or settings differ: a new schedule"
     add("--adapt", action="store_true", help=text)
     text = "score on the songs of these datasets (not those learnt from), and hold out none"
     add("--validate-on", type=Path, nargs="+", default=[], metavar="DATA", help=text)
@@ -187,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_folder(args: argparse.Namespace) -> Path:
     """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
-    if args.checkpoint and not args.checkpoint.with_name("previous.pth").is_file():
+    if args.checkpoint:
         cli.refuse_missing(args.checkpoint)
     if args.share and len(args.share) != len(args.data):
         raise UsageError(f"--share: {len(args.share)} shares for {len(args.data)} folders")
@@ -195,7 +186,7 @@ def run_folder(args: argparse.Namespace) -> Path:
         raise UsageError("--adapt goes with --checkpoint")
     if args.name is not None and (not args.name or Path(args.name).name != args.name):
         raise UsageError(f"--name {args.name!r}: a name, not a path (runs/<name> is made)")
-    if args.adapt and not args.name and args.checkpoint.name not in RESUMABLE:
+    if args.adapt and not args.name and args.checkpoint.name != "last.pth":
         raise UsageError(f"--adapt: {args.checkpoint} is no run's last.pth (--name the new run)")
     if args.checkpoint and not args.name:
         return args.checkpoint.parent  # whether it may be written there, the checkpoint tells
@@ -206,7 +197,7 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
     """Raise InputError if a folder holds a run that nobody said to overwrite."""
-    if any((folder / name).exists() for name in CHECKPOINTS) and not args.overwrite:
+    if any((folder / name).exists() for name in ("last.pth", "best.pth")) and not args.overwrite:
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"
@@ -214,30 +205,14 @@ def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
 
 
 def begin_folder(run: Run, folder: Path, args: argparse.Namespace, save_last: Any) -> None:
-    """Begin a new run in a folder; an older one's last.pth stays for a while, as previous.pth."""
+    """Begin a new run in a folder; nothing of an older one must pass for it."""
     run.best_db = -math.inf  # the best.pth of another folder is not this run's
     refuse_overwriting(folder, args)
     if args.overwrite:
         save_last()
-        if not run.world.rank:  # best.pth and curves of the older run must not pass for the new
+        if not run.world.rank:
             for path in [folder / "best.pth", *folder.glob("events.out.tfevents.*")]:
                 path.unlink(missing_ok=True)
-
-
-def load_newest(path: Path, world: World) -> dict[str, Any]:
-    """Load the checkpoint to go on from; if it is missing or damaged, the one saved before it."""
-    import model
-
-    try:
-        return model.load_checkpoint(path)
-    except InputError as error:
-        previous = path.with_name("previous.pth")
-        if path.name != "last.pth" or not previous.is_file():
-            raise
-        checkpoint = model.load_checkpoint(previous)
-        if not world.rank:
-            cli.warn(f"{error}; going on from {previous}, step {checkpoint['step']}")
-        return checkpoint
 
 
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:

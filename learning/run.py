@@ -330,12 +330,9 @@ def train_epoch(
     """Train on the rest of the current epoch, or up to the last step; returns its mean loss so far.
 
     Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
-    so that a run stopped in between validates when it is resumed.
-
-    After every step `report` is told the number of slices and `stopped` is asked; true, on any
-    rank, ends the epoch early, ready to be resumed. Now and then `log` is given scalars and the
-    step, and within long epochs `save` is called. InputError, naming the step and its songs, if
-    loss or gradient is not finite: nothing is saved then.
+    so that a run stopped in between validates when it is resumed. `report` gets the number of
+    slices of every step; `stopped`, true on any rank, ends the epoch early. InputError, naming the
+    step and its songs, if loss or gradient is not finite.
     """
     hp, world = run.hp, run.world
     run.model.train()
@@ -386,19 +383,15 @@ def _finite_values(run: Run, fresh: list[tuple[torch.Tensor, Chunks]]) -> list[l
 
 
 def save(run: Run, folder: Path, name: str, warn: Callable[[str], None] | None = None) -> bool:
-    """Write a run's last.pth, whose predecessor becomes previous.pth, or its best.pth.
+    """Write a run's last.pth or best.pth.
 
     Returns whether it is there now; with `warn`, a full disk is no InputError.
     """
     if run.world.rank:
         return True
-    path, new = folder / name, folder / "next.pth"
     try:
-        run.write(new, whole=name == "last.pth")
-        if name == "last.pth" and path.exists():
-            os.replace(path, path.with_name("previous.pth"))
-        os.replace(new, path)
-    except (InputError, OSError) as error:
+        run.write(folder / name, whole=name == "last.pth")
+    except InputError as error:
         if warn is None:
             raise InputError(f"{error}; what was saved before is untouched") from error
         warn(f"{error}; training goes on with what was saved before")
@@ -413,25 +406,7 @@ def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
     It never ends a run: the first failure is one warning, and nothing more is logged. Points are
     written at once, by this thread: that of torch's SummaryWriter fails with a traceback.
     """
-    file = None
-
-    def write(**contents: Any) -> None:
-        if file:
-            event = Event(wall_time=time.time(), **contents)
-            try:
-                RecordWriter(file).write(event.SerializeToString())
-            except OSError as error:
-                stop(error)
-
-    def add(values: dict[str, float], step: int) -> None:
-        points = [{"tag": name, "simple_value": value} for name, value in values.items()]
-        write(step=step, summary={"value": points})
-
-    def stop(error: Exception) -> None:
-        nonlocal file
-        file = None
-        warn(f"TensorBoard log stopped: {error}; training goes on")
-
+    writer = None
     with contextlib.ExitStack() as files:
         if folder is not None:  # else another rank writes it
             try:
@@ -441,7 +416,23 @@ def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
 
                 name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
                 file = files.enter_context(open(folder / name, "wb", buffering=0))
-                write(file_version="brain.Event:2")
+                version = Event(wall_time=time.time(), file_version="brain.Event:2")
+                writer = RecordWriter(file)
+                writer.write(version.SerializeToString())
             except Exception as error:  # beside another protobuf it raises whatever it likes
-                stop(error)
+                writer = None
+                warn(f"TensorBoard log stopped: {error}; training goes on")
+
+        def add(values: dict[str, float], step: int) -> None:
+            nonlocal writer
+            if writer is None:
+                return
+            points = [{"tag": name, "simple_value": value} for name, value in values.items()]
+            event = Event(wall_time=time.time(), step=step, summary={"value": points})
+            try:
+                writer.write(event.SerializeToString())
+            except OSError as error:
+                writer = None
+                warn(f"TensorBoard log stopped: {error}; training goes on")
+
         yield add

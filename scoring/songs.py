@@ -15,7 +15,6 @@ metric. (museval leaves such a frame out, which would reward silence where a son
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import hashlib
 import json
@@ -54,7 +53,6 @@ class Evaluation(NamedTuple):
     device: str
     settings: tuple[str, ...]  # of --set
     seconds: float | None  # of the middle of every song; None: all of it
-    both_masks: bool = False  # the network's binary mask and its soft one, not the one it prefers
 
 
 class Job(NamedTuple):
@@ -85,7 +83,6 @@ def conditions(task: Evaluation) -> dict[str, Any]:
             "checkpoint": {"file": task.checkpoint.name, "sha256": sha256(task.checkpoint)},
             "computed_in": f"{separator.dtype} on {separator.device.type}",
             "mask_settings": {**separator.mask_settings, "stereo": separator.stereo},
-            "both_masks": task.both_masks,
         }
     about["code"] = {name: sha256(ROOT / name) for name in CODE}
     about["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
@@ -204,14 +201,7 @@ def score_files(task: Evaluation, job: Job) -> Record:
     references = middle(references, rate, task.seconds)
     mixture, hp = middle(whole, rate, task.seconds), hparams_of(task)
     if task.checkpoint:
-        separator = copy.copy(load_network(task))
-        tuned = separator.mask_settings
-        is_binary = (
-            {"hard": True, "soft": False} if task.both_masks else {"model": tuned["mask_at_eval"]}
-        )
-        for name, value in is_binary.items():
-            separator.mask_settings = {**tuned, "mask_at_eval": value}
-            systems[name] = np.stack(separator.separate(mixture, rate))
+        systems["model"] = np.stack(load_network(task).separate(mixture, rate))
     for name, files in job.estimates.items():
         wavs, done = read_estimates(name, files, whole, rate)
         systems[name] = middle(wavs, rate, task.seconds)

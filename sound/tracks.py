@@ -149,10 +149,7 @@ def find_tracks(
             "Mixtures/<set>/<song>/mixture.wav, train/<song>/mixture.wav or <song>/vocals.wav"
         )
     sounds = {path for track in music.tracks for path in track.paths}
-    try:
-        left_out = _left_out(_files(root), sounds, "that no usable song needs")
-    except InputError as error:  # in a folder beside those that the layout names
-        left_out = f"not taken: {error}"
+    left_out = _left_out(_files(root), sounds, "that no usable song needs")
     return _without_twins(music)._replace(left_out=left_out)
 
 
@@ -163,24 +160,15 @@ def _refuse_missing(folder: Path) -> None:
 
 def _dsd100(root: Path) -> Collection:
     """DSD100: {Mixtures,Sources}/{Dev,Test}/<song>/{mixture,vocals}.wav."""
-    mixtures, sources = (_songs(root / _named(root, part)) for part in ("mixtures", "sources"))
+    mixtures, sources = _inside(root, "mixtures"), _inside(root, "sources")
+    sets = [folder for folder in _entries(mixtures) if _key(folder.name) in ("dev", "test")]
 
-    def track(key: tuple[str, str]) -> Track:
-        folder, stems = mixtures.get(key), sources.get(key)
-        if folder is None or stems is None:
-            part = "Sources" if stems is None else "Mixtures"
-            raise InputError(f"{folder or stems}: has no folder of the same name in {part}")
-        return _track(
-            folder.name, key[0] == "test", _only(folder, "mixture"), _only(stems, "vocals")
-        )
+    def track(folder: Path) -> Track:
+        stems = _inside(_inside(sources, folder.parent.name), folder.name)
+        is_test = _key(folder.parent.name) == "test"
+        return _track(folder.name, is_test, _only(folder, "mixture"), _only(stems, "vocals"))
 
-    return _collect("DSD100", track, sorted(mixtures | sources))
-
-
-def _songs(root: Path) -> dict[tuple[str, str], Path]:
-    """List {Dev,Test}/<song> by set and name."""
-    sets = [folder for folder in _entries(root) if _key(folder.name) in ("dev", "test")]
-    return {(_key(s.name), _key(p.name)): p for s in sets for p in _entries(s) if p.is_dir()}
+    return _collect("DSD100", track, [p for s in sets for p in _entries(s) if p.is_dir()])
 
 
 def _split_folders(root: Path) -> Collection:
@@ -188,12 +176,10 @@ def _split_folders(root: Path) -> Collection:
 
     MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*.
     """
-    songs = [path for split in SPLITS for path in _entries(root / _named(root, split))]
+    songs = [path for split in SPLITS for path in _entries(_inside(root, split))]
     stems = [path for path in songs if path.name.lower().endswith(STEM_MP4)]
     folders = [path for path in songs if path.is_dir()]
     is_mir1k = any(_key(path.parent.name) == "rest" for path in folders)
-    if stems and folders:
-        raise InputError(f"{root}: holds both .stem.mp4 files and song folders; keep one kind")
 
     def track(path: Path) -> Track:
         is_test = _key(path.parent.name) != "train"
@@ -222,7 +208,7 @@ def _mir1k(root: Path) -> Collection:
         parts = (), (Part(path, channel=1),), (Part(path, channel=0),)
         return _track(path.stem, is_test, *parts, is_clip=True)
 
-    return _collect("MIR-1K", track, _audio_files(root / _named(root, "wavfile")))
+    return _collect("MIR-1K", track, _audio_files(_inside(root, "wavfile")))
 
 
 def _collect(layout: str, track: Callable[..., Track], jobs: Iterable) -> Collection:
@@ -238,10 +224,9 @@ def _collect(layout: str, track: Callable[..., Track], jobs: Iterable) -> Collec
 
 def _track(name: str, is_test: bool, *signals: tuple[Part, ...], is_clip: bool = False) -> Track:
     """Make a song of mixture, vocals and accompaniment; a clip is <singer>_<song>_<clip>."""
-    name, split = _composed(name), "test" if is_test else "train"
-    if is_clip:
-        return Track(name, split, name.split("_")[0], name.rpartition("_")[0], *signals)
-    return Track(name, split, name, name, *signals)
+    name = _composed(name)
+    singer, song = (name.split("_")[0], name.rpartition("_")[0]) if is_clip else (name, name)
+    return Track(name, "test" if is_test else "train", singer, song, *signals)
 
 
 def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Collection:
@@ -327,12 +312,11 @@ def _only(folder: Path, stem: str) -> tuple[Part]:
 
 
 def find_songs(root: Path, output_dir: Path) -> tuple[dict[Path, Path], str]:
-    """List the songs that `root` is or holds, each with its folder within `root`.
+    """List the songs that `root` is or holds, each with its folder within `root`, and what is not.
 
-    Returns, too, what else is there and why it is not taken. ``<name>_vocals.*`` is an output of an
-    earlier run, no song, if ``<name>.*`` lies beside it, or if it lies where the stems of that song
-    go when `root`, a folder in it or the song itself is separated into `output_dir`; the same with
-    accompaniment. InputError if there is no song, or if a folder cannot be read.
+    ``<name>_vocals.*`` is no song but an output if ``<name>.*`` lies beside it, or if it lies where
+    the stems of that song go when `root`, a folder in it or the song itself is separated into
+    `output_dir`; the same with accompaniment. InputError if there is no song.
     """
     if not os.path.isdir(root):
         return {root: Path()}, ""
@@ -373,13 +357,11 @@ def find_estimates(folder: Path, songs: list[Track]) -> dict[str, dict[str, Path
     """
     _refuse_missing(folder)
     place, sounds = folder.resolve().name, filter(_is_sound, _files(folder))
-    files = {path: _key(f"/{place}/{path.relative_to(folder)}") for path in sounds}
+    files = {p: _key(f"/{place}/{p.relative_to(folder).with_suffix('')}") for p in sounds}
     estimates: dict[str, dict[str, Path]] = {track.name: {} for track in songs}
     for track, signal in itertools.product(songs, ("vocals", "accompaniment")):
         endings = tuple(f"/{_key(track.name)}{end}{signal}" for end in ("/", "_", "/mixture_"))
-        paths = [
-            p for p, name in files.items() if name.removesuffix(_key(p.suffix)).endswith(endings)
-        ]
+        paths = [path for path, name in files.items() if name.endswith(endings)]
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1]} is {signal} of {track.name!r}, too; keep one")
         if paths:
@@ -404,9 +386,10 @@ def _walk(root: Path) -> Iterator[Path]:
             waiting += [path for path in _entries(folder) if os.path.isdir(path)]
 
 
-def _named(root: Path, key: str) -> str:
-    """Return how a folder inside `root` is spelled; `key` itself where there is none."""
-    return next((path.name for path in _entries(root) if _key(path.name) == key), key)
+def _inside(folder: Path, name: str) -> Path:
+    """Return what a folder holds under a name, however it is spelled there."""
+    same = (path for path in _entries(folder) if _key(path.name) == _key(name))
+    return next(same, folder / name)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -44,12 +44,12 @@ def score(path: Path, *words: object, code: int = 0) -> dict:
     return json.loads(path.read_text())
 
 
-ALL_SONGS = ("--split", "all", "--seconds", 2, "--both-masks")
+ALL_SONGS = ("--split", "all", "--seconds", 2)
 
 
 @pytest.fixture(scope="module")
 def results(checkpoint, toy_tree, tmp_path_factory) -> Path:
-    """All four toy songs, 2 s each, with both masks."""
+    """All four toy songs, 2 s each."""
     path = tmp_path_factory.mktemp("results") / "all.json"
     score(path, checkpoint, toy_tree, *ALL_SONGS)
     return path
@@ -248,7 +248,7 @@ def test_a_difference_is_called_one_only_if_the_interval_excludes_zero(results, 
         for i in range(12):
             record = json.loads(json.dumps(stored["songs"][i % 4]))
             record["name"] = record["group"] = f"song {i}"
-            record["scores"]["soft"]["vocals"]["si_sdr"] = by + i % 3 + 0.6 * by * (-1) ** i
+            record["scores"]["model"]["vocals"]["si_sdr"] = by + i % 3 + 0.6 * by * (-1) ** i
             records.append(record)
         pair.append(tmp_path / f"{by}.json")
         pair[-1].write_text(json.dumps({**stored, "songs": records}))
@@ -257,17 +257,17 @@ def test_a_difference_is_called_one_only_if_the_interval_excludes_zero(results, 
         (pair[::-1], "excludes 0: worse"),
         (pair[:1] * 2, "holds 0"),
     ):
-        assert run("compare", *files, "--systems", "soft", "--metric", "si_sdr") == 0
+        assert run("compare", *files, "--metric", "si_sdr") == 0
         *songs, last = capsys.readouterr().out.splitlines()[1:]
         assert len(songs) == 12
         assert verdict in last
 
 
 def test_comparing_needs_a_known_system_and_enough_songs(results, tmp_path, capsys):
-    assert run("compare", results, results, "--systems", "hard", "soft") == 0
+    assert run("compare", results, results, "--systems", "floor", "model") == 0
     assert "4 songs are too few to tell" in capsys.readouterr().out
-    assert run("compare", results, results) == 1
-    assert "no system 'model' (--systems takes of: floor, hard" in capsys.readouterr().err
+    assert run("compare", results, results, "--systems", "spleeter") == 1
+    assert "no system 'spleeter' (--systems takes of: floor, model" in capsys.readouterr().err
 
 
 # --- Tuning -------------------------------------------------------------------------------------
