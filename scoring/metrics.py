@@ -70,20 +70,18 @@ def bss_eval_v4(
     """Score estimates frame by frame, with filters that are the same for the whole song [1, 2].
 
     `references` (n_sources, n_channels, n_samples) are the true sources, at any scale; `estimates`
-    (n_systems, n_sources, n_channels, n_samples) those of several systems, as what needs only the
-    references is then done once. Give `window` [samples] the sample rate, as SiSEC 2018 did, and
-    take medians over frames; what remains after the last whole frame is not scored, and a shorter
-    song is one frame. References that were decoded from a lossy format should be rounded to 16
-    bits: what the encoder removed leaves the filters free to be anything there, and frames' edges
-    let it be heard (on one song the median SIR of an ideal mask fell from 16 to -2 dB).
+    (n_systems, n_sources, n_channels, n_samples) those of several systems. Give `window` [samples]
+    the sample rate, as SiSEC 2018 did, and take medians over frames; what remains after the last
+    whole frame is not scored, and a shorter song is one frame. Round references that come from a
+    lossy format to 16 bits: what the encoder removed leaves the filters free to be anything there,
+    which frames' edges let through (once a median SIR fell from 16 to -2 dB).
 
-    Returns float64 of (n_systems, n_sources, n_frames) [dB]: ``sdr``, signal to distortion: the
-    true source over all that was done to it; ``isr``, image to spatial distortion: over what a
-    filter could undo; ``sir``, signal to interference: over what is left of the other sources;
-    ``sar``, signal to artifacts: over what no filtering of any source explains. Beyond ±300 dB
-    scores are ±300 dB. NaN in a frame in which any source's reference is silent (its channels sum
-    to 0 at every sample), and of a source in a frame in which its own estimate is; there museval
-    leaves out the other sources, too. InputError if samples are not finite.
+    Returns float64 of (n_systems, n_sources, n_frames) [dB], at most ±300: ``sdr``, the true source
+    over all that was done to it; ``isr``, over what a filter could undo; ``sir``, over what is left
+    of the other sources; ``sar``, over what no filtering of any source explains. NaN in a frame in
+    which any source's reference is silent (its channels sum to 0 at every sample), and of a source
+    in a frame in which its own estimate is; there museval leaves out the other sources, too.
+    InputError if samples are not finite.
 
     References
     ----------
@@ -147,10 +145,9 @@ def _frame_energies(references: torch.Tensor, estimates: torch.Tensor, window: i
             energies[:, k, :, t] = 0
             for i in range(len(wavs)):  # one at a time stays in cache
                 j, channel = divmod(i, n_channels)
-                explained = _apply(filters[:, k, i], true)
-                filtered = _apply(own[j][:, k, channel], true[sources[j]])
-                of_channel = _energies_of(true[i], estimate[i], filtered, explained)
-                energies[:, k, j, t] += of_channel
+                explained = (filters[:, k, i] * true).sum(0)
+                filtered = (own[j][:, k, channel] * true[sources[j]]).sum(0)
+                energies[:, k, j, t] += _energies_of(true[i], estimate[i], filtered, explained)
             energies[:, k, _silent(estimates[k][..., frame]), t] = math.nan
     return _Energies(*energies)
 
@@ -181,14 +178,6 @@ def _energies_of(
     return 2 * torch.stack(norms).square()
 
 
-def _apply(filters: torch.Tensor, spectra: torch.Tensor) -> torch.Tensor:
-    """Return the sum of filtered spectra, both (n, n_bins)."""
-    total = filters[0] * spectra[0]
-    for taps, spectrum in zip(filters[1:], spectra[1:], strict=True):
-        total.addcmul_(taps, spectrum)
-    return total
-
-
 def _silent(frame: torch.Tensor) -> torch.Tensor:
     """Say which sources of (n_sources, n_channels, n_samples) are silent, as museval does."""
     return (frame.sum(-2) == 0).all(-1)
@@ -213,10 +202,11 @@ def _correlate(
     shapes = [(len(references), len(wavs), n_fft // 2 + 1) for wavs in both]
     sums = [references.new_zeros(shape, dtype=torch.complex128) for shape in shapes]
     for start in range(0, n_samples, block):
-        sources = torch.fft.rfft(_padded(references, start - REACH, start + block))
+        sources = torch.fft.rfft(_excerpt(references, start - REACH, start + block))
         sources = sources.conj().resolve_conj()
         for products, wavs in zip(sums, both, strict=True):
-            here = torch.fft.rfft(_padded(wavs, start, start + block, n_before=REACH))
+            here = torch.nn.functional.pad(_excerpt(wavs, start, start + block), (REACH, 0))
+            here = torch.fft.rfft(here)
             # Row by row: a batched product would be written to memory and read again.
             for row, channel in zip(products, sources, strict=True):
                 row.addcmul_(here, channel)
@@ -226,13 +216,9 @@ def _correlate(
     return gram, cross
 
 
-def _padded(wav: torch.Tensor, start: int, stop: int, n_before: int = 0) -> torch.Tensor:
-    """Cut out samples in double precision, zeros before them; there are zeros around a signal."""
-    first = max(0, start)
-    inside = wav[..., first:stop]
-    excerpt = wav.new_zeros((*wav.shape[:-1], n_before + stop - start), dtype=torch.float64)
-    excerpt[..., n_before + first - start :][..., : inside.shape[-1]] = inside
-    return excerpt
+def _excerpt(wav: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Cut out samples in double precision; there are zeros around a signal."""
+    return torch.nn.functional.pad(wav, (-start, stop - wav.shape[-1])).double()
 
 
 def _solve(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,8 @@ from sound.writing import MPEG_RATES, Separated
 MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
 COLUMNS = 1200  # of every picture, at most [pixels]
 ROWS, LOW_HZ, OCTAVES = 160, 62.5, 8  # of the spectrograms: 62.5 Hz to 16 kHz [pixels]
+# Where some octaves lie, from the top.
+HERTZ = '<i style="top:75%">250 Hz</i><i style="top:50%">1 kHz</i><i style="top:25%">4 kHz</i>'
 SPECTROGRAM_DB = (-85.0, -10.0)  # black and white of the spectrograms, re a full-scale sine
 WINDOW = 0.093  # of a spectrum [s]: the lowest octave needs them
 N_WINDOWS = 3  # spread over each column of a spectrogram
@@ -50,9 +52,8 @@ class PageWriter:
     ) -> None:
         self._path, self._info, self._settings = path, info, settings
         self._sample_format = sample_format
-        rate = info.sample_rate
+        rate, self._n_added = info.sample_rate, 0
         self._n_samples = min(info.n_samples, MAX_SECONDS * rate)
-        self._n_added = 0
         # A column shows its own samples, and the spectra of no less than one window around them.
         self._width = width = max(rate // 100, -(-self._n_samples // COLUMNS))
         self._n_columns = -(-self._n_samples // width)
@@ -105,11 +106,12 @@ class PageWriter:
         mixture, vocals = np.fft.rfft(frames * window) * (4 / self._window)
         specs = np.stack([mixture, vocals, mixture - vocals])
         energy = (specs.real**2 + specs.imag**2).mean((1, 2))
+        below = np.cumsum(np.pad(energy, ((0, 0), (1, 0))), -1)  # energy below each bin
+        rows = [np.diff(np.interp(self._edges, np.arange(below.shape[1]), one)) for one in below]
         # Where a row is wider than a bin it shows its whole energy: pink noise is level.
-        rows = _to_rows(energy, self._edges) * np.maximum(1, np.diff(self._edges))
-        self._rows.append(rows.astype("f4"))
+        self._rows.append((rows / np.minimum(1, np.diff(self._edges))).astype("f4"))
         mixture, vocals = samples[..., self._own]
-        self._extremes.append([f(x) for x in (mixture, vocals) for f in (np.min, np.max)])
+        self._extremes.append([mixture.min(), mixture.max(), vocals.min(), vocals.max()])
 
     def _finish(self) -> None:
         """Draw the last columns and write the page."""
@@ -122,16 +124,17 @@ class PageWriter:
     def _page(self) -> str:
         """Fill the template."""
         info, n_samples, rate = self._info, self._n_samples, self._info.sample_rate
-        layout = {1: "mono", 2: "stereo"}.get(
-            info.n_channels, f"{info.n_channels} channels as mono"
-        )
+        many = f"{info.n_channels} channels as mono"
+        layout = {1: "mono", 2: "stereo"}.get(info.n_channels, many)
         facts = [_clock(info.n_samples / rate), f"{rate / 1000:g} kHz", layout]
         if n_samples < info.n_samples:
             facts.append(f"the first {_clock(n_samples / rate)} are shown here")
         settings = [f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in self._settings.items()]
         rows = np.stack(self._rows, -1)  # (3, ROWS, n_columns)
         mask = np.sqrt(np.minimum(1, rows[1] / np.maximum(rows[0], 1e-12)))
-        mixture, vocals, accompaniment = map(_png, _scale_db(rows, *SPECTROGRAM_DB))
+        low_db, high_db = SPECTROGRAM_DB
+        levels = (10 * np.log10(np.maximum(rows, 1e-20)) - low_db) / (high_db - low_db)
+        mixture, vocals, accompaniment = map(_png, levels.clip(0, 1))
         low, high, voice_low, voice_high = np.array(self._extremes).T
         shown = self._n_columns * self._width / rate
         sounds = [base64.b64encode(track.finish()).decode() for track in self._tracks]
@@ -149,9 +152,9 @@ class PageWriter:
             vocals=vocals,
             accompaniment=accompaniment,
             mask=_png(mask),
-            hertz=_hertz_labels(),
+            hertz=HERTZ,
             ticks=_ticks(shown),
-            range=f"{SPECTROGRAM_DB[0]:g} to {SPECTROGRAM_DB[1]:g} dB".replace("-", "−"),
+            range=f"−{-low_db:g} to −{-high_db:g} dB",
             settings="".join(settings),
             vocals_audio=sounds[0],
             accompaniment_audio=sounds[1],
@@ -192,23 +195,6 @@ class _Mp3:
         self._sound.close()
 
 
-def _to_rows(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Average (…, n_bins) over the rows of a picture, (…, ROWS); 0 above the last bin."""
-    n_bins = values.shape[-1]
-    total = np.zeros((*values.shape[:-1], n_bins + 1))
-    np.cumsum(values, -1, out=total[..., 1:])
-    inside = np.minimum(edges, n_bins)
-    below = np.minimum(inside.astype(int), n_bins - 1)
-    at_edges = total[..., below] + (inside - below) * values[..., below]
-    return np.diff(at_edges) / np.diff(edges)
-
-
-def _scale_db(energy: np.ndarray, low_db: float, high_db: float) -> np.ndarray:
-    """Place levels between 0, `low_db` or less, and 1, `high_db` or more."""
-    level_db = 10 * np.log10(np.maximum(energy, 1e-20))
-    return np.clip((level_db - low_db) / (high_db - low_db), 0, 1)
-
-
 def _png(values: np.ndarray) -> str:
     """Colour a picture in [0, 1], low rows at the bottom; base64."""
     image = Image.fromarray((values[::-1] * 255).round().astype(np.uint8))
@@ -222,18 +208,9 @@ def _png(values: np.ndarray) -> str:
 
 def _area(upper: np.ndarray, lower: np.ndarray) -> str:
     """Return the path of an area between two curves with a value per column, in thousandths."""
-    there, back = (
-        [f"{i} {1000 * y:.0f}" for i, y in enumerate([*curve, curve[-1]])]
-        for curve in (upper, lower)
-    )
+    curves = [*upper, upper[-1]], [*lower, lower[-1]]
+    there, back = ([f"{i} {1000 * y:.0f}" for i, y in enumerate(curve)] for curve in curves)
     return f"M{'L'.join(there)}L{'L'.join(back[::-1])}Z"
-
-
-def _hertz_labels() -> str:
-    """Name some octaves on the left of a spectrogram."""
-    names = {250: "250 Hz", 1000: "1 kHz", 4000: "4 kHz"}
-    tops = {name: 100 * (1 - np.log2(hz / LOW_HZ) / OCTAVES) for hz, name in names.items()}
-    return "".join(f'<i style="top:{top:.1f}%">{name}</i>' for name, top in tops.items())
 
 
 def _ticks(seconds: float) -> str:
