@@ -100,11 +100,12 @@ def look(separator: Separator, waves: dict[str, np.ndarray], sample_rate: int) -
 
 def draw_masks(images: Images, seconds: float) -> Figure:
     """Show mixture, mask and vocals, one above the other."""
-    titles = {"mixture": "mixture", "mask": "mask: is this the voice?", "vocals": "vocals"}
-    picture = new_figure(6.4)
-    for axes, (name, title) in zip(picture.subplots(3, sharex=True), titles.items(), strict=True):
-        draw_image(axes, images[name], title, extent=(0, seconds, 0, 1))
-    axes.set_xlabel("seconds")
+    picture, extent = new_figure(6.4), (0, seconds, 0, 1)
+    top, middle, bottom = picture.subplots(3, sharex=True)
+    draw_image(top, images["mixture"], "mixture", extent)
+    draw_image(middle, images["mask"], "mask: is this the voice?", extent)
+    draw_image(bottom, images["vocals"], "vocals", extent)
+    bottom.set_xlabel("seconds")
     return picture
 
 
@@ -114,9 +115,8 @@ def draw_why(waves: dict[str, np.ndarray], images: Images, range_db: float) -> F
 
     titles = ("the voice", "the band", "both: as samples, nothing tells them apart")
     names = ("true vocals", "true accompaniment", "mixture")
-    picture = new_figure(6.4)
+    picture, peak = new_figure(6.4), abs(waves["mixture"]).max() or 1
     panels = picture.subplots(4, 2)
-    peak = abs(waves["mixture"]).max() or 1
     for (left, right), name, title in zip(panels, names, titles, strict=False):
         left.plot(waves[name], linewidth=0.3)
         left.set(xlim=(0, len(waves[name])), ylim=(-peak, peak), xticks=[], yticks=[])
@@ -149,30 +149,26 @@ def draw_approach(images: Images, hp: HParams) -> Figure:
     """Show a slice of the mixture, the network's answer for its column, and the true answer."""
     column = int(images["true vocals"].mean(0).argmax())
     first = max(0, column - 2 * hp.stft_frames)
-    around = slice(first, first + 4 * hp.stft_frames)
-    at = slice(max(0, column - hp.lookback), column + hp.lookahead + 1)
+    around, at = slice(first, first + 4 * hp.stft_frames), slice(column, column + 1)
+    seen = slice(max(0, column - hp.lookback), column + hp.lookahead + 1)
     picture = new_figure(4.0)
     top, bottom = picture.subplots(2, 3, width_ratios=[5, 2, 0.4])
-    for row, name, title, edges in (
-        (top, "mixture", "the mixture, as the network sees it", (at.start, at.stop)),
-        (bottom, "target", "what it should answer (known in training)", (column, column + 1)),
+    for axes, name, title, marked in (
+        (top[0], "mixture", "the mixture, as the network sees it", seen),
+        (bottom[0], "target", "what it should answer (known in training)", at),
     ):
-        extent = (first, first + images[name][:, around].shape[1], 0, 1)
-        draw_image(row[0], images[name][:, around], title, extent=extent)
-        row[0].axvspan(*edges, fill=False, edgecolor="white", linewidth=1.5)
-    draw_image(top[1], images["mixture"][:, at], f"a slice, {hp.stft_frames} frames →")
-    draw_image(top[2], images["mask"][:, column : column + 1], "answer")
-    draw_image(bottom[2], images["target"][:, column : column + 1], "truth")
+        shown = images[name][:, around]
+        draw_image(axes, shown, title, (first, first + shown.shape[1], 0, 1))
+        axes.axvspan(marked.start, marked.stop, fill=False, edgecolor="white", linewidth=1.5)
+    draw_image(top[1], images["mixture"][:, seen], f"a slice, {hp.stft_frames} frames →")
+    draw_image(top[2], images["mask"][:, at], "answer")
+    draw_image(bottom[2], images["target"][:, at], "truth")
     bottom[1].axis("off")
     return picture
 
 
 def plot_scores(path: Path, songs: list[Record]) -> None:
-    """Draw SDR and SI-SDR of both stems: a column for every system, a point for every song.
-
-    Songs that have no score stay out. InputError if matplotlib is missing, or the file, which ends
-    in .svg, .png or .pdf, cannot be written.
-    """
+    """Draw SDR and SI-SDR of both stems: a column for every system, a point for every song."""
     import numpy as np
 
     from scoring.tables import METRICS, STEMS, ordered, song_score
@@ -204,23 +200,18 @@ def new_figure(height: float) -> Figure:
     return Figure((WIDTH, height), dpi=100, layout="constrained")
 
 
-def draw_image(axes: Axes, image: Any, title: str = "", **options: Any) -> None:
+def draw_image(axes: Axes, image: Any, title: str = "", extent: Any = None) -> None:
     """Show a spectrogram in [0, 1] or a picture of colours, the lowest bin at the bottom."""
-    import numpy as np
-
-    image = np.asarray(image)
-    axes.imshow(image, origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1, **options)
+    options = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": 1}
+    axes.imshow(image, extent=extent, **options)
     axes.set_yticks([])
-    axes.xaxis.set_visible("extent" in options and options["extent"][0] == 0)
+    axes.xaxis.set_visible(extent is not None and extent[0] == 0)
     axes.set_title(title, loc="left", fontsize=9)
 
 
 def save_picture(picture: Figure, path: Path) -> None:
     """Write a picture whole or not at all."""
-    kind = path.suffix[1:].lower()
-    if kind not in ("png", "svg", "pdf"):
-        raise InputError(f"{path}: a picture's name ends in .png, .svg or .pdf")
-    cli.replace_atomically(path, lambda file: picture.savefig(file, format=kind))
+    cli.replace_atomically(path, lambda file: picture.savefig(file, format=path.suffix[1:]))
 
 
 if __name__ == "__main__":
