@@ -117,18 +117,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--voice-pattern", metavar="REGEX", default=tracks.VOICE_PATTERN, help=text)
     text = "play everything X times as fast, and higher, as tape does (0.5 to 2)"
     add("--speed", type=a_speed, default=1.0, metavar="X", help=text)
-    text = "the vocals are another separator's: to be learnt from, never to be scored on"
-    add("--taught", action="store_true", help=text)
-    text = "processes, each building one song at a time (default: one a core)"
-    add("--workers", type=cli.positive_count, metavar="N", help=text)
-    text = "hash finished songs and their sources, and build again what is not as it was"
-    add("--verify", action="store_true", help=text)
-    text = "leave out songs that cannot be used, instead of writing no manifest"
-    add("--skip-bad", action="store_true", help=text)
+    add("--taught", action="store_true", help="another separator made the vocals: never scored on")
+    add("--workers", type=cli.positive_count, metavar="N", help="songs at a time (default: cores)")
+    add("--verify", action="store_true", help="hash all files; build again what has changed")
+    add("--skip-bad", action="store_true", help="leave out songs that cannot be used")
     text = "refuse songs whose vocals are not in the mixture as they are, or are all of it (on)"
     add("--check-pairs", action=argparse.BooleanOptionalAction, default=True, help=text)
-    text = "replace a dataset of other settings or songs; it stays whole until this one is"
-    add("--overwrite", action="store_true", help=text)
+    add("--overwrite", action="store_true", help="replace a dataset of other settings or songs")
     return parser
 
 
@@ -211,9 +206,8 @@ def finish(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
 def build_song(task: Task, track: Track) -> Song:
     """Write one song's spectrogram and then its note.
 
-    The array appears under its name only when it is whole and its pair has been checked. InputError
-    if a source cannot be read or changes meanwhile, if the pair does not fit, if the sound is too
-    loud for float16, or if the disk is full.
+    InputError if a source cannot be read or changes meanwhile, if the pair does not fit, if the
+    sound is too loud for float16, or if the disk is full.
     """
     import audio  # here, so that bad paths are told before torch is loaded
 
@@ -331,10 +325,7 @@ def pair_problem(sums: np.ndarray) -> str | None:
 
 
 def finished(task: Task, track: Track) -> Song | None:
-    """Return a song whose array and note are there, if its sources are as they were then.
-
-    With ``--verify`` their hashes must be, too; what is not as it was is named.
-    """
+    """Return a song whose array and note are there, if its sources are as they were then."""
     path = task.output / file_of(task, track)
     try:
         note = json.loads(path.with_suffix(".json").read_text())

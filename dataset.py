@@ -185,14 +185,12 @@ def hold_out(
 ) -> tuple[list[OpenSong], list[OpenSong]]:
     """Divide songs into those to learn from and those to validate on.
 
-    Whole singers are held out (where the layout does not tell, a song is its own singer), at
-    random but reproducibly, until they hold ``valid_fraction`` of the frames. With one or two
-    singers, as in the training split of MIR-1K, whole songs with all their clips are held out
-    instead. Given `others`, those of them that share no file with `songs` are validated on.
-
-    Songs of the "test" split are left out. Those at another speed than recorded, or labelled by a
-    teacher, are never validated on, and not learnt from if their singer is. InputError if no song
-    is left on a side, or those to learn from lack vocals or accompaniment.
+    Whole singers are held out (where the layout does not tell, a song is its own singer), by the
+    seed, until they hold ``valid_fraction`` of the frames; with one or two singers, as in MIR-1K,
+    whole songs with all their clips. Given `others`, those of them that share no file with `songs`
+    are validated on. Songs at another speed than recorded, or labelled by a teacher, never are,
+    and are not learnt from if their singer is. InputError if no song is left on a side, or those to
+    learn from lack vocals or accompaniment.
     """
     songs = [song for song in songs if song.song.split == "train"]
     sources = {source["sha256"] for song in songs for source in song.song.inputs}
@@ -263,18 +261,15 @@ def plan_epoch(
     """Plan the chunks of one epoch, a function of the seed and the epoch alone.
 
     Chunks tile every song from a random offset on, so that each slice position is the centre of
-    exactly one slice per epoch (of one in ``stft_stride`` epochs on average)::
+    one slice per epoch (in ``stft_stride`` epochs)::
 
         song            ├───────────────────────────────┤
         chunks    ┊  0    ┊  1    ┊  2    ┊  3    ┊  4    ┊    new offset every epoch
 
-    With `shares`, one for each dataset, an epoch has as many chunks, but each dataset's come as
-    often as its share says: some of them several times, or not at all.
-
-    A chunk is the song's own mixture, or, with probability ``remix`` and where a part is missing,
-    its vocals over the accompaniment of a random place in another song, scaled to their level.
-    Some lose their voice, as songs have instrumental stretches, others get a second voice or
-    backing, up to `SECOND_DB` softer. They come in random order, in whole batches: the last one is
+    With `shares`, one for each dataset, an epoch has as many, but each dataset's come as often as
+    its share says. A chunk is the song's own mixture, or, with probability ``remix`` and where a
+    part is missing, its vocals over a random place of another song's accompaniment, scaled to
+    their level. Some lose their voice, others get a second voice or backing. The last batch is
     filled up with places that come a second time.
     """
     rng = np.random.default_rng([hp.seed, 2, epoch])
@@ -455,14 +450,16 @@ class Feed:
 
     def batches(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Give one batch after the other."""
-        return self._send_all(batches) if self.resident else self._read_ahead(batches)
+        if not self.resident:
+            return self._read_ahead(batches)
+        return (Batch(*map(self._to_device, vars(batch).values()), None) for batch in batches)
 
     def spectrograms(self, batch: Batch) -> torch.Tensor:
         """Return the frames of a batch on the device: (n, n_frames, 2 or 4, n_bins, 2), float16.
 
-        ``n_frames`` is ``chunk_frames(hp)``; the third axis is that of `Chunks`. Zero outside the
-        songs, and above the band that all recordings have: a voice recorded at 16 kHz over a
-        backing of 44.1 kHz would teach that voices end at 8 kHz.
+        The third axis is that of `Chunks`. Zero outside the songs, and above the band that all
+        recordings have: a voice recorded at 16 kHz over a backing of 44.1 kHz would teach that
+        voices end at 8 kHz.
         """
         if batch.spectrograms is not None:
             return batch.spectrograms
@@ -478,17 +475,6 @@ class Feed:
             lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
             frames.masked_fill_(lost[:, None, None, :, None], 0)
         return frames
-
-    def _send_all(self, batches: list[Chunks]) -> Iterator[Batch]:
-        """Send the numbers of all batches to the device at once: there are few of them."""
-        if not batches:
-            return
-        columns = [
-            np.concatenate(some) for some in zip(*(vars(b).values() for b in batches), strict=True)
-        ]
-        sizes = [len(batch) for batch in batches]
-        for parts in zip(*(self._to_device(x).split(sizes) for x in columns), strict=True):
-            yield Batch(*parts, None)
 
     def _read_ahead(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Read from the disk, some batches ahead of the one that is given."""

@@ -68,12 +68,10 @@ def add_song_options(parser: argparse.ArgumentParser, split: str, seconds: float
     """Add which songs are taken, how much of them, and by how many processes."""
     add = parser.add_argument_group("songs").add_argument
     add("--split", choices=["test", "train", "all"], help=f"which songs (default: {split})")
-    text = "read a folder without a data set's layout as one folder of stems per song"
-    add("--as", dest="kind", choices=tracks.KINDS[:1], help=text)
+    add("--as", dest="kind", choices=tracks.KINDS[:1], help="one folder of stems for each song")
     pattern = tracks.VOICE_PATTERN
     add("--voice-pattern", metavar="REGEX", default=pattern, help="as build_dataset.py")
-    text = "take only every K-th song"
-    add("--every", type=cli.positive_count, default=1, metavar="K", help=text)
+    add("--every", type=cli.positive_count, default=1, metavar="K", help="take only every K-th")
     text = f"take only the middle S seconds of a song (default: {seconds or 'all'})"
     add("--seconds", type=cli.positive_number, default=seconds, metavar="S", help=text)
     text = "songs at a time, each on one core; 3 GB for a stereo song of 4 minutes (default: cores)"
@@ -128,9 +126,6 @@ def say(*lines: object) -> None:
     print(*map(cli.printable, lines), sep="\n", flush=True)
 
 
-# --- Scores ---------------------------------------------------------------------------------------
-
-
 def refuse_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be scored or written, before any work."""
     names = [name for name, _ in args.estimates]
@@ -157,8 +152,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
     add("--estimates", action="append", default=[], type=a_system, metavar="NAME=DIR", help=text)
     text = "all scores (.json; by default beside the checkpoint or in runs/), each song's beside it"
     add("--output", type=Path, metavar="FILE", help=text)
-    text = "draw every song's scores (.svg, .png or .pdf; needs matplotlib)"
-    add("--plot", type=Path, metavar="FILE", help=text)
+    add("--plot", type=Path, metavar="FILE", help="draw them (.svg, .png or .pdf; by matplotlib)")
     args = parser.parse_args(argv)
     if args.checkpoint:
         cli.refuse_missing(args.checkpoint)
@@ -213,9 +207,6 @@ def score(argv: list[str], has_network: bool = False) -> int:
     return int(n_failed > 0)
 
 
-# --- Comparing ------------------------------------------------------------------------------------
-
-
 def compare(argv: list[str]) -> int:
     """Compare two systems song by song."""
     parser = make_parser("compare", COMPARE)
@@ -243,9 +234,6 @@ def compare(argv: list[str]) -> int:
             say(f"{after - before:+8.2f} dB  {before:7.2f} → {after:7.2f}  {name}")
         print(f"{metric.label:>9}: {tables.verdict(differences)}")
     return 0
-
-
-# --- Tuning ---------------------------------------------------------------------------------------
 
 
 def tune(argv: list[str]) -> int:

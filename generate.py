@@ -175,7 +175,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
     network = reading.sha256(args.checkpoint)
     for root in args.audio:
         try:
-            found, left_out = tracks.find_songs(root, args.output_dir)
+            found, left_out = tracks.find_songs(root)
             songs |= found
             if left_out:
                 print(cli.printable(f"{root}: {left_out}"))

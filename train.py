@@ -165,12 +165,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--share", type=cli.positive_number, nargs="+", metavar="X", help=text)
     add("--name", help="the run's folder is runs/<name> (the model type)")
     add("--checkpoint", type=Path, help="resume from this last.pth, with the settings it holds")
-    text = "take only the weights of --checkpoint where data or settings differ: a new schedule"
-    add("--adapt", action="store_true", help=text)
+    add("--adapt", action="store_true", help="keep only the weights where data or settings differ")
     text = "score on the songs of these datasets (not those learnt from), and hold out none"
     add("--validate-on", type=Path, nargs="+", default=[], metavar="DATA", help=text)
-    text = "learn from the songs of test splits, too: for a network that ships, not for scores"
-    add("--all-songs", action="store_true", help=text)
+    add("--all-songs", action="store_true", help="learn from test splits, too: not for scores")
     add("--overwrite", action="store_true", help="replace the run of this name")
     cli.add_device_option(parser)
     return parser

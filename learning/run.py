@@ -216,10 +216,9 @@ class Run:
 def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step, as ``schedule`` defines it.
 
-    "one-cycle" (Smith, "A disciplined approach to neural network hyper-parameters", 2018) rises
-    from a 25th over three tenths of the run and falls to almost nothing, both as a cosine does;
-    "cyclic" (Smith, "Cyclical learning rates for training neural networks", 2015) is a triangle
-    from a tenth, two epochs up and two down.
+    "one-cycle" (Smith 2018, arXiv 1803.09820) rises from a 25th over three tenths of the run and
+    falls to almost nothing, both as a cosine does; "cyclic" (Smith 2015, arXiv 1506.01186) is a
+    triangle from a tenth, two epochs up and two down.
     """
     peak = hp.learning_rate
     if hp.schedule == "constant":
@@ -237,8 +236,7 @@ def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) ->
 def train_step(run: Run, batch: Batch) -> torch.Tensor:
     """Take one optimizer step at the pace that is set; `batch` is this rank's share.
 
-    Returns the loss, and the norm of the whole batch's gradient, both in one tensor on the device:
-    nothing waits for them here.
+    Returns the loss and the norm of the whole batch's gradient, in one tensor on the device.
     """
     hp = run.hp
     run.optimizer.zero_grad(set_to_none=True)

@@ -118,9 +118,6 @@ def _decibels(signal: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (10 * torch.log10(signal / noise)).clamp(-LIMIT_DB, LIMIT_DB)
 
 
-# --- Energies of frames ---------------------------------------------------------------------------
-
-
 def _frame_energies(references: torch.Tensor, estimates: torch.Tensor, window: int) -> _Energies:
     """Take the energies of every frame of every system; NaN where silence leaves them undefined."""
     n_sources, n_channels, n_samples = references.shape

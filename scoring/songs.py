@@ -99,14 +99,11 @@ def known_songs(checkpoint: Path | None) -> dict[str, set[str]]:
     }
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
 def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], list[str]]:
     """Give each song the files that systems made of it; `folders` are the systems'.
 
     Returns the jobs, the largest first, as a long song at the end would keep all waiting, and a
-    message for every song that lacks an estimate. InputError as in `tracks.find_estimates`.
+    message for every song that lacks an estimate.
     """
     files = {name: tracks.find_estimates(folder, songs) for name, folder in folders.items()}
     jobs, bad = [], []
@@ -127,7 +124,7 @@ def scores_of(
     """Return a song's scores, which are kept as a JSON file, and whether they are new.
 
     A file that does not parse, or is not about what `conditions` says and these very files, is
-    replaced. InputError as in `score_files`, or if nothing can be written.
+    replaced.
     """
     files = [sha256(path) for path in job.track.paths]
     estimates = {
@@ -160,8 +157,7 @@ def read_estimates(
 
     Returns (2, n_channels, n_samples), float32, like the `mixture` (n_channels, n_samples), of
     which a missing one is what the other leaves; and notes on what was done to them. InputError if
-    a file cannot be read, has another rate, is more than ``tracks.TRIM_SECONDS`` shorter or longer,
-    or has channels that do not go with the song's.
+    rate, length (by more than ``tracks.TRIM_SECONDS``) or channels do not go with the song's.
     """
     n_channels, n_samples = mixture.shape
     wavs, notes = {}, []
@@ -187,9 +183,6 @@ def read_estimates(
         wavs[stem] = wav
     vocals = wavs["vocals"] if "vocals" in wavs else mixture - wavs["accompaniment"]
     return np.stack([vocals, wavs.get("accompaniment", mixture - vocals)]), notes
-
-
-# --- Systems --------------------------------------------------------------------------------------
 
 
 def score_files(task: Evaluation, job: Job) -> Record:
@@ -236,10 +229,10 @@ def separate_by_mask(
     settings: dict[str, Any],
     is_mid_side: bool = False,
 ) -> np.ndarray:
-    """Apply a mask to a mixture (n_channels, n_samples); the accompaniment is mixture − vocals.
+    """Apply a mask to a mixture (n_channels, n_samples); returns (2, n_channels, n_samples).
 
     The mask is of the mixture, or one of mid and one of side, in `hp`'s bins; `settings` are all of
-    ``MASK_SETTINGS``. Returns (2, n_channels, n_samples).
+    ``MASK_SETTINGS``.
     """
     grid, wav = audio.grid_at(sample_rate, hp), torch.from_numpy(mixture)
     spec = audio.stft(audio.mid_side(wav) if is_mid_side else wav, grid)
@@ -249,9 +242,6 @@ def separate_by_mask(
     return np.stack([vocals, mixture - vocals])
 
 
-# --- Scores ---------------------------------------------------------------------------------------
-
-
 def score_song(
     references: np.ndarray, estimates: dict[str, np.ndarray], sample_rate: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -259,11 +249,9 @@ def score_song(
 
     `references`, and the estimates of every system, are float32 (2, n_channels, n_samples).
     Returns, by system and stem: lists of ``sdr``, ``isr``, ``sir``, ``sar`` (BSSEval v4, a number a
-    second); of the whole song ``si_sdr`` and, of mono songs, of which it has been reported,
-    ``v3_sdr``, ``v3_sir``, ``v3_sar`` (BSSEval v3) and ``nsdr`` (``v3_sdr`` minus that of the
-    floor). What is averaged over songs is limited: ``v3_sdr`` and ``si_sdr`` to `WORST_DB` and
-    `BEST_DB`, ``v3_sir`` and ``v3_sar`` to `WORST_DB` and `BITS_DB`. None is a score that nobody
-    has: a reference is silent in the frame or song.
+    second); ``si_sdr`` and, of mono songs, of which it has been reported, ``v3_sdr``, ``v3_sir``,
+    ``v3_sar`` (BSSEval v3) and ``nsdr`` (minus the floor's), all limited, as they are averaged over
+    songs. None is a score that nobody has: a reference is silent in the frame or song.
     """
     mixture = references.sum(0)
     estimates = {FLOOR: np.stack([mixture, mixture]), **estimates}

@@ -96,9 +96,6 @@ def summarise(songs: list[Record]) -> Summary:
     return summary
 
 
-# --- For people -----------------------------------------------------------------------------------
-
-
 def ordered(systems: Iterable[str]) -> list[str]:
     """Put the floor first and the ceilings last."""
     return sorted(systems, key=lambda s: (s in IDEALS) - (s == FLOOR))
@@ -127,9 +124,6 @@ def tables(summary: Summary) -> list[str]:
     return lines
 
 
-# --- One system against another -------------------------------------------------------------------
-
-
 class Difference(NamedTuple):
     """One song's score before and after."""
 
@@ -153,10 +147,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def read_scores(path: Path, system: str) -> dict[str, Record]:
-    """Read what evaluate.py wrote; returns the songs by name.
-
-    InputError if the file cannot be read, is something else, or lacks the system.
-    """
+    """Read what evaluate.py wrote; returns the songs by name."""
     try:
         stored = json.loads(path.read_text())
         if stored["format"] != FORMAT:
@@ -175,8 +166,7 @@ def read_scores(path: Path, system: str) -> dict[str, Record]:
 def pair_songs(paths: tuple[Path, Path], systems: tuple[str, str]) -> list[tuple[Record, Record]]:
     """Bring the songs of two files together that both have, in the order of their names.
 
-    `systems` says whose scores are wanted of each. InputError as in `read_scores`, or if no song is
-    in both, or one of them is not the same music.
+    InputError as in `read_scores`, or if no song is in both, or one of them is not the same music.
     """
     before, after = map(read_scores, paths, systems)
     common = sorted(before.keys() & after.keys())

@@ -51,8 +51,7 @@ class PipeReader:
     """Read sound from a pipe, as `reading.Reader` reads a file.
 
     `file` is ``sys.stdin``, which is None where it is closed, or a file open for binary reading: a
-    WAV, or raw PCM where `raw` describes it. InputError if it is no such sound, closed, or empty;
-    while reading, if samples are missing, non-finite or far beyond full scale.
+    WAV, or raw PCM where `raw` describes it.
     """
 
     def __init__(
@@ -151,10 +150,9 @@ def _raw_of(content: bytes) -> RawFormat:
 class PipeWriter:
     """Write sound into a pipe as it is made; every block is flushed.
 
-    `file` is ``sys.stdout`` or a file open for binary writing, `stem` "vocals" or "accompaniment".
-    With `has_header` a WAV header of unknown length goes before the samples, as ffmpeg writes it.
-    InputError if the file is closed or cannot be written to; BrokenPipeError passes: nobody listens
-    any more, which is no mistake of the user.
+    `file` is ``sys.stdout`` or a file open for binary writing. With `has_header` a WAV header of
+    unknown length goes before the samples, as ffmpeg writes it. BrokenPipeError passes: nobody
+    listens any more, which is no mistake of the user.
     """
 
     def __init__(self, file: IO | None, raw: RawFormat, stem: str, has_header: bool) -> None:

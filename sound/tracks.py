@@ -9,7 +9,6 @@ Names are compared as people read them: composed Unicode, upper and lower case a
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import re
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hparams import InputError
-from sound import reading
+from sound import reading, writing
 
 # Some of them cannot be read: the reader says so, which is better than a song without that stem.
 AUDIO = {
@@ -129,8 +128,7 @@ def find_tracks(
 
     A folder that follows no data set's layout is of this `kind`, one of `KINDS`: songs as folders
     of stems, those with `voice_pattern` in their names the vocals, or material to remix; by default
-    its own name and its files' names decide. InputError if it is missing, holds no songs, or could
-    be read in two ways.
+    names decide. InputError if it is missing, holds no songs, or could be read in two ways.
     """
     _refuse_missing(root)
     try:
@@ -311,24 +309,20 @@ def _only(folder: Path, stem: str) -> tuple[Part]:
     return (Part(files[0]),)
 
 
-def find_songs(root: Path, output_dir: Path) -> tuple[dict[Path, Path], str]:
+def find_songs(root: Path) -> tuple[dict[Path, Path], str]:
     """List the songs that `root` is or holds, each with its folder within `root`, and what is not.
 
-    ``<name>_vocals.*`` is no song but an output if ``<name>.*`` lies beside it, or if it lies where
-    the stems of that song go when `root`, a folder in it or the song itself is separated into
-    `output_dir`; the same with accompaniment. InputError if there is no song.
+    In a folder, what is called ``<song>_vocals.*`` or ``<song>_accompaniment.*`` and says that this
+    project made it is no song. InputError if there is none, or if a folder cannot be read.
     """
     if not os.path.isdir(root):
         return {root: Path()}, ""
     files = _files(root)
-    sounds = {path: path.parent.relative_to(root) for path in files if _is_sound(path)}
-    place_of, outputs = functools.cache(os.path.realpath), set()
-    for path, folder in sounds.items():
-        tails = [folder.parts[i:] for i in range(len(folder.parts) + 1)]
-        for place in (path.parent, *(output_dir.joinpath(*tail) for tail in tails)):
-            stems = f"{path.stem}_vocals", f"{path.stem}_accompaniment"
-            outputs |= {(place_of(place), stem) for stem in stems}
-    songs = {p: f for p, f in sounds.items() if (place_of(p.parent), p.stem) not in outputs}
+    songs = {
+        path: path.parent.relative_to(root)
+        for path in filter(_is_sound, files)
+        if not (path.stem.endswith(("_vocals", "_accompaniment")) and writing.record_in(path))
+    }
     left_out = _left_out(files, songs, "written by earlier runs")
     if not songs:
         raise InputError(
@@ -490,8 +484,7 @@ def read_blocks(track: Track, n_samples: int) -> Iterator[np.ndarray]:
 def read_channels(track: Track) -> np.ndarray:
     """Decode a whole track with all its channels: (len(track.signals), n_channels, n_samples).
 
-    As `read_blocks`, at the rate that `measure` gives; InputError, too, if numbers of channels do
-    not go together.
+    As `read_blocks`; InputError, too, if numbers of channels do not go together.
     """
     if measure(track).n_channels is None:
         raise InputError(f"{track.paths[0]}: its song's files have different numbers of channels")

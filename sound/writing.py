@@ -56,8 +56,8 @@ def choose_format(
 ) -> OutputFormat:
     """Choose how to write a sound like an input: its rate, channels and sample format.
 
-    `container` is wav, flac, ogg or mp3; `subtype` libsndfile's name, by default the input's where
-    there is room. InputError if the container has no such subtype, rate or number of channels.
+    `subtype` is libsndfile's name, by default the input's where there is room. InputError if the
+    container, "wav", "flac", "ogg" or "mp3", has no such subtype, rate or number of channels.
     """
     _check_limits(info, container)
     known, native = _SUBTYPES[container], info.sample_format.subtype
@@ -139,9 +139,7 @@ class Separated(NamedTuple):
 class SoundWriter:
     """Write one stem; it appears at the end of the ``with`` block, whole or not at all.
 
-    `info` tells rate, channels, tags and expected length, `record` what the stem is made of, for
-    `record_in`. InputError if the disk is full, or the
-    file cannot be written.
+    `info` tells rate, channels, tags and expected length, `record` what the stem is made of.
     """
 
     def __init__(

@@ -192,7 +192,7 @@ def live(bench: Bench) -> Figures:
     rate, n_packet = 48000, 960
     packet = np.random.default_rng(0).normal(0, 0.1, (1, n_packet)).astype(np.float32)
     stream = untrained_separator(bench).stream(rate, 1, live=True)
-    times: list[float] = []
+    times = []
     for _ in range(bench.rounds * bench.seconds * rate // n_packet):
         started = time.perf_counter()
         stream.push(packet)
@@ -224,9 +224,8 @@ def least_seconds(
     """Return the least time of a step of training at these rates [1/s, bytes/s].
 
     For every layer it is the larger of its operations over the rate of a matrix product and its
-    bytes over that of a copy; whatever could be fused into a layer is free. A layer makes three
-    passes (the first two, as the picture needs no gradient), and a batch norm passes eight times
-    over its input.
+    bytes over that of a copy. A layer makes three passes (the first two, as the picture needs no
+    gradient), and a batch norm passes eight times over its input.
     """
     import torch
 

@@ -202,8 +202,10 @@ def new_figure(height: float) -> Figure:
 
 def draw_image(axes: Axes, image: Any, title: str = "", extent: Any = None) -> None:
     """Show a spectrogram in [0, 1] or a picture of colours, the lowest bin at the bottom."""
+    import numpy as np
+
     options = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": 1}
-    axes.imshow(image, extent=extent, **options)
+    axes.imshow(np.asarray(image), extent=extent, **options)
     axes.set_yticks([])
     axes.xaxis.set_visible(extent is not None and extent[0] == 0)
     axes.set_title(title, loc="left", fontsize=9)
