@@ -1,9 +1,7 @@
 """Measure what the project costs on this machine.
 
 The four figures are the network alone, a song from file to files, a step of training, and live
-sound. Pieces run in alternation and the best of several rounds counts, as machines are noisy. The
-roofline of a step (Williams et al., Communications of the ACM 52(4), 2009) is the least time that
-it can take at the rates of a large matrix product and of a large copy, measured in the same run.
+sound. Pieces run in alternation and the best of several rounds counts, as machines are noisy.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ EPILOG = """examples:
   python -m tools.benchmark live                         # 48 kHz in packets of 20 ms"""
 HERE = Path(__file__).parent.parent
 SONG_RATE = 44100  # Hz
-MATRIX, VALUES = {"cpu": 2048, "cuda": 8192}, {"cpu": 2**26, "cuda": 2**28}  # of the two rates
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product as fast as this machine can
 EPOCH_SLICES = 2_000_000  # 100 songs of 4 minutes: the size of DSD100
 
 Figures = dict[str, float | str]
@@ -137,13 +135,13 @@ def generate(bench: Bench) -> Figures:
 
 
 def training(bench: Bench) -> Figures:
-    """Time a step of training, stage by stage, and compare it with the roofline."""
+    """Time a step of training, stage by stage, and compare it with a large matrix product."""
     import torch
 
     from dataset import Feed, batches_of, plan_epoch
     from learning.run import Run, loss_of
     from learning.targets import make_example
-    from model import is_narrow
+    from model import is_narrow, operations_per_column
 
     hp, songs = bench.hp, [song_in_memory(bench)]
     feed = Feed(songs, hp, bench.device, resident=True)
@@ -165,10 +163,12 @@ def training(bench: Bench) -> Figures:
     figures: Figures = {}
     if bench.device.type == "cuda":
         figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
-    dtype = torch.bfloat16 if is_narrow(hp, bench.device) else torch.float32
-    operations, copied = measure_rates(bench, dtype)
-    least = least_seconds(hp, len(batch), operations, copied, dtype.itemsize)
     rate = len(batch) * hp.chunk_slices / took["step"]
+    operations = 3 * operations_per_column(hp) * hp.stft_stride * rate  # backward takes two thirds
+    dtype = torch.bfloat16 if is_narrow(hp, bench.device) else torch.float32
+    size = MATRIX[bench.device.type]
+    matrix = torch.rand(size, size, device=bench.device, dtype=dtype)
+    peak = 2 * size**3 / best_seconds(bench, product=lambda: matrix @ matrix)["product"]
     return figures | {
         "step": f"{len(batch)} chunks of {hp.chunk_slices}",
         "step [ms]": took["step"] * 1e3,
@@ -177,9 +177,8 @@ def training(bench: Bench) -> Figures:
         "forward and backward / step": took["passes"] / took["step"],
         "gather / step": took["gather"] / took["step"],
         "gather, mix, features, target / step": took["mix"] / took["step"],
-        "matrix product [GFLOP/s]": operations / 1e9,
-        "copy [GB/s]": copied / 1e9,
-        "step, share of the roofline": least / took["step"],
+        "step [GFLOP/s]": operations / 1e9,
+        "step / matrix product, operations per second": operations / peak,
     }
 
 
@@ -204,52 +203,6 @@ def live(bench: Bench) -> Figures:
         "99.9th percentile [ms]": float(np.percentile(times, 99.9)),
         "slowest packet [ms]": max(times),
     }
-
-
-def measure_rates(bench: Bench, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure a large matrix product [operations/s] and a large copy, read and write [bytes/s]."""
-    import torch
-
-    device, size = bench.device, MATRIX[bench.device.type]
-    matrix = torch.rand(size, size, device=device, dtype=dtype)
-    values = torch.zeros(VALUES[device.type], device=device)
-    target = torch.empty_like(values)
-    took = best_seconds(bench, matrix=lambda: matrix @ matrix, copy=lambda: target.copy_(values))
-    return 2 * size**3 / took["matrix"], 2 * values.nbytes / took["copy"]
-
-
-def least_seconds(
-    hp: HParams, n_chunks: int, operations: float, copied: float, value_bytes: int
-) -> float:
-    """Return the least time of a step of training at these rates [1/s, bytes/s].
-
-    For every layer it is the larger of its operations over the rate of a matrix product and its
-    bytes over that of a copy. A layer makes three passes (the first two, as the picture needs no
-    gradient), and a batch norm passes eight times over its input.
-    """
-    import torch
-
-    from model import build_model
-
-    seconds: list[float] = []
-
-    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        n_in, n_out = n_chunks * inputs[0].numel(), n_chunks * output.numel()
-        if isinstance(module, torch.nn.BatchNorm2d):
-            seconds.append(8 * n_in * value_bytes / copied)
-        elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-            n_operations = 2 * n_out * module.weight[0].numel()
-            n_bytes = value_bytes * (n_in + n_out + module.weight.numel())
-            n_passes = 3 if seconds else 2
-            seconds.append(n_passes * max(n_operations / operations, n_bytes / copied))
-
-    with torch.device("meta"), torch.no_grad():  # shapes without arithmetic
-        net = build_model(hp)
-        for module in net.modules():
-            module.register_forward_hook(count)
-        n_frames = (hp.chunk_slices - 1) * hp.stft_stride + hp.stft_frames
-        net(torch.zeros(1, 1, hp.n_bins, n_frames))
-    return sum(seconds)
 
 
 def best_seconds(bench: Bench, **work: Callable[[], Any]) -> dict[str, float]:
