@@ -1,7 +1,5 @@
 """Sounds, sound files, and the view of the network that is easiest to understand."""
 
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path

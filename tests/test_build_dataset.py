@@ -1,12 +1,9 @@
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +51,10 @@ def build_first(root: Path, output: Path) -> dataset.Song:
     return build_dataset.build_song(task, tracks.find_tracks(root).tracks[0])
 
 
-@pytest.fixture(scope="module")
-def built(toy_tree, tmp_path_factory) -> Path:
-    """A finished dataset of the toy songs."""
-    output = tmp_path_factory.mktemp("built") / "dataset"
-    assert build_dataset.main([str(toy_tree), str(output), "--workers", "2"]) == 0
-    return output
-
-
 @pytest.fixture
-def output(built, tmp_path) -> Path:
-    """A copy of it to spoil."""
-    return Path(shutil.copytree(built, tmp_path / "dataset"))
+def output(toy_dataset, tmp_path) -> Path:
+    """A copy of the toy dataset, to spoil."""
+    return Path(shutil.copytree(toy_dataset, tmp_path / "dataset"))
 
 
 def test_the_transform_by_blocks_is_that_of_the_whole():
@@ -149,9 +138,7 @@ def test_pairs_that_do_not_are_told_in_numbers():
     [
         ((1, -1), (1, 1), 0),
         ((-0.8, 1), (1, 0.5), 1),
-        ((1, 0.7), (0.9, -1), 0),
         ((0.5, -0.6), (1, -1), 1),
-        ((1, 0.2), (1, 1), None),
         ((1, 0), (0, 1), None),
     ],
 )
@@ -243,7 +230,7 @@ def test_other_hparams_are_refused_with_both_values_and_overwrite_replaces(
     assert "'hop_length': 256" in error
     assert "'hop_length': 128" in error
     old = {path.name for path in output.glob("songs/*")}
-    options = ["--set", "hop_length=128", "--overwrite"]
+    options = ["--set", "hop_length=128", "--overwrite", "--workers", "1"]
     assert build_dataset.main([str(toy_tree), str(output), *options]) == 0
     assert dataset.load_manifest(output).hparams["hop_length"] == 128
     assert {path.name for path in output.glob("songs/*")}.isdisjoint(old)
@@ -264,58 +251,24 @@ def test_what_is_in_the_output_already_is_not_replaced_by_mistake(
     assert "a.wav" in refused(capsys, toy_tree, tmp_path / "voices/a.wav")
 
 
-def wait_for(found: Callable[[], object], seconds: float = 60) -> object:
-    end = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < end, "nothing came"
-        time.sleep(0.01)
-    return result
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [
-        int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-
-
-@pytest.fixture
-def building_long_voice(tmp_path):
-    """A build in another process that is in the middle of a long song."""
-    write(tmp_path / "voices/short.wav", noise(1))
+def test_a_worker_that_dies_ends_the_build_and_is_told_with_its_song(tmp_path):
     n_bytes = 400_000_000  # nine minutes of silence at 384 kHz, which take no room on the disk
+    write(tmp_path / "voices/short.wav", noise(1))
     with open(tmp_path / "voices/long.wav", "wb") as file:
         file.write(wav_bytes(b"", rate=384_000, size=n_bytes))
         file.truncate(44 + n_bytes)
     command = [*BUILD, str(tmp_path / "voices"), str(tmp_path / "out"), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list((tmp_path / "out/songs").glob(".long*.tmp-*")))
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def test_a_worker_that_dies_ends_the_build_and_is_told_with_its_song(building_long_voice, tmp_path):
-    os.kill(workers_of(building_long_voice)[0], signal.SIGKILL)
-    _, error = building_long_voice.communicate(timeout=60)
-    assert building_long_voice.returncode == 1
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "out").glob("songs/.long*.tmp-*")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        os.kill(
+            next(int(pid) for pid in children if b"spawn_main" in commands[pid]), signal.SIGKILL
+        )
+        error = process.stderr.read()
+    assert process.returncode == 1
     assert error.startswith("build_dataset.py: error: a worker process died")
     assert error.count("\n") == 1
     assert list((tmp_path / "out/songs").glob("*long*")) == []
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
-)
-def test_a_signal_ends_the_build_at_once_and_leaves_nothing(
-    building_long_voice, tmp_path, number, code
-):
-    pids = workers_of(building_long_voice)
-    building_long_voice.send_signal(number)
-    _, error = building_long_voice.communicate(timeout=60)
-    assert building_long_voice.returncode == code
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    if number != signal.SIGKILL:  # what that leaves, the next build removes
-        assert error == ""
-        assert list((tmp_path / "out/songs").glob("*long*")) == []

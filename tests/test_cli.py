@@ -1,7 +1,5 @@
 """The frame of every script: however a run ends, the user sees one line and a true exit code."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 import cli
-from hparams import HParams, InputError
+from hparams import InputError
 
 ROOT = Path(__file__).parent.parent
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -76,27 +74,6 @@ def test_every_end_has_its_message_and_its_exit_code(script, body, code, out, er
         assert b"Traceback" in run([*script(body), "--debug"]).stderr
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_silence_after_cleaning_up(script, tmp_path, signum, code):
-    command = script(
-        """
-        temporary = sys.argv[0] + ".tmp"
-        open(temporary, "w").close()
-        try:
-            print("ready", flush=True)
-            time.sleep(60)
-        finally:
-            os.remove(temporary)
-        """
-    )
-    with subprocess.Popen(command, env=environment(), **PIPES) as process:
-        assert process.stdout.readline() == b"ready\n"
-        process.send_signal(signum)
-        assert process.communicate() == (b"", b"")
-    assert process.returncode == code
-    assert os.listdir(tmp_path) == ["song.py"]
-
-
 def test_a_reader_that_has_seen_enough_is_no_error(script):
     body = "sys.stdin.readline()\nfor i in range(100_000): print('line', i)\nreturn 0"
     with subprocess.Popen(script(body), env=environment(), **PIPES) as process:
@@ -152,13 +129,6 @@ def test_a_name_in_another_alphabet_is_printed_everywhere(script):
     assert ended.stderr.endswith(rb"song.py: error: the error \U0001f600" + b"\n")
 
 
-def test_what_could_change_the_terminal_is_escaped_and_all_else_kept():
-    controls = "a\tb\x1b[31m\x9b\u202e\ud83d.mp3"  # what would move or colour a terminal's text
-    assert cli.printable(controls) == r"a\tb\x1b[31m\x9b\u202e\ud83d.mp3"
-    kept = r"Ça va – 東京 😀 back\slash 'and' \"quotes\".wav"
-    assert cli.printable(kept) == kept
-
-
 def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown)
@@ -169,40 +139,30 @@ def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
         assert ("2/2" in seen.err) == is_terminal
 
 
-def test_every_script_has_set_and_debug():
-    parser = cli.make_parser("Hear it.\n\nMore.", "examples:\n  python song.py a.wav")
-    args = parser.parse_args(["--set", "width=8", "--debug", "--set", "width=16"])
-    assert (cli.settings_of(args), args.debug) == (HParams(width=16), True)
-    assert cli.settings_of(parser.parse_args([])) == HParams(), "one run does not set the next"
-    text = parser.format_help()
-    assert "\n\nHear it.\n\n" in text
-    assert "More." not in text
-    assert text.endswith("examples:\n  python song.py a.wav\n")
-
-
 @pytest.mark.parametrize(
     ("n_gpus", "choice", "local_rank", "said"),
     [
         (0, "auto", 0, "device: CPU, 3 threads (no CUDA device)\n"),
-        (1, "cpu", 0, "device: CPU, 3 threads (as asked)\n"),
         (1, "auto", 0, "device: GPU 0 (there is one; --device cpu for the CPU)\n"),
         (2, "cuda", 1, "device: GPU 1 (as asked)\n"),
     ],
 )
 def test_the_device_is_told_with_the_reason(n_gpus, choice, local_rank, said, capsys, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    for name, answer in {
+        "is_available": lambda: n_gpus > 0,
+        "device_count": lambda: n_gpus,
+        "set_device": lambda device: None,
+        "get_device_name": lambda device: f"GPU {device.index}",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
     parser = cli.make_parser("Hear it.", "")
     cli.add_device_option(parser)
     device = cli.device_of(parser.parse_args(["--device", choice]), parser, local_rank)
     assert str(device) == (f"cuda:{local_rank}" if "GPU" in said else "cpu")
     assert capsys.readouterr().out == said
-    args = parser.parse_args(["--device", "cuda"])
     with pytest.raises((InputError, SystemExit)):  # a process too many
-        cli.device_of(args, parser, n_gpus)
+        cli.device_of(parser.parse_args(["--device", "cuda"]), parser, n_gpus)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -241,24 +201,6 @@ def test_a_folder_is_locked_until_its_process_ends(script, tmp_path):
         process.kill()
     with cli.locked(tmp_path):
         pass
-
-
-def test_every_job_gives_its_result_or_its_error_on_one_thread():
-    threads, wrong = "__import__('torch').get_num_threads()", "__import__('cli').refuse_missing('')"
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        found = dict(cli.in_processes(eval, [threads, wrong], 1))
-        assert (found[threads], torch.get_num_threads()) == (1, 2)
-        assert isinstance(found[wrong], InputError)
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_a_worker_that_dies_is_told():
-    assert list(cli.in_processes(len, [], 2)) == []
-    with pytest.raises(InputError, match="a worker process died"):
-        list(cli.in_processes(os._exit, [3, 3], 2))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])

@@ -3,8 +3,6 @@
 VOCAL_MASK_GPU=0 python -m pytest tests/test_cuda.py
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What libsndfile cannot read: as long as the original, in step with it, or an error."""
 
-from __future__ import annotations
-
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -11,9 +9,7 @@ import numpy as np
 import pytest
 from sounds import RATE, read_codes, wav_bytes, write
 
-import build_dataset
-import dataset
-from hparams import InputError, hparams
+from hparams import InputError
 from sound import decoding, tracks
 from sound.reading import Reader, SampleFormat, probe
 
@@ -22,7 +18,6 @@ KINDS = {  # name: encoder, sample format, options of the container
     "song.m4a": ("aac", "fltp", {}),
     "fast.m4a": ("aac", "fltp", {"movflags": "faststart"}),
     "alac.m4a": ("alac", "s16p", {}),
-    "song.aac": ("aac", "fltp", {}),
     "song.mka": ("aac", "fltp", {}),
     "song.wma": ("wmav2", "fltp", {}),
 }
@@ -76,6 +71,8 @@ def test_an_m4a_has_the_length_of_its_original_and_is_in_step(folder):
     errors = [np.mean((np.roll(wav, shift) - true)[:, middle] ** 2) for shift in (-1, 0, 1)]
     assert errors[1] < 0.02 * np.mean(true**2)  # and a shift by one sample is heard:
     assert errors[1] < 0.2 * min(errors[0], errors[2])
+    part = read_floats(folder / name, start=1.1, duration=0.5)
+    np.testing.assert_array_equal(part, wav[:, round(1.1 * RATE) : round(1.6 * RATE)])
 
 
 def test_a_title_in_another_encoding_is_left_out(folder, tmp_path):
@@ -94,20 +91,6 @@ def test_alac_is_the_original_to_the_bit(folder):
     assert probe(folder / "alac.m4a").sample_format == SampleFormat("PCM_16", 16)
     codes = read_codes(folder / "alac.m4a")
     np.testing.assert_array_equal(codes, np.rint(original() * 2**15))
-
-
-def test_other_containers_are_read_to_their_end(folder):
-    for name in ("song.aac", "song.mka", "song.wma"):
-        info, wav = probe(folder / name), read_floats(folder / name)
-        assert abs(info.seconds - N_SAMPLES / RATE) < 0.1
-        assert abs(wav.shape[1] - N_SAMPLES) < 5000
-        assert np.std(wav) == pytest.approx(np.std(original()), rel=0.1)
-
-
-def test_an_excerpt_is_the_same_sound(folder):
-    whole = read_floats(folder / "song.m4a")
-    part = read_floats(folder / "song.m4a", start=1.1, duration=0.5)
-    np.testing.assert_array_equal(part, whole[:, round(1.1 * RATE) : round(1.6 * RATE)])
 
 
 def test_a_cut_file_is_an_error_never_a_shorter_success(folder, tmp_path):
@@ -146,13 +129,3 @@ def test_a_musdb18_tree_becomes_a_dataset(tmp_path):
     vocals, accompaniment = tracks.read_channels(found.tracks[0])
     np.testing.assert_allclose(np.std(vocals), 0.2 * np.std(original()), rtol=0.1)
     np.testing.assert_allclose(np.std(accompaniment), 0.3 * np.std(original()), rtol=0.1)
-
-
-def test_real_musdb18_files_are_built_end_to_end(data_folder, tmp_path):
-    root = data_folder / "musdb7" / "stem_mp4"
-    if not root.is_dir():
-        pytest.skip("no MUSDB18 there")
-    assert build_dataset.main([str(root), str(tmp_path / "built"), "--workers", "1"]) == 0
-    songs = dataset.open_songs([tmp_path / "built"], hparams)
-    assert len(songs) == len(tracks.find_tracks(root).tracks)
-    assert {song.song.split for song in songs} == {"train", "test"}

@@ -1,7 +1,5 @@
 """The exported graphs: the same masks as torch, dense and from frame to frame."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -6,8 +6,6 @@ the kernels of other instruction sets it was 0.003 % and 0.13 %). With VOCAL_MAS
 may move: set it while you change code that should change no sound, on the machine you began on.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every file has in common: verbs run, nouns are imported, and imports run one way."""
 
-from __future__ import annotations
-
 import ast
 import collections
 import graphlib
@@ -29,7 +27,7 @@ STOREYS = (  # a file imports only from what stands below it, and its own folder
 STOREY_OF = {name: i for i, names in enumerate(STOREYS) for name in names}
 ROOMS = [name for name in STOREY_OF if (ROOT / name).is_dir()]
 FILES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))
-CODE_LINES, TEST_LINES = 8700, 8250
+CODE_LINES, TEST_LINES = 8700, 6200
 TOOLS = ("benchmark", "export", "figures", "publish")
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 SCRIPTS = [*VERBS, "demo", *(f"tools.{name}" for name in TOOLS)]

@@ -1,13 +1,10 @@
 """SI-SDR and BSSEval: numbers of museval and mir_eval, closed forms, invariances, silence."""
 
-from __future__ import annotations
-
 import math
 import warnings
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from hparams import InputError
@@ -58,39 +55,11 @@ def assert_same_scores(scores, expected, atol=1e-6):
         np.testing.assert_allclose(*both, rtol=0, atol=atol, err_msg=name)
 
 
-def test_stereo_songs_score_what_museval_gives_silent_frames_included():
-    references, estimates = example(2, 2, int(5.4 * RATE))
-    references[0, :, RATE : 2 * RATE] = 0
-    estimates[1, :, 2 * RATE : 3 * RATE] = 0
-    references[1, 0, 3 * RATE : 4 * RATE] = -references[1, 1, 3 * RATE : 4 * RATE]
-    scores = score_frames(references, estimates, RATE)
-    for score in scores.values():
-        assert score.isnan().tolist() == [[0, 1, 0, 1, 0], [0, 1, 1, 1, 0]]
-        score[0, 2] = math.nan  # museval leaves it out, too, as the other estimate is silent
-    assert_same_scores(scores, museval_scores(references, estimates, RATE))
-
-
-def test_a_silent_estimate_has_no_score_and_takes_none_from_the_other_source():
-    references, estimates = example(2, 1, 6000)
-    estimates[1, :, 2000:4000] = 0
-    scores = score_frames(references, estimates, 2000)
-    estimates[1, :, 3999] = 1e-12  # as good as silent
-    expected = score_frames(references, estimates, 2000)
-    for name, score in scores.items():
-        np.testing.assert_allclose(score[0], expected[name][0], atol=1e-6)
-        assert score[1].isnan().tolist() == [False, True, False]
-        assert expected[name].isfinite().all()
-    estimates[1] = 0
-    for score in score_whole(references, estimates).values():
-        assert score.isnan().tolist() == [False, True]
-
-
 @pytest.mark.parametrize(
     ("n_sources", "n_samples", "window"),
     [
         (2, 9000, 100),  # shorter than the filters
-        (2, 5000, 9000),  # a song that is shorter than a frame
-        (2, 300, 8000),  # and shorter than the filters
+        (2, 300, 8000),  # a song that is shorter than a frame and the filters
         (3, 6100, 2000),
     ],
 )
@@ -130,19 +99,6 @@ def test_blocks_and_the_company_of_other_systems_change_nothing(monkeypatch):
         assert together["sdr"][:2].isfinite().all()
 
 
-@pytest.mark.slow
-def test_a_real_song_scores_what_museval_gives(data_folder):
-    song = min((data_folder / "musdb7" / "valid").iterdir())
-    both = [soundfile.read(song / f"{stem}.ogg")[0].T for stem in ("vocals", "accompaniment")]
-    n_samples = min(wav.shape[-1] for wav in both)
-    references = torch.from_numpy(np.stack([wav[:, :n_samples] for wav in both]))
-    references = (references * 2**15).round() / 2**15
-    estimates = 0.8 * references + 0.2 * references.flip(0) + 0.01 * coloured(references.shape, 0)
-    scores = score_frames(references, estimates, 44100)
-    assert scores["sdr"].isfinite().any()
-    assert_same_scores(scores, museval_scores(references, estimates, 44100), atol=1e-4)
-
-
 def test_mono_songs_score_the_same_with_a_channel_that_is_a_copy():
     """Its filters have no unique solution."""
     references, estimates = example(2, 1, 5000)
@@ -151,15 +107,6 @@ def test_mono_songs_score_the_same_with_a_channel_that_is_a_copy():
         gains = torch.tensor([1.0, gain])[:, None]
         stereo = score_frames(references * gains, estimates * gains, 2000)
         assert_same_scores(stereo, mono, atol=1e-5)
-
-
-def test_sources_that_differ_by_a_gain_have_no_unique_filters_and_yet_scores():
-    references, estimates = example(2, 1, 4000)
-    references[1] = 2 * references[0]
-    scores = score_frames(references, estimates, 2000)
-    assert scores["sdr"].isfinite().all()
-    single = score_frames(references[:1], estimates[:1], 2000)
-    np.testing.assert_allclose(scores["sar"][0], single["sar"][0], atol=1e-3)
 
 
 def test_a_song_with_a_silent_source_has_no_scores_and_one_click_is_no_silence():
@@ -185,24 +132,12 @@ def test_the_shortest_songs_have_one_frame_and_no_infinite_score(n_samples, n_ch
     assert (truth[~truth.isnan()] == 300).all()
 
 
-def test_single_precision_is_computed_in_double_and_nothing_is_modified():
-    signals = [x.float() for x in example(2, 1, 3000)]
-    before = [x.clone() for x in signals]
-    scores = score_frames(*signals, 1000)
-    assert scores["sdr"].dtype == torch.float64
-    assert_same_scores(scores, score_frames(*(x.double() for x in signals), 1000))
-    assert all(map(torch.equal, signals, before))
-
-
 @pytest.mark.parametrize(("value", "which"), [(math.nan, 0), (math.inf, 1)])
 def test_samples_that_are_no_numbers_are_refused(value, which):
     signals = example(2, 1, 3000)
     signals[which][1, 0, 1500] = value
     with pytest.raises(InputError, match="not finite"):
         score_frames(*signals, 1000)
-
-
-# --- SI-SDR -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

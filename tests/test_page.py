@@ -1,7 +1,5 @@
 """The listening page: it sounds like the song, its pictures are true, and it asks for nothing."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

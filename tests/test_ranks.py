@@ -1,10 +1,7 @@
 """Several processes are one run: the same gradient, the same weights, one set of files, one end."""
 
-from __future__ import annotations
-
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,7 +25,6 @@ from learning import run as training
 from learning.ranks import World
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 WIDE = replace(
     HP, max_grad_norm=1e6, loss="cross-entropy", loss_weight=1.0
 )  # no clipping; loud bins count for more
@@ -70,30 +66,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def test_the_environment_of_torchrun_says_who_this_is(monkeypatch):
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
-    assert ranks.world() == World(0, 1, 0)
-    for name, value in zip(NAMES, ("any", 5, 8, 1), strict=True):
-        monkeypatch.setenv(name, str(value))
-    assert ranks.world() == World(rank=5, size=8, local_rank=1)
-
-
-def test_others_that_never_come_and_bugs_of_ours_are_told_apart(monkeypatch):
-    def fail(text: str):
-        def start(*_args, **_options) -> None:
-            raise RuntimeError(text)
-
-        monkeypatch.setattr(torch.distributed, "init_process_group", start)
-        with ranks.joined(World(0, 2)):
-            raise AssertionError("not joined")
-
-    with pytest.raises(InputError, match=r"^rank 0 of 2: lost the others: Connection closed"):
-        fail("Connection closed by peer [127.0.0.1]:1\nand more")
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        fail("shape mismatch")
 
 
 def one_gradient(here: World) -> dict[str, torch.Tensor]:
@@ -141,7 +113,7 @@ def other_ends(here: World) -> dict[str, Any]:
     try:
         go(run)
     except InputError as error:
-        found["error"] = str(error)
+        found["error"] = str(error)[:15]
     return found
 
 
@@ -183,21 +155,13 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(tw
     assert float(alone["norm"]) > 1e-2
 
 
-def test_after_fifty_steps_both_ranks_have_the_same_weights_and_scores(two):
-    first, second = (of_rank["run"] for of_rank in two[1])
-    assert first["step"] == second["step"] == 50
-    for network in ("weights", "averaged"):
-        for name, value in first[network].items():
-            assert torch.equal(value, second[network][name]), name
-    for name in ("losses", "scores", "bounds"):
-        assert first[name] == second[name]
-    assert first["losses"][-1] < first["losses"][0]
-
-
 def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two):
     folder, found = two
+    assert found[0]["ends"] == found[1]["ends"] == {"stopped": 3, "error": "step 2: loss is"}
     first, second = (of_rank["run"] for of_rank in found)
-    assert (first["files"], second["files"]) == (["best.pth", "last.pth"], [])
+    assert (first.pop("files"), second.pop("files")) == (["best.pth", "last.pth"], [])
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first["losses"][-1] < first["losses"][0]
     songs = some_songs()
     run = make_run(songs, LONG, valid=songs)
     checkpoint = model.load_checkpoint(folder / "0" / "last.pth")
@@ -206,13 +170,6 @@ def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two)
     scores = validation.validate(run, songs)
     assert scores == pytest.approx(first["scores"], rel=1e-6)
     assert validation.bounds(run, songs) == pytest.approx(first["bounds"])
-
-
-def test_ranks_agree_on_the_end(two):
-    first, second = (of_rank["ends"] for of_rank in two[1])
-    assert first == second
-    assert first["stopped"] == 3
-    assert first["error"].startswith("step 2: loss is ")
 
 
 @pytest.fixture
@@ -268,23 +225,6 @@ def test_a_rank_that_is_killed_ends_all_within_seconds(toy_dataset, in_an_empty_
     assert "lost the others" in err
     assert not any(is_running(pid) for pid in pids)
     model.load_checkpoint(Path("runs/convnet/last.pth"))
-
-
-@pytest.mark.torture
-def test_torchrun_that_is_stopped_saves_one_step_of_all_ranks(toy_dataset, in_an_empty_folder):
-    with ended(torchrun(TRAIN, toy_dataset, *settings(epochs=1000))) as process:
-        said(process, "epoch   2")
-        pids = ranks_of(process)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    (step,) = re.findall(r"^stopped at step (\d+); resume with", out, re.MULTILINE)
-    assert "lost the others" not in err
-    assert not any(is_running(pid) for pid in pids)
-    last = model.load_checkpoint(Path("runs/convnet/last.pth"))
-    assert last["step"] == int(step)
-    with ended(torchrun(TRAIN, toy_dataset, "--checkpoint", "runs/convnet/last.pth")) as process:
-        said(process, f"epoch {last['resume']['epoch'] + 1:3d}")
 
 
 if __name__ == "__main__":

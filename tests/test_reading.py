@@ -1,41 +1,22 @@
 """Sound files: what comes out is what went in, and every bad file gets one true sentence."""
 
-from __future__ import annotations
-
 import os
 import socket
 import struct
 import subprocess
 import sys
-import tracemalloc
-import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from sounds import FORMATS, INT_FORMATS, RATE, noise, read_codes, wav_bytes, write
+from sounds import INT_FORMATS, RATE, noise, read_codes, wav_bytes, write
 
 from hparams import InputError
 from sound import reading
 from sound.reading import MP3_FRAME, Reader, SampleFormat, probe
 
 ROOT = Path(__file__).parent.parent
-
-
-# --- Headers ------------------------------------------------------------------------------------
-
-
-def test_a_header_is_told_as_the_standard_library_wrote_it(tmp_path):
-    path = tmp_path / "song.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((2, 3, 48000, 0, "NONE", ""))
-        file.writeframes(bytes(6 * 1001))
-    info = probe(path)
-    assert (info.sample_rate, info.n_channels, info.n_samples) == (48000, 2, 1001)
-    assert info.sample_format == SampleFormat("PCM_24", 24)
-    assert (info.container, info.warnings, info.path) == ("WAV", (), path)
-    assert info.seconds == pytest.approx(1001 / 48000)
 
 
 def test_paths_that_are_no_sound_files_are_named(tmp_path):
@@ -123,16 +104,15 @@ def test_every_container_is_read_whole(tmp_path):
 
 @pytest.mark.parametrize("container", ["WAV", "RF64", "AIFF", "FLAC", "OGG", "MP3"])
 def test_a_cut_file_is_an_error_never_a_shorter_success(tmp_path, container):
-    path = tmp_path / "sound"
-    soundfile.write(path, noise(3 * RATE), RATE, format=container)
+    path, n = tmp_path / "sound", 2 * RATE
+    soundfile.write(path, noise(n), RATE, format=container)
     content = path.read_bytes()
-    for keep in (0.3, 0.9, 0.97):
+    for keep in (0.3, 0.97):
         write(path, content[: int(keep * len(content))])
         with pytest.raises(InputError, match=r"promises|its end is missing|damaged after"):
             read_codes(path)
         if container != "OGG":
-            n_samples = read_codes(path, allow_truncated=True).shape[1]
-            assert 0.5 * keep * 3 * RATE < n_samples < 3 * RATE
+            assert 0.5 * keep * n < read_codes(path, allow_truncated=True).shape[1] < n
 
 
 def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
@@ -142,9 +122,6 @@ def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
         assert "does not tell its length" in probe(path).warnings[0]
     with pytest.raises(InputError, match="promises"):  # a cut file of three gigabytes is no pipe
         probe(write(path, wav_bytes(bytes(2000), size=3_000_000_000)))
-
-
-# --- Reading ------------------------------------------------------------------------------------
 
 
 def test_codes_are_the_numbers_in_the_file(tmp_path):
@@ -160,21 +137,6 @@ def test_codes_are_the_numbers_in_the_file(tmp_path):
         dtype = {1: np.int32, 3: np.float32 if bits == 32 else np.float64}[tag]
         assert (codes.dtype, codes.shape) == (dtype, (1, 1))
         assert codes[0, 0] == dtype(code)
-
-
-@pytest.mark.parametrize("name", ["x.wav", "x.mp3", "x.opus"])
-def test_blocks_of_any_size_hold_the_same_samples(tmp_path, name):
-    path = tmp_path / name
-    container, subtype = ("OGG", "OPUS") if name == "x.opus" else (None, None)
-    soundfile.write(path, noise(60_000), 48000, subtype, format=container)
-    whole = soundfile.read(path, dtype="float32")[0].T
-    for n_samples in (960, 1000, 16384, 100_000):  # soundfile's own small reads break Opus
-        with Reader(path) as reader:
-            blocks = list(reader.float_blocks(n_samples))
-            assert reader.n_read == whole.shape[1]
-        assert {block.shape[1] for block in blocks[:-1]} <= {n_samples}
-        assert 0 < blocks[-1].shape[1] <= n_samples
-        np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
 
 
 def test_float_samples_that_are_none_or_would_overflow_are_refused(tmp_path):
@@ -207,20 +169,6 @@ def test_damage_inside_is_an_error_never_a_shorter_sound(tmp_path):
             InputError, match=rf"{name}: (damaged after|header promises|not audio|its page at)"
         ):
             read_codes(path)
-
-
-def test_reading_holds_one_block_not_the_song(tmp_path):
-    path = write(tmp_path / "long.wav", wav_bytes(b"", size=2 * 2**30 - 2**20))
-    os.truncate(path, 44 + 2 * 2**30 - 2**20)  # sparse: 3 hours of silence
-    with Reader(path) as reader:
-        assert reader.info.seconds > 3 * 3600
-        blocks = reader.blocks(1000)
-        tracemalloc.start()
-        for _ in range(100):
-            next(blocks)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 2**20
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.opus", "adpcm.wav"])
@@ -256,32 +204,6 @@ def test_an_excerpt_that_does_not_exist_is_refused_with_both_times(tmp_path):
         assert reader.info.n_samples == 1 == sum(block.shape[1] for block in reader.blocks(7))
 
 
-@pytest.mark.parametrize("source", ["PCM_U8", "PCM_32", "DOUBLE", "VORBIS"])
-@pytest.mark.parametrize("wanted", ["PCM_16", "PCM_24", "FLOAT"])
-def test_blocks_come_in_the_sample_format_that_is_asked_for(tmp_path, source, wanted):
-    path = tmp_path / "sound"
-    wav = np.concatenate([noise(5000), [[-1.0, 1.5], [0.9999, -1.5]]])
-    soundfile.write(path, wav, RATE, source, format="OGG" if source == "VORBIS" else "WAV")
-    fmt = SampleFormat(wanted, FORMATS[wanted])
-    with Reader(path) as reader:
-        codes = np.concatenate(list(reader.blocks(999, fmt)), axis=1)
-    exact = soundfile.read(path, dtype="float32" if source == "VORBIS" else "float64")[0].T
-    if fmt.bits:
-        scale = 2.0 ** (fmt.bits - 1)
-        assert codes.dtype == np.int32
-        expected = np.rint(exact.astype(float) * scale).clip(-scale, scale - 1)
-        # What float32 cannot tell is lost only from float sources, at 16 bits or fewer.
-        np.testing.assert_allclose(codes, expected, atol=1 if source == "DOUBLE" else 0, rtol=0)
-    else:
-        assert codes.dtype == {"FLOAT": np.float32, "DOUBLE": np.float64}[wanted]
-        np.testing.assert_array_equal(codes, exact.astype(codes.dtype))
-    if source == wanted:
-        np.testing.assert_array_equal(codes, read_codes(path))
-
-
-# --- Codes --------------------------------------------------------------------------------------
-
-
 def test_every_code_becomes_a_float_and_comes_back():
     for subtype, bits in INT_FORMATS.items():
         fmt, top = SampleFormat(subtype, bits), 2 ** (bits - 1)
@@ -294,21 +216,3 @@ def test_every_code_becomes_a_float_and_comes_back():
         found = reading.to_codes(np.array([-9.0, 9.0, 0.6 / top, 0.4 / top]), fmt)
         np.testing.assert_array_equal(found, [-top, top - 1, 1, 0])
         assert found.dtype == np.int32
-
-
-@pytest.mark.parametrize("bits", [8, 16, 24, 32])
-def test_vocals_are_limited_so_that_the_rest_can_be_written(bits):
-    fmt = SampleFormat({8: "PCM_U8"}.get(bits, f"PCM_{bits}"), bits)
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    edges = np.array([low, low + 1, -1, 0, 1, high - 1, high])
-    vocals, mixture = (grid.ravel().astype(np.int32) for grid in np.meshgrid(edges, edges))
-    before = vocals.copy(), mixture.copy()
-    limited, n_limited = reading.limit_to_remainder(vocals, mixture, fmt)
-    remainder = mixture.astype(np.int64) - limited
-    assert low <= remainder.min()
-    assert remainder.max() <= high
-    fits = (mixture.astype(np.int64) - vocals >= low) & (mixture.astype(np.int64) - vocals <= high)
-    np.testing.assert_array_equal(limited[fits], vocals[fits])
-    assert n_limited == (~fits).sum() > 0
-    assert limited.dtype == np.int32
-    np.testing.assert_array_equal((vocals, mixture), before)

@@ -1,7 +1,5 @@
 """README.md and docs/: every command is accepted by its parser, and what is named is there."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import re

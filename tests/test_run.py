@@ -1,7 +1,5 @@
 """Training: it learns, it can be stopped at any step, and it says when it went wrong."""
 
-from __future__ import annotations
-
 import errno
 import math
 import sys
@@ -130,31 +128,20 @@ def assert_same(run: training.Run, other: training.Run) -> None:
     assert [name for name in states[0] if not torch.equal(*(s[name] for s in states))] == []
 
 
-def test_a_tiny_network_learns_one_batch_by_heart(songs):
-    for model_type, mask_target in (
-        ("resnet18", "phase"),
-        ("convnet", "activity"),
-        ("convnet", "dominance"),
-        ("convnet", "ratio"),
-    ):
-        hp = replace(
-            HP,
-            model_type=model_type,
-            mask_target=mask_target,
-            schedule="constant",
-            learning_rate=0.02,
-            loss="cross-entropy",
-            loss_weight=0,  # all bins alike: then the entropy of the target is the least loss
-            width=8,
-            remix=0,
-        )
-        run = make_run(songs, hp)
-        batch = first_batch(run)
-        _, target, _ = example_of(run, batch)
-        best = float(torch.special.entr(target).add(torch.special.entr(1 - target)).mean())
-        losses = [float(run.take_step(batch)[0]) for _ in range(60)]
-        assert 0.05 < float(target.mean()) < 0.95
-        assert losses[-1] - best < 0.1 * (losses[0] - best), (model_type, mask_target)
+@pytest.mark.parametrize(
+    ("model_type", "target"), [("resnet18", "phase"), ("convnet", "dominance")]
+)
+def test_a_tiny_network_learns_one_batch_by_heart(songs, model_type, target):
+    hp = replace(HP, model_type=model_type, mask_target=target, width=8, remix=0, loss_weight=0)
+    hp = replace(hp, schedule="constant", learning_rate=0.02, loss="cross-entropy")
+    run = make_run(songs, hp)
+    batch = first_batch(run)
+    _, ideal, _ = example_of(run, batch)
+    # All bins count alike, so the entropy of the target is the least loss.
+    best = float(torch.special.entr(ideal).add(torch.special.entr(1 - ideal)).mean())
+    losses = [float(run.take_step(batch)[0]) for _ in range(60)]
+    assert 0.05 < float(ideal.mean()) < 0.95
+    assert losses[-1] - best < 0.1 * (losses[0] - best)
 
 
 def test_an_example_is_made_of_the_frames_it_is_asked_about(songs):
@@ -255,7 +242,7 @@ def test_a_run_ends_at_the_step_it_is_told(songs):
 
 def test_schedules_are_those_of_the_papers():
     hp = replace(HP, learning_rate=0.1, schedule="one-cycle")
-    for n_steps in (1, 2, 199):
+    for n_steps in (1, 199):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         reference = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 0.1, total_steps=n_steps + 1, cycle_momentum=False
@@ -265,12 +252,10 @@ def test_schedules_are_those_of_the_papers():
             assert found == pytest.approx(reference.get_last_lr()[0], rel=1e-6)
             optimizer.step()
             reference.step()
-    hp, steps = replace(hp, schedule="cyclic"), range(120)  # 10 an epoch
+    hp = replace(hp, schedule="cyclic")  # 10 an epoch
     expected = np.interp(np.arange(120) % 40, [0, 20, 40], [0.01, 0.1, 0.01])
-    found = [training.learning_rate(step, hp, 120, 10) for step in steps]
+    found = [training.learning_rate(step, hp, 120, 10) for step in range(120)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    constant = replace(hp, schedule="constant")
-    assert {training.learning_rate(step, constant, 120, 10) for step in steps} == {0.1}
 
 
 EVERYTHING = {
@@ -289,8 +274,8 @@ def test_resuming_equals_not_stopping(songs, tmp_path, settings):
     mixed[1] = replace(mixed[1], song=replace(mixed[1].song, taught=True))
     hp, last = replace(HP, **settings), tmp_path / "last.pth"
     whole = go(make_run(mixed, hp, shares=(1, 3)))
-    first, both = dataset.count_batches(mixed, hp, 0), whole.n_steps
-    for until in (0, 3, first, first + 1, both):
+    first = dataset.count_batches(mixed, hp, 0)
+    for until in (3, first, first + 1):
         stopped = go(make_run(mixed, hp, shares=(1, 3)), until=until)
         assert stopped.step == until
         stopped.write(last)
@@ -303,26 +288,6 @@ def test_resuming_equals_not_stopping(songs, tmp_path, settings):
     assert make_run(mixed, hp, shares=(1, 2)).differences(checkpoint) == {
         "shares": "its datasets had other shares"
     }
-
-
-def test_what_differs_from_the_run_that_was_saved_is_named(songs, tmp_path):
-    run = make_run(songs)
-    run.write(tmp_path / "best.pth", whole=False)
-    run.write(tmp_path / "last.pth")
-    last = model.load_checkpoint(tmp_path / "last.pth")
-    assert "state" in run.differences(model.load_checkpoint(tmp_path / "best.pth"))
-    for other, names in (
-        (run, set()),
-        (make_run(songs, replace(HP, precision="float32", noise_gate=0.1)), set()),
-        (make_run(songs[::-1], valid=songs[:1]), {"data"}),
-        (make_run([*songs[:2], song_of_noise("d", 9)]), {"data"}),
-        (make_run(songs, valid=songs[1:]), {"valid"}),
-        (make_run(songs, replace(HP, epochs=3, gain_db=0.0)), {"epochs", "gain_db"}),
-    ):
-        assert other.differences(last).keys() == names
-    assert other.differences(last)["epochs"] == "its epochs is 2, not 3"
-    run.world = World(0, 4)
-    assert run.differences(last) == {"processes": "it ran on another number of processes"}
 
 
 def test_a_new_run_can_start_from_the_averaged_weights_of_an_old_one(songs, tmp_path):
@@ -375,57 +340,31 @@ def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypat
     def forward(_features: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("tried to allocate 2 TiB")
 
-    for batch_size, smaller in ((4, 2), (1, 1)):
-        run = make_run(songs, replace(HP, batch_size=batch_size))
-        monkeypatch.setattr(run, "network", forward)
-        remedy = rf"batch_size={batch_size} \(try --set batch_size={smaller}\)"
-        with pytest.raises(InputError, match=rf"^step 1: out of memory with {remedy}$"):
-            go(run)
-        assert run.step == 0
+    run = make_run(songs)
+    monkeypatch.setattr(run, "network", forward)
+    remedy = r"batch_size=4 \(try --set batch_size=2\)"
+    with pytest.raises(InputError, match=rf"^step 1: out of memory with {remedy}$"):
+        go(run)
 
 
-def test_the_log_holds_curves(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with training.open_log(tmp_path, pytest.fail) as log:
-        log({"loss": 0.5, "rate": 0.1}, 3)
-        found = EventAccumulator(str(tmp_path)).Reload()  # while the run goes on
-    assert set(found.Tags()["scalars"]) == {"loss", "rate"}
-    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(3, 0.5)]
-
-
-class Incompatible:
-    def __getattr__(self, _name: str) -> None:
-        raise TypeError("Descriptors cannot be created directly.")
-
-
-@pytest.mark.parametrize("broken", ["no module", "another protobuf", "full disk", "no folder"])
+@pytest.mark.parametrize("broken", ["no module", "full disk"])
 def test_a_log_that_cannot_be_written_is_one_warning_and_training_goes_on(
     songs, tmp_path, monkeypatch, capfd, broken
 ):
     from tensorboard.summary.writer import record_writer
 
-    write, n_records = record_writer.RecordWriter.write, []
-
-    def write_until_full(writer, record: bytes) -> None:
-        n_records.append(0)
-        if len(n_records) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(writer, record)
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     if broken == "full disk":
-        monkeypatch.setattr(record_writer.RecordWriter, "write", write_until_full)
-    elif broken != "no folder":
-        module = None if broken == "no module" else Incompatible()
-        monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", module)
+        monkeypatch.setattr(record_writer.RecordWriter, "write", write)
+    else:
+        monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     warnings: list[str] = []
-    folder = tmp_path / "none" if broken == "no folder" else tmp_path
-    with training.open_log(folder, warnings.append) as log:
+    with training.open_log(tmp_path, warnings.append) as log:
         run = go(make_run(songs, replace(HP, steps=2)), log=log)
-        for step in range(3):
-            log({"again": 1.0}, step)
+        log({"again": 1.0}, 3)
     assert run.step == 2
     (warning,) = warnings
     assert warning.startswith("TensorBoard log stopped: ")
-    assert warning.endswith("; training goes on")
     assert capfd.readouterr().err == ""

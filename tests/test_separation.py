@@ -1,7 +1,5 @@
 """From a song to its vocals: the same however it arrives, and vocals plus the rest are the song."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from torch import nn
 import audio
 import cli
 import model as networks
-from demo import synthesis
 from hparams import HParams, InputError
 from scoring import metrics, songs
 from separation import READ_SAMPLES, Separator, Stream, split
@@ -46,13 +43,10 @@ def separator() -> Separator:
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Make a waveform whose loudness changes, from -40 dB to full scale."""
-    rng = np.random.default_rng(seed)
-    loudness = np.interp(np.arange(shape[-1]), np.arange(0, shape[-1] + 4000, 4000), _loud(shape))
+    rng, knots = np.random.default_rng(seed), np.arange(0, shape[-1] + 4000, 4000)
+    levels = 10 ** np.random.default_rng(1).uniform(-2, 0, len(knots))
+    loudness = np.interp(np.arange(shape[-1]), knots, levels)
     return (rng.uniform(-1, 1, shape) * loudness).astype(np.float32)
-
-
-def _loud(shape: tuple[int, ...]) -> np.ndarray:
-    return 10 ** np.random.default_rng(1).uniform(-2, 0, len(range(0, shape[-1] + 4000, 4000)))
 
 
 def push_all(stream: Stream, wav: np.ndarray, sizes: Iterator[int]) -> np.ndarray:
@@ -88,9 +82,6 @@ def reference(separator: Separator, wav: np.ndarray, sample_rate: int) -> np.nda
     return audio.istft(masked, grid, wav.shape[-1]).numpy()
 
 
-# --- However the song arrives -------------------------------------------------------------------
-
-
 def test_a_stream_gives_the_bits_of_the_whole_song():
     for n_channels, mask_settings in ((1, SOFT), (2, BINARY), (3, SOFT)):
         separator, wav = make(mask_settings=mask_settings), noise(n_channels, 40_001)
@@ -101,18 +92,6 @@ def test_a_stream_gives_the_bits_of_the_whole_song():
             stream = separator.stream(16000, n_channels)
             np.testing.assert_array_equal(push_all(stream, wav, sizes), whole)
         assert whole.std() > 0.01
-
-
-def test_a_stream_returns_what_is_finished_and_no_more_than_it_got(separator):
-    stream, wav = separator.stream(8000, 1), noise(1, 30_000)
-    grid = audio.grid_at(8000, HP)
-    # Of what was pushed, at most a block, the network's view and a window are still to come.
-    delay = HP.block_frames * grid.hop_length + HP.lookahead * grid.hop_length + grid.n_fft
-    n_returned = 0
-    for start in range(0, 30_000, 100):
-        n_returned += stream.push(wav[:, start : start + 100]).shape[1]
-        assert start + 100 - delay <= n_returned <= start + 100
-    assert n_returned + stream.finish().shape[1] == 30_000
 
 
 def test_the_callers_array_is_neither_changed_nor_kept(separator):
@@ -138,17 +117,14 @@ def test_what_is_no_waveform_is_refused(separator):
     for rate in (0, -44100, 44.1, 3999, 384_001, 2_000_000_000, float("nan")):
         with pytest.raises(InputError, match=f"sample rate {rate} Hz"):
             separator.separate(np.zeros(500, np.float32), rate)
-
-
-def test_what_is_not_scaled_to_1_or_not_finite_is_refused(separator):
-    for as_tensor in (False, True):
-        whole, broken = np.ones(500, np.int16), np.zeros(500)
-        broken[7] = np.nan
-        for wav, what in ((whole, r"int16: full scale is 1"), (broken, "not finite")):
+    broken = np.zeros(500)
+    broken[7] = np.nan
+    for wav, what in ((np.ones(500, np.int16), "int16: full scale is 1"), (broken, "not finite")):
+        for either in (wav, torch.from_numpy(wav)):
             with pytest.raises(InputError, match=what):
-                separator.separate(torch.from_numpy(wav) if as_tensor else wav, 16000)
-        with pytest.raises(InputError, match="not finite"):
-            separator.stream(16000, 1).push(np.full((1, 5), np.inf))
+                separator.separate(either, 16000)
+    with pytest.raises(InputError, match="not finite"):
+        separator.stream(16000, 1).push(np.full((1, 5), np.inf))
 
 
 def storage_bytes(stream: Stream) -> int:
@@ -184,9 +160,6 @@ def test_memory_does_not_grow_with_the_song():
     assert len(stream.waiting) < 10
     stream.push(np.tile(second, 60))  # nor does a minute that came at once stay
     assert storage_bytes(stream) <= max(sizes)
-
-
-# --- What comes out -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 44100, 48000, 192000])
@@ -230,49 +203,6 @@ def test_a_song_of_any_length_keeps_its_length(separator):
                 assert n_samples == 0 or np.abs(vocals).max() > 1e-4
 
 
-def test_an_open_mask_returns_the_song_and_a_closed_one_nothing():
-    wav = noise(2, 20_011)
-    for logit, expected in ((50.0, wav), (-50.0, 0 * wav)):
-        network = Listener(HP.lookahead)
-        network.forward = lambda x, _past, logit=logit: torch.full((1, 513, x.shape[-1] - 8), logit)
-        for rate in (8000, 22050, 48000):
-            vocals, accompaniment = make(model=network).separate(wav, rate)
-            np.testing.assert_allclose(vocals, expected, atol=1e-6)
-            np.testing.assert_allclose(accompaniment, wav - expected, atol=1e-6)
-
-
-def test_the_vocals_are_not_late_by_a_single_sample():
-    """A click under an open mask stays where it is; a mask that opens for one frame opens there."""
-    rate, at = 22050, 40
-    wav = noise(1, 20_000)
-
-    def open_at(x: torch.Tensor, _past: None) -> torch.Tensor:
-        logits = torch.full((1, 513, x.shape[-1] - 8), -50.0)
-        if units[0] * 16 - 4 <= at < units[0] * 16 + 12:
-            logits[..., at - (units[0] * 16 - 4)] = 50.0
-        units[0] += 1
-        return logits
-
-    units, network = [0], Listener(HP.lookahead)
-    network.forward = open_at
-    vocals = make(model=network).separate(wav, rate)[0]
-    grid = audio.grid_at(rate, HP)
-    spec = audio.stft(torch.from_numpy(wav), grid)
-    spec[..., :at] = spec[..., at + 1 :] = 0
-    np.testing.assert_allclose(vocals, audio.istft(spec, grid, 20_000), atol=1e-6)
-    heard = np.flatnonzero(np.abs(vocals[0]) > 1e-9)
-    assert at * 256 - 512 <= heard.min() < heard.max() < at * 256 + 512
-
-
-def test_very_quiet_and_very_loud_songs_add_up(separator):
-    for level in (0, 1e-42, 40.0, 1e6):
-        wav = noise(2, 20_000) * np.float32(level)
-        vocals, accompaniment = separator.separate(wav, 44100)
-        assert np.isfinite(vocals).all()
-        np.testing.assert_allclose(vocals + accompaniment, wav, rtol=0, atol=1e-6 * max(1, level))
-        assert np.abs(vocals).max() <= 2 * np.abs(wav).max()
-
-
 def test_one_mask_serves_every_channel(separator, monkeypatch):
     monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
     mono = noise(1, 30_000)
@@ -300,9 +230,6 @@ def test_music_a_second_away_changes_nothing_now(separator):
     assert np.abs(before - expected)[:, :rate].max() > 0.01
 
 
-# --- Live ---------------------------------------------------------------------------------------
-
-
 def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> torch.Tensor:
     """Collect the masks of a song before they are rounded to 8 bits: (n_masks, n_bins, n)."""
     masks, stream = [], separator.stream(rate, len(wav), **options)
@@ -328,16 +255,21 @@ def test_live_masks_are_the_masks_of_the_file():
         np.testing.assert_allclose(live, whole, rtol=0, atol=1e-5)
 
 
-def test_live_audio_is_the_same_in_packets_of_any_size(separator):
-    for sizes in ([960], [1, 7, 5000]):
-        wav = noise(2, 20_000)
-        outputs = [
-            push_all(separator.stream(48000, 2, live=True), wav, iter(packets * 20_000))
-            for packets in ([480], sizes)
-        ]
-        assert outputs[0].shape == wav.shape
+def test_live_audio_is_the_same_in_packets_of_any_size_and_beside_another_stream(separator):
+    wav, other = noise(2, 20_000), separator.stream(48000, 1, live=True)
+    expected = push_all(separator.stream(48000, 2, live=True), wav, always(480))
+    for packets in ([960], [1, 7, 5000]):
+        stream, parts, start = separator.stream(48000, 2, live=True), [], 0
+        for size in packets * 20_000:
+            parts.append(stream.push(wav[:, start : start + size]))
+            start += size
+            if start >= wav.shape[1]:
+                break
+            other.push(noise(1, size, seed=9))
+        found = torch.cat([*parts, stream.finish()], -1).numpy()
+        assert found.shape == wav.shape
         # Equal to rounding; where that moves a mask's level, by one of 255.
-        assert np.square(outputs[0] - outputs[1]).sum() < 1e-5 * np.square(outputs[0]).sum()
+        assert np.square(found - expected).sum() < 1e-5 * np.square(expected).sum()
 
 
 def test_live_audio_is_as_late_as_promised_and_not_later():
@@ -359,21 +291,6 @@ def test_live_audio_is_as_late_as_promised_and_not_later():
         out = torch.cat(out, -1)[0].numpy()
         assert out.argmax() == at
         np.testing.assert_allclose(out, wav[0, : len(out)], atol=1e-5)
-
-
-def test_two_live_streams_of_one_network_do_not_hear_each_other(separator):
-    first, second = noise(1, 9000, seed=1), noise(1, 9000, seed=2)
-    alone = push_all(separator.stream(22050, 1, live=True), first, always(500))
-    streams = [separator.stream(22050, 1, live=True) for _ in range(2)]
-    parts = []
-    for start in range(0, 9000, 500):
-        parts.append(streams[0].push(first[:, start : start + 500]))
-        streams[1].push(second[:, start : start + 500])
-    parts.append(streams[0].finish())
-    np.testing.assert_array_equal(torch.cat(parts, -1), alone)
-
-
-# --- Masks --------------------------------------------------------------------------------------
 
 
 def test_the_mask_of_the_whole_song_is_what_a_stream_applies():
@@ -414,22 +331,6 @@ def test_two_channels_may_be_separated_as_mid_and_side():
     np.testing.assert_allclose(rendered[0], found, rtol=0, atol=1e-5)
 
 
-def test_each_channel_may_have_a_mask_of_its_own(separator):
-    wav, split_up = noise(3, 20_000), make()
-    wav[1] = 0
-    split_up.stereo = "channels"
-    found = split_up.separate(wav, 22050)[0]
-    for i in range(3):
-        alone = separator.separate(wav[i], 22050)[0]
-        np.testing.assert_allclose(found[i], alone, rtol=0, atol=1e-2 * np.abs(wav).max())
-        assert np.square(found[i] - alone).sum() <= 1e-6 * np.square(wav[i]).sum()
-    assert not found[1].any()
-    assert not np.allclose(found[0], separator.separate(wav, 22050)[0][0])
-
-
-# --- Whatever the level and the polarity ----------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def clip() -> tuple[np.ndarray, np.ndarray, int]:
     """Return mixture and vocals of a real song, and their rate."""
@@ -447,14 +348,12 @@ def gain_of(wav: np.ndarray, truth: np.ndarray, rate: int, **options) -> float:
     return metrics.si_sdr(vocals, truth) - metrics.si_sdr(wav, truth)
 
 
-@pytest.mark.parametrize(
-    ("level_db", "live"), [(-60, False), (-30, False), (30, True), (90, False)]
-)
+@pytest.mark.parametrize(("level_db", "live"), [(-60, False), (30, True), (90, False)])
 def test_a_recordings_level_does_not_matter(clip, level_db, live):
     mixture, truth, rate = clip
     level = np.float32(10 ** (level_db / 20))
-    as_it_was = gain_of(mixture[None], truth[None], rate)
-    assert gain_of(level * mixture[None], truth[None], rate, live=live) > as_it_was - 0.3 > 10
+    # test_golden.py: as it is, the voice gains 11 dB.
+    assert gain_of(level * mixture[None], truth[None], rate, live=live) > 10.7
 
 
 def test_the_level_gain_acts_on_no_ordinary_recording_and_is_the_same_in_any_blocks():
@@ -473,54 +372,13 @@ def test_the_level_gain_acts_on_no_ordinary_recording_and_is_the_same_in_any_blo
     assert gain(5000)[:2000].min() < -15  # what is loud is at once softer, and only slowly louder
 
 
-@pytest.mark.parametrize("n_channels", [2, 4, 6])
-@pytest.mark.parametrize("flipped", ["voice", "channels"])
+@pytest.mark.parametrize(("n_channels", "flipped"), [(2, "voice"), (4, "channels")])
 def test_a_voice_that_the_mean_destroys_is_brought_out_all_the_same(clip, n_channels, flipped):
     mixture, truth, rate = clip
     polarity = np.resize(np.array([[1.0], [-1.0]], np.float32), (n_channels, 1))
     backing = (mixture - truth) * (np.abs(polarity) if flipped == "voice" else polarity)
     wav = backing + polarity * truth
     assert gain_of(wav[:, : 4 * rate], (polarity * truth)[:, : 4 * rate], rate) > 8
-
-
-# --- Settings -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    path = tmp_path / "net.pth"
-    tuned = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
-    curve_db = audio.weighting_curve_db(HP)
-    networks.save_checkpoint(path, lively(HP), HP, curve_db=curve_db, mask_settings=tuned)
-    return path
-
-
-def test_a_checkpoint_separates_as_the_network_that_was_saved(checkpoint):
-    tuned = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
-    settings, wav = HParams(block_frames=16, precision="float32"), noise(2, 20_000)
-    settings = replace(settings, stereo="mean")
-    loaded = Separator.load(checkpoint, settings=settings)
-    assert (loaded.hp, loaded.mask_settings) == (HP, {**tuned, "mask_sharpness": 1.0})
-    expected = make(mask_settings=tuned).separate(wav, 44100)[0]
-    np.testing.assert_array_equal(loaded.separate(wav, 44100)[0], expected)
-    by_name = Separator.load(str(checkpoint), "cpu", settings)
-    np.testing.assert_array_equal(by_name.separate(wav, 44100)[0], expected)
-
-
-# --- Files --------------------------------------------------------------------------------------
-
-
-def separate_path(separator: Separator, path: Path, **options) -> tuple[np.ndarray, ...]:
-    """Separate a file; returns codes of mixture, vocals and accompaniment, and what was limited."""
-    with reading.Reader(path, **options) as reader:
-        info = reader.info
-        stream = separator.stream(info.sample_rate, info.n_channels)
-        parts = list(split(stream, reader.blocks(READ_SAMPLES), info.sample_format))
-    mixture, vocals, accompaniment = (
-        np.concatenate([part[i] for part in parts], axis=1) for i in range(3)
-    )
-    n_limited = sum(part.n_limited for part in parts)
-    return mixture, vocals, accompaniment, n_limited
 
 
 def test_integer_files_add_up_sample_by_sample(tmp_path):
@@ -530,7 +388,13 @@ def test_integer_files_add_up_sample_by_sample(tmp_path):
         wav[50_000:100_000] = rng.choice([-1.0, 1.0], (50_000, 2))  # full scale, always
         soundfile.write(path, wav, 44100, subtype)
         separator = make(HParams(model_type="convnet", width=2), BINARY)
-        mixture, vocals, accompaniment, n_limited = separate_path(separator, path)
+        with reading.Reader(path) as reader:
+            stream = separator.stream(44100, 2)
+            parts = [*split(stream, reader.blocks(READ_SAMPLES), reader.info.sample_format)]
+        mixture, vocals, accompaniment = (
+            np.concatenate([part[i] for part in parts], axis=1) for i in range(3)
+        )
+        n_limited = sum(part.n_limited for part in parts)
         assert mixture.shape == vocals.shape == accompaniment.shape == (2, 150_001)
         np.testing.assert_array_equal(vocals.astype(np.int64) + accompaniment, mixture)
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -545,82 +409,3 @@ def test_integer_files_add_up_sample_by_sample(tmp_path):
         assert n_limited == (free != vocals).sum() > 1000
         fits = (mixture - free.astype(np.int64) >= low) & (mixture - free.astype(np.int64) <= high)
         np.testing.assert_array_equal(vocals[fits], free[fits])
-
-
-def test_float_files_add_up_to_rounding(tmp_path):
-    for subtype, peak in (("FLOAT", 1e-3), ("DOUBLE", 1.0), ("FLOAT", 9e5)):
-        path = tmp_path / "loud.wav"
-        wav = peak * noise(30_000, 2).astype(np.float64)
-        soundfile.write(path, wav, 48000, subtype)
-        mixture, vocals, accompaniment, n_limited = separate_path(make(), path)
-        assert n_limited == 0
-        assert vocals.dtype == accompaniment.dtype == mixture.dtype
-        assert mixture.dtype == {"FLOAT": np.float32, "DOUBLE": np.float64}[subtype]
-        total = vocals.astype(np.float64) + accompaniment
-        np.testing.assert_allclose(total, mixture, rtol=0, atol=1e-6 * max(1, peak))
-        assert np.square(vocals).sum() > 0.01 * np.square(wav).sum()
-
-
-# --- Music: an empty separation would not pass --------------------------------------------------
-
-
-NEEDED_DB = 1.5  # the least of three clips gained 2.5 dB
-
-
-def assert_separated(vocals: np.ndarray, mixture: np.ndarray, truth: np.ndarray) -> None:
-    """Fail unless the voice came out cleaner than it went in, and neither nothing nor all did."""
-    share = np.square(vocals, dtype=np.float64).sum() / np.square(mixture, dtype=np.float64).sum()
-    assert 0.01 < share < 0.99, f"the vocals hold {share:.1%} of the mixture's energy"
-    gain_db = metrics.si_sdr(vocals, truth) - metrics.si_sdr(mixture, truth)
-    assert gain_db > NEEDED_DB, f"the voice gained {gain_db:.1f} dB"
-
-
-def assert_it_can_fail(vocals: np.ndarray, mixture: np.ndarray, truth: np.ndarray) -> None:
-    """Show that four false separations of the same song are found out."""
-    rng = np.random.default_rng(0)
-    late = np.roll(vocals, 2205, -1)
-    for false in (0 * mixture, mixture, mixture - vocals, rng.permutation(mixture.T).T, late):
-        with pytest.raises(AssertionError, match=r"energy|gained"):
-            assert_separated(false, mixture, truth)
-
-
-class Oracle(nn.Module):
-    """Instead of a network: knows the mask of one song, and answers block by block."""
-
-    def __init__(self, mask: torch.Tensor, hp: HParams) -> None:
-        super().__init__()
-        self.mask, self.hp, self.next = mask, hp, -hp.lookahead
-
-    def forward(self, x: torch.Tensor, past: dict | None = None) -> torch.Tensor:
-        frames = torch.arange(self.next, self.next + x.shape[-1] - 2 * self.hp.lookahead)
-        self.next = int(frames[-1]) + 1
-        known = self.mask[:, frames.clamp(0, self.mask.shape[-1] - 1)]
-        return known.clamp(1e-6, 1 - 1e-6).logit()[None]
-
-
-def ideal_mask(vocals: np.ndarray, accompaniment: np.ndarray, rate: int) -> torch.Tensor:
-    grid = audio.grid_at(rate, HP)
-    spectra = [
-        audio.to_network_bins(audio.stft(torch.from_numpy(x), grid).mean(0), HP)
-        for x in (vocals, accompaniment)
-    ]
-    return audio.ideal_ratio_mask(*spectra)
-
-
-def test_the_ideal_mask_brings_out_a_synthesised_voice():
-    for rate in (22050, 44100):
-        parts = synthesis.synthesize_song(np.random.default_rng(0), 4, rate)
-        truth = parts.pop("vocals")
-        accompaniment = sum(parts.values())
-        mixture = truth + accompaniment
-        oracle = Oracle(ideal_mask(truth, accompaniment, rate), HP)
-        vocals, rest = make(model=oracle).separate(mixture, rate)
-        assert_separated(vocals, mixture, truth)
-        assert_separated(rest, mixture, accompaniment)
-        assert_it_can_fail(vocals, mixture, truth)
-        # A mask that is one frame (12 ms) off is worse, so it lies on the frames it is meant for.
-        best = metrics.si_sdr(vocals, truth)
-        for shift in (-1, 1):
-            moved = Oracle(oracle.mask.roll(shift, -1), HP)
-            shifted = metrics.si_sdr(make(model=moved).separate(mixture, rate)[0], truth)
-            assert shifted < best - 0.1

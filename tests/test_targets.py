@@ -1,19 +1,14 @@
 """From spectrograms to the loss: mixing, the equalizer, targets, and what a wrong mask costs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from test_dataset import BAND, HP, VOICE, signal
 
 import audio
-import dataset
-import model
 from hparams import HParams
 from learning import targets
 
@@ -48,36 +43,6 @@ def test_a_mixture_is_the_sum_of_its_scaled_parts_and_second_ones_are_added():
         np.testing.assert_allclose(two[part], scaled[part], rtol=1e-6)
         np.testing.assert_allclose(found[part], scaled[part] + scaled[2 + part], atol=1e-6)
     assert torch.equal(spectrograms, before), "the input is not modified"
-
-
-@pytest.mark.parametrize("model_type", sorted(model.MODELS))
-@pytest.mark.parametrize("stride", [1, 3])
-def test_a_chunk_teaches_what_its_slices_teach_one_by_one(model_type, stride):
-    hp = replace(HP, model_type=model_type, chunk_slices=6, stft_stride=stride, stft_frames=9)
-    torch.manual_seed(0)
-    network = model.build_model(hp).double()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # stored statistics that are not 0 and 1
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 2)
-    network.eval()
-    features = torch.rand(2, 1, hp.n_bins, dataset.chunk_frames(hp), dtype=torch.double)
-    target = torch.rand(2, hp.n_bins, hp.chunk_slices, dtype=torch.double)
-
-    def gradient(logits: torch.Tensor, target: torch.Tensor) -> tuple[float, torch.Tensor]:
-        network.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(logits, target)
-        loss.backward()
-        return float(loss.detach()), torch.cat([p.grad.flatten() for p in network.parameters()])
-
-    loss, dense = gradient(network(features)[..., ::stride], target)
-    slices = features.unfold(-1, hp.stft_frames, stride).permute(0, 3, 1, 2, 4).flatten(0, 1)
-    assert slices.shape == (12, 1, hp.n_bins, hp.stft_frames)
-    one_by_one = target.transpose(1, 2).flatten(0, 1)[..., None]
-    loss_of_slices, sliced = gradient(network(slices), one_by_one)
-    assert loss == pytest.approx(loss_of_slices, rel=1e-5)
-    assert float((dense - sliced).norm() / sliced.norm()) < 1e-5
-    assert float(dense.norm()) > 1e-3
 
 
 # Magnitudes of voice and backing at five bins; their phases must not matter (but to "phase", which
@@ -136,27 +101,3 @@ def test_a_bin_counts_by_its_amplitude_to_the_power_of_the_loss_weight(power):
         weighted = replace(hp, loss_weight=loss_weight)
         found = targets.mask_loss(logits, target, amplitude + 0j, torch.zeros(4), weighted)
         assert float(found) == pytest.approx(expected, rel=1e-4)
-
-
-def test_without_a_voice_the_sdr_loss_wants_silence_and_of_silence_nothing():
-    target, hp = torch.zeros(1, 4, 6), replace(HP, loss="sdr")
-    for loudness in (1.0, 0.01, 0.0):
-        mixture = loudness * torch.ones(1, 4, 6) + 0j
-        losses = [
-            float(targets.mask_loss(torch.full((1, 4, 6), x), target, mixture, torch.zeros(4), hp))
-            for x in (-20.0, -2.0, 0.0, 5.0)
-        ]
-        assert losses == sorted(losses)
-        assert losses[0] == pytest.approx(0, abs=1e-3)
-        wanted = 2 if loudness else 0  # from 0 dB to 20 dB below the mixture
-        assert losses[-1] == pytest.approx(wanted, abs=0.05)
-
-
-def test_the_worst_chunks_that_a_teacher_labelled_are_left_out_and_no_others():
-    losses = torch.tensor([9.0, 1.0, 4.0, 2.0, 8.0, 3.0])
-    are_taught = torch.tensor([False, True, True, True, False, True])
-    for trim, kept in ((0, [9, 1, 4, 2, 8, 3]), (0.25, [9, 1, 2, 8, 3]), (0.5, [9, 1, 2, 8])):
-        found = targets.trimmed_mean(losses, are_taught, trim)
-        assert float(found) == pytest.approx(np.mean(kept))
-    assert float(targets.trimmed_mean(losses, are_taught | True, 0.5)) == pytest.approx(2)
-    assert float(targets.trimmed_mean(losses, are_taught & False, 0.5)) == pytest.approx(4.5)

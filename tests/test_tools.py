@@ -1,7 +1,5 @@
 """tools/: the figures of the benchmark, the pictures, and networks that are given away."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path
@@ -16,7 +14,6 @@ import cli
 import model
 from demo import synthesis
 from hparams import HParams
-from scoring.tables import STEMS
 from separation import Separator
 from tools import benchmark, figures, publish
 
@@ -34,9 +31,6 @@ def test_every_figure_is_measured(what, capsys, monkeypatch):
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
     assert len(numbers) >= 3
     assert all(0 < float(number) < math.inf for number in numbers)
-
-
-# --- Pictures -------------------------------------------------------------------------------------
 
 
 def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(tmp_path, capsys):
@@ -58,33 +52,6 @@ def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(tmp_path, capsys):
         assert out.exists() == (not message)
     names = {path.name for path in out.iterdir() if path.stat().st_size > 10_000}
     assert names == {"masks.png", "why.png", "approach.png"}
-
-
-def test_what_is_shown_is_what_the_network_saw_and_answered():
-    low, high = (np.sin(2 * np.pi * f / 22050 * np.arange(44100)) / 4 for f in (300, 3000))
-    noise = np.random.default_rng(0).standard_normal(44100) / 10
-    separator = Separator.load(cli.PRETRAINED)
-    for voice, band, percent in ((low, high, 100), (noise, noise, 0)):
-        waves = {"mixture": voice + band, "true vocals": voice, "true accompaniment": band}
-        waves = {name: wave.astype(np.float32) for name, wave in waves.items()}
-        images = figures.look(separator, waves, 22050)
-        assert {picture.shape for picture in images.values()} == {(513, 1 + 44100 // 256)}
-        assert figures.percent_clear(images, 100) == pytest.approx(percent, abs=1)
-        # What the mask lets through is not removed.
-        removed, mask = images["mixture"] - images["vocals"], images["mask"]
-        if voice is low:
-            assert removed[mask < 0.05].mean() > 3 * removed[mask > 0.95].mean()
-
-
-def test_scores_become_points_and_a_median(tmp_path):
-    pytest.importorskip("matplotlib")
-    stems = {stem: {"sdr": [2.0, None], "si_sdr": None} for stem in STEMS}
-    for songs in ([{"scores": {"floor": stems, "it": stems}}] * 3, []):
-        figures.plot_scores(tmp_path / "scores.svg", songs)
-        assert (tmp_path / "scores.svg").read_text().startswith("<?xml")
-
-
-# --- Networks that are given away -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -126,23 +93,16 @@ def test_what_is_given_away_separates_alike_and_carries_terms_and_sources(checkp
     assert f"came as {TERMS!r}; its sources' terms still hold" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "text"),
-    [
-        (["best.pth", "--licence", "x"], 2, "name the .pth"),
-        (["best.pth", "mine.pth", "--licence", " "], 2, "--licence is missing"),
-        (["best.pth", "mine.pth", "--set", "width=3"], 2, "a network is published as it is"),
-        (["best.pth", "best.pth", "--licence", "x"], 1, "is already there"),
-        (["best.pth", "best.pth/deeper.pth", "--licence", "x"], 1, "best.pth"),
-        (["missing.pth"], 1, "no such checkpoint"),
-        ([__file__], 1, "not a checkpoint"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_and_nothing_is_written(
-    checkpoint, capsys, words, code, text
-):
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(checkpoint, capsys):
     before = checkpoint.read_bytes()
-    assert publish.main(words) == code
-    assert text in capsys.readouterr().err
-    assert checkpoint.read_bytes() == before
-    assert list(Path().iterdir()) == [checkpoint]
+    for words, code, text in (
+        ("best.pth --licence x", 2, "name the .pth"),
+        ("best.pth mine.pth", 2, "--licence is missing"),
+        ("best.pth mine.pth --set width=3", 2, "a network is published as it is"),
+        ("best.pth best.pth --licence x", 1, "is already there"),
+        ("missing.pth", 1, "no such checkpoint"),
+    ):
+        assert publish.main(words.split()) == code
+        assert text in capsys.readouterr().err
+        assert checkpoint.read_bytes() == before
+        assert list(Path().iterdir()) == [checkpoint]

@@ -1,7 +1,5 @@
 """train.py from the outside: what it writes, what it refuses, and how it stops."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -19,7 +17,7 @@ import cli
 import dataset
 import model
 import train
-from hparams import InputError, from_dict, hparams
+from hparams import InputError, hparams
 from learning import run as training
 from learning import targets, validation
 from tools import publish
@@ -60,11 +58,6 @@ def whole(toy_dataset, tmp_path_factory) -> Path:
         patch.setattr(training, "save", save_twice)
         assert train.main([str(toy_dataset), *settings()]) == 0
         return Path("runs/convnet").absolute()
-
-
-def weights_equal(*paths: Path) -> bool:
-    one, other = (model.load_checkpoint(path)["weights"] for path in paths)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def with_songs(source: Path, name: str, *numbers: int, **changes) -> str:
@@ -140,23 +133,12 @@ def test_a_datasets_share_is_kept_by_a_run_that_goes_on(toy_dataset, capsys):
     data = ["first", "second", "--validate-on", "held"]
     assert train.main([*data, *settings(), "--share", "1", "3"]) == 0
     assert "of every epoch: 25% first, 75% second" in capsys.readouterr().out
-    last = Path("runs/convnet/last.pth")
-    assert model.load_checkpoint(last)["resume"]["shares"] == [1, 3]
-    again = [*data, "--checkpoint", last, "--name=again"]
+    again = [*data, "--checkpoint=runs/convnet/last.pth", "--name=again"]
     assert "its datasets had other shares" in refused(capsys, *again, "--share", 1, 1)
     assert "1 shares for 2 folders" in refused(capsys, *again, "--share", 1, code=2)
-    assert train.main([*map(str, again)]) == 0
+    assert train.main(again) == 0
     wrong = ["first", "other", *data[2:], *settings(), "--name=new", "--share", 1, 1]
     assert "other: no song to learn from, so it can have no --share" in refused(capsys, *wrong)
-
-
-def test_songs_of_a_teacher_are_told_and_marked_in_the_checkpoint(toy_dataset, capsys):
-    taught = with_songs(toy_dataset, "taught", 1, taught=True)
-    true = with_songs(toy_dataset, "true", 2, 3)
-    assert train.main([true, taught, *settings(steps=4, trim=0.5)]) == 0
-    assert "slices, 1 songs labelled by a teacher" in capsys.readouterr().out
-    best = model.load_checkpoint(Path("runs/convnet/best.pth"))
-    assert [entry.rpartition(" ")[0] for entry in best["taught"]] == [ids_of(toy_dataset)[1]]
 
 
 def refused(capsys, *argv: object, code: int = 1) -> str:
@@ -172,20 +154,19 @@ def refused(capsys, *argv: object, code: int = 1) -> str:
 
 
 def test_a_run_is_not_overwritten_unasked(toy_dataset, capsys):
-    argv, last = [toy_dataset, *settings(epochs=1)], Path("runs/convnet/last.pth")
-    assert train.main([*map(str, argv)]) == 0
+    argv, last = [str(toy_dataset), *settings(steps=1)], Path("runs/convnet/last.pth")
+    assert train.main(argv) == 0
     first = last.read_bytes()
     said = "runs/convnet: holds a run (--name another one, --overwrite it, or resume it"
-    adapt = [toy_dataset, "--adapt", "--checkpoint", last, "--set=steps=1"]
+    adapt = [str(toy_dataset), "--adapt", f"--checkpoint={last}", "--set=steps=2"]
     for wrong in (argv, adapt, [*adapt, "--name=convnet"]):
         assert said in refused(capsys, *wrong)
         assert last.read_bytes() == first
     (old,) = Path("runs/convnet").glob("events*")
-    for overwriting in ([*argv, "--set=seed=1"], adapt):
-        assert train.main([*map(str, overwriting), "--overwrite"]) == 0
-        assert last.read_bytes() != first
-        (new,) = Path("runs/convnet").glob("events*")
-        assert new != old, "old curves do not mix with the new"
+    assert train.main([*adapt, "--overwrite"]) == 0
+    assert last.read_bytes() != first
+    (new,) = Path("runs/convnet").glob("events*")
+    assert new != old, "old curves do not mix with the new"
 
 
 def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
@@ -203,15 +184,11 @@ def test_data_that_cannot_be_used_is_named(toy_dataset, capsys):
 
 def test_wrong_usage_is_told(toy_dataset, whole, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for argv in ([], [str(toy_dataset), "--epochs", "3"], [str(toy_dataset), "--device", "cuda"]):
-        with pytest.raises(SystemExit) as error:
-            train.main(argv)
-        assert error.value.code == 2
+    with pytest.raises(SystemExit, match="2"):
+        train.main([str(toy_dataset), "--device", "cuda"])
     for option, said in (
         ("--name=../out", "a name, not a path"),
-        ("--name=", "a name, not a path"),
         ("--set=epochs=0", "epochs"),
-        ("--set=epoch=3", "did you mean epochs"),
         ("--adapt", "--adapt goes with --checkpoint"),
     ):
         assert said in refused(capsys, toy_dataset, option, code=2)
@@ -240,14 +217,15 @@ def test_wrong_paths_are_told_before_torch_is_loaded(toy_dataset):
 def test_what_is_no_number_ends_the_run_with_one_line_and_is_not_saved(
     toy_dataset, capsys, monkeypatch
 ):
-    mix, nan = targets.mix, math.nan
-    argv = [toy_dataset, *settings(steps=2, epochs=1)]
-    with monkeypatch.context() as patch:
-        patch.setattr(targets, "mix", lambda x, gains: mix(x * nan, gains))
-        assert "error: step 1: loss is nan" in refused(capsys, *argv)
-    scores = {"loss": nan, "soft": nan, "binary": nan}
+    argv, scores = (
+        [toy_dataset, *settings(steps=2)],
+        dict.fromkeys(("loss", "soft", "binary"), math.nan),
+    )
     monkeypatch.setattr(validation, "validate", lambda *_: scores)
     assert "have diverged" in refused(capsys, *argv)
+    mix = targets.mix
+    monkeypatch.setattr(targets, "mix", lambda x, gains: mix(x * math.nan, gains))
+    assert "error: step 1: loss is nan" in refused(capsys, *argv)
 
 
 def test_a_disk_that_stays_full_ends_the_run_when_it_ends(toy_dataset, capsys, monkeypatch):
@@ -281,22 +259,11 @@ def send_at(step: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "train_step", take_and_send)
 
 
-def steps_of_each_epoch(data: Path, whole: Path) -> list[int]:
-    hp = from_dict(model.load_checkpoint(whole / "last.pth")["hparams"])
-    learn, _ = dataset.hold_out(dataset.open_songs([data], hp), hp)
-    return [dataset.count_batches(learn, hp, epoch) for epoch in range(hp.epochs)]
-
-
 def test_a_signal_ends_the_run_after_the_step_and_it_goes_on_as_if_nothing_was(
     toy_dataset, whole, monkeypatch, capsys
 ):
-    first, second = steps_of_each_epoch(toy_dataset, whole)
-    for signum, step in (
-        (signal.SIGINT, 1),
-        (signal.SIGTERM, first),
-        (signal.SIGINT, first + 1),
-        (signal.SIGTERM, first + second),
-    ):
+    n_steps = [e["step"] for e in model.load_checkpoint(whole / "last.pth")["resume"]["history"]]
+    for signum, step in ((signal.SIGINT, n_steps[0] + 1), (signal.SIGTERM, n_steps[1])):
         last = Path(f"runs/{step}/last.pth")
         with monkeypatch.context() as patch:
             send_at(step, signum, patch)
@@ -310,9 +277,9 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on_as_if_nothing_was(
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    for name in ("last.pth", "best.pth"):
-        assert weights_equal(run / name, other / name)
-    one, two = (model.load_checkpoint(folder / "last.pth") for folder in (run, other))
+    for name in ("best.pth", "last.pth"):
+        one, two = (model.load_checkpoint(folder / name) for folder in (run, other))
+        torch.testing.assert_close(one["weights"], two["weights"], rtol=0, atol=0)
     assert one["scores"] == two["scores"]
     assert one["resume"]["best_db"] == two["resume"]["best_db"]
 
@@ -381,5 +348,5 @@ def test_with_only_another_number_of_processes_a_run_goes_on_where_it_was(
     assert "it ran on another number of processes" in refused(capsys, *options)
     assert train.main([*map(str, options), "--adapt"]) == 0
     assert "adapting" not in capsys.readouterr().out
-    assert weights_equal(Path("runs/on/last.pth"), whole / "last.pth")
+    assert_same_run(Path("runs/on"), whole)
     assert model.load_checkpoint(Path("runs/on/last.pth"))["resume"]["processes"] == 1

@@ -1,7 +1,5 @@
 """The page's separator makes the masks and vocals that Python makes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

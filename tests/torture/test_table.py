@@ -170,7 +170,6 @@ TABLE = """
     test_model.py::test_a_checkpoint_runs_no_code
 65 what is no checkpoint
     test_model.py::test_what_is_no_checkpoint_is_refused
-    test_train.py::test_a_damaged_or_missing_last_save_gives_way_to_the_one_before
 66 bits that flipped, weights that are no numbers, or halves
     test_model.py::test_flipped_bits_are_found_or_harmless
     test_model.py::test_weights_that_are_no_network_are_refused
