@@ -182,6 +182,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
         except InputError as error:
             cli.complain(error)
             failed.append(root)
+    inputs = writing.identities(songs)
     for path, folder in songs.items():
         try:
             reading.check_path(path)
@@ -192,7 +193,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
                     f"{path}: {other} already becomes {paths['vocals']} "
                     "(separate them in two runs with different --output-dir)"
                 )
-            writing.check_outputs(paths.values(), songs)
+            writing.check_outputs(paths.values(), inputs)
             record = record_of(path, network, args)
             records = {writing.record_in(output) for output in paths.values()}
             if records == {record} and not args.overwrite:

@@ -86,15 +86,23 @@ def _check_limits(info: AudioInfo, container: str) -> None:
         raise InputError(f"{info.path}: {what} (write wav instead)")
 
 
-def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse outputs that cannot be written, or would overwrite an input by whatever name."""
-    inputs = list(filter(os.path.exists, inputs))
+def identities(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
+    """Return the files among `paths` by what they are, by whatever name."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(path)
+            found[status.st_dev, status.st_ino] = path
+    return found
+
+
+def check_outputs(outputs: Iterable[Path], inputs: dict[tuple[int, int], Path]) -> None:
+    """Refuse outputs that cannot be written, or would overwrite one of the `identities`."""
     for path in outputs:
         check_writable(path)
-        source = path.exists() and next(filter(path.samefile, inputs), None)
-        if source:
+        for identity in identities([path]).keys() & inputs.keys():
             raise InputError(
-                f"{path}: would overwrite the input {source} (write to another folder)"
+                f"{path}: would overwrite the input {inputs[identity]} (write to another folder)"
             )
 
 

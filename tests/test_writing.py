@@ -10,7 +10,7 @@ from sounds import FORMATS, RATE, like, names, read_codes, some_codes
 
 from hparams import InputError
 from sound.reading import AudioInfo, SampleFormat, probe
-from sound.writing import Separated, SoundWriter, check_outputs, choose_format
+from sound.writing import Separated, SoundWriter, check_outputs, choose_format, identities
 
 
 def save(path: Path, codes: np.ndarray, info: AudioInfo, **options) -> None:
@@ -43,10 +43,11 @@ def test_an_input_is_never_overwritten_by_whatever_name(tmp_path):
     song.write_bytes(b"song")
     os.link(song, tmp_path / "hard.wav")
     (tmp_path / "soft.wav").symlink_to(song)
+    inputs = identities([song, tmp_path / "missing.wav"])
     for name in ("song.wav", "hard.wav", "soft.wav"):
         with pytest.raises(InputError, match=r"would overwrite the input .*song\.wav"):
-            check_outputs([tmp_path / name], [song, tmp_path / "missing.wav"])
-    check_outputs([tmp_path / "new" / "song.wav"], [song])
+            check_outputs([tmp_path / name], inputs)
+    check_outputs([tmp_path / "new" / "song.wav"], inputs)
     assert (tmp_path / "new").is_dir()
 
 
