@@ -83,6 +83,18 @@ def test_a_waveform_comes_back_from_its_spectrogram(grid, n_samples):
         assert torch.equal(spec, spec_before)
 
 
+def test_the_network_sees_513_bins_at_every_rate():
+    for rate in RATES:
+        grid = grid_at(rate, HP)
+        spec = complex_noise(2, grid.n_bins, 3)
+        seen = audio.to_network_bins(spec, HP)
+        n_same = min(513, grid.n_bins)
+        assert seen.shape == (2, 513, 3)
+        assert torch.equal(seen[:, :n_same], spec[:, :n_same])
+        assert not seen[:, n_same:].any()
+    assert grid_at(8000, HP).n_bins == 185, "the zeros were tried"
+
+
 def test_the_a_curve_is_the_one_that_iec_61672_prints():
     table = {  # table 3, nominal frequency in Hz: A in dB
         **{10: -70.4, 12.5: -63.4, 16: -56.7, 20: -50.5, 25: -44.7, 31.5: -39.4, 40: -34.6},

@@ -301,16 +301,6 @@ def test_a_new_run_can_start_from_the_averaged_weights_of_an_old_one(songs, tmp_
     assert not run.optimizer.state
 
 
-def test_long_epochs_are_saved_within(songs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECK_EVERY", 2)
-    monkeypatch.setattr(training, "SAVE_EVERY", -1)
-    run = go(make_run(songs), tmp_path / "last.pth", until=5)
-    found = model.load_checkpoint(tmp_path / "last.pth")
-    assert (found["step"], found["resume"]["batch"]) == (4, 4)
-    resumed = resumed_from(tmp_path / "last.pth", make_run(songs))
-    assert_same(go(resumed, tmp_path / "last.pth", until=5), run)
-
-
 def poison_gradient(run: training.Run, step: int) -> None:
     """Make the gradient of one step infinite, while its loss is a number."""
     steps = []
