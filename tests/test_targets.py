@@ -101,3 +101,13 @@ def test_a_bin_counts_by_its_amplitude_to_the_power_of_the_loss_weight(power):
         weighted = replace(hp, loss_weight=loss_weight)
         found = targets.mask_loss(logits, target, amplitude + 0j, torch.zeros(4), weighted)
         assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_worst_chunks_that_a_teacher_labelled_are_left_out_and_no_others():
+    losses = torch.tensor([9.0, 1.0, 4.0, 2.0, 8.0, 3.0])
+    are_taught = torch.tensor([False, True, True, True, False, True])
+    for trim, kept in ((0, [9, 1, 4, 2, 8, 3]), (0.25, [9, 1, 2, 8, 3]), (0.5, [9, 1, 2, 8])):
+        found = targets.trimmed_mean(losses, are_taught, trim)
+        assert float(found) == pytest.approx(np.mean(kept))
+    assert float(targets.trimmed_mean(losses, are_taught | True, 0.5)) == pytest.approx(2)
+    assert float(targets.trimmed_mean(losses, are_taught & False, 0.5)) == pytest.approx(4.5)
