@@ -139,7 +139,9 @@ class PageWriter:
         shown = self._n_columns * self._width / rate
         sounds = [base64.b64encode(track.finish()).decode() for track in self._tracks]
         template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+        player = Path(__file__).parents[1] / "web/player.js"  # the browser's separator has it, too
         return Template(template).substitute(
+            player=player.read_text(encoding="utf-8"),
             title=_text(info.tags.get("title") or info.path.stem),
             facts=" · ".join(facts),
             seconds=f"{n_samples / rate:.6f}",
