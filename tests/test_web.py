@@ -1,8 +1,15 @@
-"""The page's separator makes the masks and vocals that Python makes."""
+"""The browser's page: masks and vocals are Python's, files add up, live sound keeps its delay."""
 
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
 import json
 import shutil
 import subprocess
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,63 +22,237 @@ from separation import Separator
 from tools import export
 
 ROOT = Path(__file__).parents[1]
-WEB = ROOT / "web"
+WEB, ORT = ROOT / "web", ROOT / "web/node_modules/onnxruntime-web/dist"
+CHECKPOINT = ROOT / "pretrained/resnet18_small.pth"
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
+    "--autoplay-policy=no-user-gesture-required",
+]
 pytestmark = [
     pytest.mark.torture,
     pytest.mark.skipif(
-        not (shutil.which("node") and (WEB / "node_modules").is_dir()),
-        reason="needs node and the page's packages (make web)",
+        not (shutil.which("node") and ORT.is_dir()), reason="needs node, and make site to have run"
     ),
 ]
 pytest.importorskip("onnxscript")
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory) -> Path:
-    """The small network as the page loads it."""
-    path = tmp_path_factory.mktemp("web") / "model.onnx"
-    export.main([str(ROOT / "pretrained/resnet18_small.pth"), str(path)])
-    return path.with_suffix(".live.onnx")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The folder that make site writes, with the small network in both places."""
+    site = tmp_path_factory.mktemp("web") / "site"
+    (site / "ort").mkdir(parents=True)
+    for path in (path for path in WEB.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")):
+        shutil.copy(path, site)
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        shutil.copy(ORT / name, site / "ort")
+    export.main([str(CHECKPOINT), str(site / "model.onnx")])
+    shutil.copy(site / "model.live.onnx", site / "model_small.live.onnx")
+    return site
 
 
-def in_node(model: Path, wav: np.ndarray, rate: int, folder: Path):
-    """Separate (n_channels, n_samples) as the page does; masks, vocals and seconds."""
+@pytest.fixture(scope="module")
+def separator() -> Separator:
+    return Separator.load(CHECKPOINT, settings=replace(hparams, precision="float32"))
+
+
+@pytest.fixture
+def page(site):
+    """The page in a browser; it asks for nothing but its own files."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(site))
+    requests = []
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        sync_api.sync_playwright() as playwright,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.context.on("request", lambda request: requests.append(request.url))
+        origin = f"http://127.0.0.1:{server.server_port}/"
+        page.goto(origin)
+        until(page, "document.getElementById('licence').textContent")
+        yield page
+        browser.close()
+        server.shutdown()
+    assert any(url.endswith("model.live.onnx") for url in requests)
+    assert all(url.startswith((origin, f"blob:{origin}")) for url in requests)
+
+
+def until(page, expression: str) -> None:
+    """Wait for something on the page; playwright's own way is against its security policy."""
+    end = time.monotonic() + 120
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"{expression}: {page.inner_text('#status')}"
+        page.wait_for_timeout(50)
+
+
+def in_node(model: Path, wav: np.ndarray, rate: int, folder: Path, *mode: str):
+    """Separate (n_channels, n_samples) as the page does; vocals, and what was measured."""
     wav.astype("f4").tofile(folder / "in.f32")
     command = ["node", "tests/web/separate.mjs", model, folder / "in.f32", rate, len(wav)]
-    run = subprocess.run(
-        [*map(str, command), str(folder / "out")], cwd=ROOT, check=True, capture_output=True
+    command = [*map(str, command), str(folder / "out"), *mode]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    vocals = np.fromfile(folder / "out.vocals", np.float32).reshape(len(wav), -1)
+    return vocals, json.loads(run.stdout)
+
+
+def excerpt(data_folder: Path, name: str, seconds: float = 8) -> np.ndarray:
+    """From the middle of a song that is given in stems, (2, n_samples) at 44.1 kHz."""
+    start, stems = 44100 * 30, (data_folder / "dsd100" / name).glob("*.ogg")
+    end = start + round(44100 * seconds)
+    parts = [soundfile.read(path, start=start, stop=end, dtype="float32")[0] for path in stems]
+    return np.ascontiguousarray(sum(parts).T)
+
+
+def difference_db(one: np.ndarray, other: np.ndarray) -> float:
+    return 10 * np.log10(np.square(one - other).sum() / np.square(other).sum() + 1e-20)
+
+
+def test_masks_and_vocals_are_those_of_python(data_folder, tmp_path, site, separator):
+    wav = excerpt(data_folder, "Caesium")
+    odd = wav[:, :100_001]
+    recordings = {name: (excerpt(data_folder, name), 44100) for name in ("Lithium", "Potassium")}
+    recordings |= {"Caesium": (wav, 44100), "48 kHz": (odd, 48000), "soft": (odd[:1] / 1000, 44100)}
+    recordings["five channels"] = np.concatenate([odd, odd[:, ::-1], odd[:1] / 2]), 22050
+    recordings |= {"low rate": (odd[:, :30_000], 16000), "short": (odd[:, :300], 44100)}
+    for name, (song, rate) in recordings.items():
+        vocals, _ = in_node(site / "model.live.onnx", song, rate, tmp_path)
+        expected = separator.song_mask(song, rate).numpy()  # (n_masks, n_bins, n_frames)
+        mask = np.fromfile(tmp_path / "out.mask", np.uint8).reshape(len(expected), -1, 513) / 255
+        off = np.abs(mask.swapaxes(1, 2) - expected)
+        assert off.max() < 4e-3, name  # one of 256 levels, where rounding decides
+        assert (off > 2e-3).mean() < 1e-3, name
+        assert difference_db(vocals, separator.separate(song, rate)[0]) < -50, name
+
+
+def test_live_sound_is_the_song_one_delay_later(data_folder, tmp_path, site):
+    wav = excerpt(data_folder, "Lithium", 4)
+    whole, _ = in_node(site / "model.live.onnx", wav, 44100, tmp_path)
+    live, measured = in_node(site / "model.live.onnx", wav, 44100, tmp_path, "live")
+    assert wav.shape[1] - live.shape[1] <= measured["delay"]
+    assert difference_db(live, whole[:, : live.shape[1]]) < -100
+
+
+def choose(page, path: Path) -> None:
+    page.set_input_files("#file", str(path))
+
+
+def saved(page, name: str) -> tuple[np.ndarray, str]:
+    with page.expect_download() as download:
+        page.click(f"#save-{name}")
+    path = download.value.path()
+    return soundfile.read(path, dtype="int32")[0] >> 8, soundfile.info(path).subtype
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_song_plays_while_it_is_separated_and_its_stems_add_up(
+    page, data_folder, tmp_path, subtype
+):
+    wav = excerpt(data_folder, "Caesium", 5)
+    soundfile.write(tmp_path / "a song.wav", wav.T.clip(-1, 0.9999), 44100, subtype)
+    choose(page, tmp_path / "a song.wav")
+    page.click("#play")
+    until(page, "+document.getElementById('seek').value > 0.2")
+    until(page, "!document.getElementById('save-vocals').disabled")
+    assert "44.1 kHz, stereo" in page.inner_text("#status")
+    mixture = soundfile.read(tmp_path / "a song.wav", dtype="float64")[0] * 2**23
+    (vocals, its_subtype), (accompaniment, _) = (
+        saved(page, name) for name in ("vocals", "accompaniment")
     )
-    mask = np.fromfile(folder / "out.mask", np.uint8).reshape(-1, 513)
-    vocals = np.fromfile(folder / "out.vocals", np.float32).reshape(wav.shape)
-    return mask / 255, vocals, json.loads(run.stdout)
+    assert its_subtype == ("PCM_16" if subtype == "PCM_16" else "PCM_24")
+    np.testing.assert_array_equal(vocals + accompaniment, np.floor(mixture + 0.5))
+
+    picture = "document.querySelectorAll('canvas')[2].toDataURL()"
+    before = page.evaluate(picture)
+    page.evaluate("""() => {
+        const slider = document.getElementById('mask_sharpness');
+        slider.value = 3;
+        slider.oninput();
+    }""")
+    until(page, f"{picture} !== {json.dumps(before)}")
+    assert np.square(saved(page, "vocals")[0] / 2**23).sum() < np.square(vocals / 2**23).sum()
 
 
-def songs(data_folder: Path) -> dict[str, tuple[np.ndarray, int]]:
-    """Three songs, 12 s each, and odd recordings: another rate, mono, five channels, soft."""
-    found = {}
-    for name in ("Caesium", "Lithium", "Potassium"):
-        stems = [
-            soundfile.read(path, start=44100 * 30, stop=44100 * 42, dtype="float32")
-            for path in sorted((data_folder / "dsd100" / name).glob("*.ogg"))
-        ]
-        found[name] = sum(wav.T for wav, _ in stems), 44100
-    wav = found["Caesium"][0][:, :150_001]
-    found["48 kHz"], found["mono, soft"] = (wav[:, :90_000], 48000), (wav[:1] * 1e-3, 44100)
-    found["five channels"] = np.concatenate([wav, wav[:, ::-1], wav[:1] / 2])[:, :60_000], 22050
-    found["low rate"], found["short"] = (wav[:, :30_000], 16000), (wav[:, :300], 44100)
-    return found
+def test_what_is_wrong_with_a_file_is_one_sentence_and_the_page_goes_on(page, tmp_path):
+    tone = 0.2 * np.sin(np.arange(44100) / 20)
+    soundfile.write(tmp_path / "tone.flac", tone, 44100)
+    soundfile.write(tmp_path / "silence.wav", 0 * tone, 44100)
+    soundfile.write(tmp_path / "wide.wav", np.tile(tone[:, None], 32), 44100)
+    (tmp_path / "text.mp3").write_text("no song")
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "tone.flac").read_bytes()[:60])
+    with (tmp_path / "huge.wav").open("wb") as file:
+        file.truncate(2**30 + 1)
+    faults = {
+        "silence.wav": "holds no sound at all",
+        "wide.wav": "has 32 channels",
+        "text.mp3": "cannot be decoded",
+        "cut.flac": "cannot be decoded",
+        "huge.wav": "is larger than 1 GB",
+    }
+    for name, fault in faults.items():
+        choose(page, tmp_path / name)
+        until(page, "document.querySelector('#status.wrong')")
+        assert fault in page.inner_text("#status"), name
+        choose(page, tmp_path / "tone.flac")
+        until(page, "document.getElementById('status').textContent.includes('tone.flac: 0:01')")
+    until(page, "!document.getElementById('save-vocals').disabled")
 
 
-def test_masks_and_vocals_are_those_of_python(data_folder, tmp_path, exported):
-    exact = replace(hparams, precision="float32")
-    separator = Separator.load(ROOT / "pretrained/resnet18_small.pth", settings=exact)
-    for name, (wav, rate) in songs(data_folder).items():
-        mask, vocals, _ = in_node(exported, wav, rate, tmp_path)
-        expected = separator.song_mask(wav, rate)  # (n_masks, n_bins, n_frames)
-        mask = mask.reshape(len(expected), -1, 513).swapaxes(1, 2)
-        off = np.abs(mask - expected.numpy())
-        assert (off > 2e-3).mean() < 1e-3, name  # a level that rounding to 8 bits decides
-        assert off.max() < 4e-3, name
-        reference, _ = separator.separate(wav, rate)
-        difference = np.square(vocals - reference).sum() / np.square(reference).sum()
-        assert 10 * np.log10(difference + 1e-20) < -50, name
+LISTEN = """async ([samples, seconds]) => {
+    const app = await import("/app.js"), context = new AudioContext({ sampleRate: 44100 });
+    const sound = context.createBuffer(1, samples.length, 44100);
+    sound.copyToChannel(Float32Array.from(samples), 0);
+    const source = context.createBufferSource(), sink = context.createMediaStreamDestination();
+    source.buffer = sound;
+    sink.channelCount = 1;
+    source.connect(sink);
+    await app.listen(sink.stream);
+    while (!app.live.node) await new Promise(resolve => setTimeout(resolve, 50));
+    const { context: its, source: dry, node } = app.live, both = its.createChannelMerger(2);
+    const recorder = its.createScriptProcessor(4096, 2, 1), parts = [];
+    recorder.onaudioprocess = ({ inputBuffer: b }) =>
+        parts.push([b.getChannelData(0).slice(), b.getChannelData(1).slice()]);
+    dry.connect(both, 0, 0);
+    node.connect(both, 0, 1);
+    both.connect(recorder).connect(its.destination);
+    source.start();
+    await new Promise(resolve => setTimeout(resolve, 1000 * seconds));
+    const tracks = [0, 1].map(k => parts.flatMap(part => [...part[k]]));
+    return tracks.map(track => {
+        const bytes = new Uint8Array(Float32Array.from(track).buffer);
+        let text = "";
+        for (const byte of bytes) text += String.fromCharCode(byte);
+        return btoa(text);
+    });
+}"""
+
+
+def test_an_impulse_comes_out_as_late_as_the_page_says_and_live_sound_never_clicks(page, separator):
+    impulse = np.zeros(44100)
+    impulse[22050] = 0.5
+    tracks = page.evaluate(LISTEN, [impulse.tolist(), 3])
+    dry, out = (np.frombuffer(base64.b64decode(track), "f4") for track in tracks)
+    delay = int(np.abs(out).argmax()) - int(np.abs(dry).argmax())
+    hp = separator.hp
+    most = 2048 + 512 * (hp.lookahead + 2 * hp.mask_frames - 1)
+    assert delay == most
+    assert f"{round(delay / 44.1)} ms behind" in page.inner_text("#live-status")
+    page.click("#stop")
+    tone = 0.3 * np.sin(np.arange(3 * 44100) / 10)  # late or not, it goes on as smoothly as it was
+    dry, out = (
+        np.frombuffer(base64.b64decode(track), "f4")
+        for track in page.evaluate(LISTEN, [tone.tolist(), 3])
+    )
+    inside = out[np.abs(out).nonzero()[0][0] + 4410 :][:44100]
+    assert np.abs(np.diff(inside, 2)).max() < 2 * 0.3 / 100

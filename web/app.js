@@ -1,6 +1,6 @@
 /** The page: a song from a file, or live sound; everything is computed in worker.js. */
 import { GAINS, Player, clock } from "./player.js";
-import { sampleRate } from "./wav.js";
+import { restore16, sampleRate, wavChannels } from "./wav.js";
 
 const MOST_BYTES = 2 ** 30; // of a file, and of what is decoded of it
 const MOST_CHANNELS = 8;
@@ -14,7 +14,7 @@ const worker = new Worker("worker.js", { type: "module" });
 let settings = null; // of the mask, as the network's file says and the sliders change
 let song = null; // { name, rate, nChannels, nSamples, pieces }
 let player = null;
-let live = null; // { context, stream, node }
+export let live = null; // { context, stream, source, node }
 let opened = 0; // counts the files: what belongs to an earlier one is dropped
 const requests = new Map(); // pieces that the worker was asked for
 
@@ -26,18 +26,22 @@ class UserError extends Error {}
 async function decode(file) {
   if (file.size > MOST_BYTES) throw new UserError("is larger than 1 GB");
   const bytes = new Uint8Array(await file.arrayBuffer()), rate = sampleRate(bytes) ?? 44100;
+  refuseChannels(wavChannels(bytes)); // not every browser decodes so many
   let audio;
   try {
     audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes.buffer);
   } catch {
     throw new UserError("cannot be decoded by this browser (try wav, mp3, m4a or flac)");
   }
-  const nChannels = audio.numberOfChannels;
-  if (nChannels > MOST_CHANNELS)
-    throw new UserError(`has ${nChannels} channels; at most ${MOST_CHANNELS} can be separated here`);
-  if (4 * audio.length * nChannels > MOST_BYTES)
+  refuseChannels(audio.numberOfChannels);
+  if (4 * audio.length * audio.numberOfChannels > MOST_BYTES)
     throw new UserError("is too long: decoded, it takes more than 1 GB");
   return audio;
+}
+
+function refuseChannels(n) {
+  if (n > MOST_CHANNELS)
+    throw new UserError(`has ${n} channels; at most ${MOST_CHANNELS} can be separated here`);
 }
 
 async function open(file) {
@@ -47,6 +51,7 @@ async function open(file) {
     const audio = await decode(file), { sampleRate: rate, length, numberOfChannels } = audio;
     const wav = Array.from({ length: numberOfChannels }, (_, c) => audio.getChannelData(c).slice());
     if (!wav.some(channel => channel.some(x => x !== 0))) throw new UserError("holds no sound at all");
+    restore16(wav);
     if (mine === opened) begin({ name: file.name, rate, nSamples: length, nChannels: wav.length }, wav);
   } catch (error) {
     const reason = error instanceof UserError ? error.message : "does not fit this device's memory";

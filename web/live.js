@@ -13,7 +13,8 @@ export class LiveStream {
     song.reserve(2 * KEPT_HOPS);
     song.wav = wav.map(() => new Float32Array(2 * KEPT_HOPS * hop + nFft));
     stream.nSent = 0; // samples of vocals
-    stream.delay = nFft + (network.hp.lookahead + step - 1) * hop; // as Stream.delay
+    // As Stream.delay, and one block for the way to here, the network and the way back.
+    stream.delay = nFft + (network.hp.lookahead + 2 * step - 1) * hop;
     stream.turn = Promise.resolve();
     return stream;
   }

@@ -38,6 +38,24 @@ function header(size, nChannels, rate, bytes) {
   return view.buffer;
 }
 
+/**
+ * Browsers stretch positive samples of 16 bits by 32768 / 32767: undo it, in place, where all
+ * samples are such, so that the song is the file's.
+ */
+export function restore16(wav) {
+  const isCode = x => Math.abs(x - Math.round(x)) < 0.004; // float32 knows no better
+  const is16 = wav.every(channel => channel.every(x => isCode(x * (x > 0 ? 32767 : 32768))));
+  if (!is16) return;
+  for (const channel of wav)
+    channel.forEach((x, i) => { if (x > 0) channel[i] = Math.round(x * 32767) / 32768; });
+}
+
+/** Read the number of channels of a wav; null of anything else. */
+export function wavChannels(bytes) {
+  const text = new TextDecoder("latin1").decode(bytes.subarray(0, 1 << 16)), at = text.indexOf("fmt ");
+  return text.startsWith("RIFF") && at > 0 ? bytes[at + 10] + 256 * bytes[at + 11] : null;
+}
+
 /** Read the sample rate [Hz] from the start of a file; null where it is not known. */
 export function sampleRate(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
