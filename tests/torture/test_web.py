@@ -1,7 +1,5 @@
 """The browser's page: masks and vocals are Python's, files add up, live sound keeps its delay."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import http.server
@@ -21,7 +19,7 @@ from hparams import hparams
 from separation import Separator
 from tools import export
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WEB, ORT = ROOT / "web", ROOT / "web/node_modules/onnxruntime-web/dist"
 CHECKPOINT = ROOT / "pretrained/resnet18_small.pth"
 CHROMIUM = shutil.which("chromium")
@@ -100,7 +98,7 @@ def until(page, expression: str) -> None:
 def in_node(model: Path, wav: np.ndarray, rate: int, folder: Path, *mode: str):
     """Separate (n_channels, n_samples) as the page does; vocals, and what was measured."""
     wav.astype("f4").tofile(folder / "in.f32")
-    command = ["node", "tests/web/separate.mjs", model, folder / "in.f32", rate, len(wav)]
+    command = ["node", "tests/torture/separate.mjs", model, folder / "in.f32", rate, len(wav)]
     command = [*map(str, command), str(folder / "out"), *mode]
     run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     vocals = np.fromfile(folder / "out.vocals", np.float32).reshape(len(wav), -1)
