@@ -278,10 +278,8 @@ def in_processes(
         for future in as_completed(job_of):
             yield job_of[future], future.result()
     except BrokenProcessPool:
-        raise InputError(
-            "a worker process died; was it out of memory? (run again, with fewer --workers; "
-            "what is finished is kept)"
-        ) from None
+        text = "a worker process died; was it out of memory? (run again, with fewer --workers)"
+        raise InputError(text) from None
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()

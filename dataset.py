@@ -204,10 +204,9 @@ def hold_out(
         and (others is None or not sources & {s["sha256"] for s in song.song.inputs})
     ]
     if not valid:
-        which = f"{len(candidates)} {'training songs' if others is None else 'songs'}"
         raise InputError(
-            f"none of {which} can be validated on: it takes vocals and accompaniment as recorded, "
-            "not learnt from (give more datasets, or --validate-on)"
+            f"none of {len(candidates)} songs can be validated on: it takes vocals and "
+            "accompaniment as recorded, not learnt from (give more datasets, or --validate-on)"
         )
     learn = songs
     if others is None:
@@ -217,10 +216,8 @@ def hold_out(
         valid = [song for song in valid if getattr(song.song, key) in held_out]
     for part in PARTS:
         if not any(part in song.song.parts for song in learn):
-            raise InputError(
-                f"none of {len(learn)} songs to learn from has {part}; training needs vocals and "
-                "accompaniment (give more datasets)"
-            )
+            few = f"none of {len(learn)} songs to learn from"
+            raise InputError(f"{few} has {part}; training needs both (give more datasets)")
     return learn, valid
 
 

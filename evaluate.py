@@ -89,10 +89,8 @@ def a_system(text: str) -> tuple[str, Path]:
 def choose_songs(args: argparse.Namespace) -> tuple[tracks.Collection, list[tracks.Track]]:
     """Return what the folder holds, and its songs of the split that have both signals."""
     if (args.root / dataset.MANIFEST).is_file():
-        raise InputError(
-            f"{args.root}: a dataset that build_dataset.py made (give the folder of music that it "
-            "was made from)"
-        )
+        what = "a dataset that build_dataset.py made (give the folder of music)"
+        raise InputError(f"{args.root}: {what}")
     listing = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
     both = [track for track in listing.tracks if len(track.signals) == 2]
     if not both:

@@ -119,10 +119,8 @@ class HParams:
             )
         # An odd number of hops could, at another rate, be a window without a middle sample.
         if self.n_fft % (2 * self.hop_length) or self.n_fft < 4 * self.hop_length:
-            raise InputError(
-                f"n_fft is {self.n_fft} and hop_length {self.hop_length}; "
-                "n_fft must be 4, 6, 8 … whole hops"
-            )
+            sizes = f"n_fft is {self.n_fft} and hop_length {self.hop_length}"
+            raise InputError(f"{sizes}; n_fft must be 4, 6, 8 … whole hops")
         silence_db = -100 * min(self.mixture_power, self.vocals_power)
         if self.min_level_db < silence_db + 2:
             raise InputError(

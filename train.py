@@ -86,9 +86,8 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
             scores = validate(run, run.valid)
             if not math.isfinite(scores["loss"]):  # nothing is saved then
                 raise InputError(
-                    f"the loss on held-out songs is {scores['loss']} after step {run.step}: the "
-                    "weights have diverged (--set learning_rate= a smaller one); what was saved "
-                    "before is untouched"
+                    f"the loss on held-out songs is {scores['loss']} after step {run.step} (lower "
+                    "learning_rate; what was saved before is untouched)"
                 )
             run.finish_epoch(loss, scores)
             if run.latest_db > run.best_db and save_best(cli.warn):
@@ -178,8 +177,6 @@ def run_folder(args: argparse.Namespace) -> Path:
     """Choose where the run is written; a finished or interrupted run is not overwritten unasked."""
     if args.checkpoint:
         cli.refuse_missing(args.checkpoint)
-    if args.share and len(args.share) != len(args.data):
-        raise UsageError(f"--share: {len(args.share)} shares for {len(args.data)} folders")
     if args.adapt and not args.checkpoint:
         raise UsageError("--adapt goes with --checkpoint")
     if args.name is not None and (not args.name or Path(args.name).name != args.name):
@@ -224,9 +221,8 @@ def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HP
         stays = name in TRAINED or not (args.adapt or name in FREE)
         if stays and getattr(hp, name) != value:
             how = "" if name in TRAINED else "; --adapt starts a new schedule with it"
-            raise InputError(
-                f"{args.checkpoint}: its {name} is {getattr(hp, name)}, not {value}{how}"
-            )
+            its = f"its {name} is {getattr(hp, name)}"
+            raise InputError(f"{args.checkpoint}: {its}, not {value}{how}")
     return replace(hp, **asked)
 
 
@@ -236,10 +232,8 @@ def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bo
 
     differing = run.differences(checkpoint)
     if differing and not args.adapt:
-        raise InputError(
-            f"{args.checkpoint}: {'; '.join(differing.values())} "
-            "(give what it was trained with, or --adapt)"
-        )
+        text = "; ".join(differing.values())
+        raise InputError(f"{args.checkpoint}: {text} (give what it was trained with, or --adapt)")
     if differing.keys() <= {"processes"}:
         run.restore(checkpoint)
         return True
@@ -261,9 +255,7 @@ def check_shares(shares: list[float], folders: list[Path], learn: list[OpenSong]
     if not shares:
         return
     if len(shares) != len(folders):
-        raise InputError(
-            f"the checkpoint has shares of {len(shares)} folders, not {len(folders)} (give --share)"
-        )
+        raise InputError(f"{len(shares)} shares for {len(folders)} folders (see --share)")
     for index, folder in enumerate(folders):
         if not any(song.dataset == index for song in learn):
             raise InputError(f"{folder}: no song to learn from, so it can have no --share")

@@ -374,8 +374,7 @@ def _finite_values(run: Run, fresh: list[tuple[torch.Tensor, Chunks]]) -> list[l
             ids = {run.songs[index].song.id for index in batch.songs.flat}
             raise InputError(
                 f"step {run.step - len(fresh) + i + 1}: loss is {loss:g}, gradient norm {norm:g}; "
-                f"songs {', '.join(sorted(ids))} "
-                "(lower learning_rate; the last save is untouched)"
+                f"songs {', '.join(sorted(ids))} (lower learning_rate; the last save is untouched)"
             )
     return values
 

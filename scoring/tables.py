@@ -175,10 +175,8 @@ def pair_songs(paths: tuple[Path, Path], systems: tuple[str, str]) -> list[tuple
     pairs = [(before[name], after[name]) for name in common]
     for pair in pairs:
         if len({(*sorted(song["files"]), song["seconds"]) for song in pair}) > 1:
-            raise InputError(
-                f"{paths[1]}: {pair[0]['name']} is not the same music as in {paths[0]}; "
-                "score both on the same files and seconds"
-            )
+            what = f"{pair[0]['name']} is not the same music as in {paths[0]}"
+            raise InputError(f"{paths[1]}: {what}; score both on the same files and seconds")
     return pairs
 
 

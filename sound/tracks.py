@@ -199,9 +199,7 @@ def _mir1k(root: Path) -> Collection:
     def track(path: Path) -> Track:
         channels = reading.probe(path).n_channels
         if channels != 2:
-            raise InputError(
-                f"{path}: {channels} channels; MIR-1K has the accompaniment left, voice right"
-            )
+            raise InputError(f"{path}: {channels} channels; MIR-1K has the voice on the right one")
         is_test = path.stem.split("_")[0] not in MIR1K_TRAIN
         parts = (), (Part(path, channel=1),), (Part(path, channel=0),)
         return _track(path.stem, is_test, *parts, is_clip=True)
@@ -325,9 +323,7 @@ def find_songs(root: Path) -> tuple[dict[Path, Path], str]:
     }
     left_out = _left_out(files, songs, "written by earlier runs")
     if not songs:
-        raise InputError(
-            f"{root}: no songs in this folder (name another one); {left_out or 'it is empty'}"
-        )
+        raise InputError(f"{root}: no songs in this folder; {left_out or 'it is empty'}")
     return songs, left_out
 
 
@@ -441,10 +437,8 @@ def measure(track: Track) -> Extent:
     notes, counts = [], {1}
     for part, info in files:
         if info.sample_rate != first.sample_rate:
-            raise InputError(
-                f"{info.path}: {info.sample_rate} Hz, but {first.path.name} has "
-                f"{first.sample_rate} Hz; convert one"
-            )
+            other = f"{first.path.name} has {first.sample_rate} Hz"
+            raise InputError(f"{info.path}: {info.sample_rate} Hz, but {other}; convert one")
         notes += [f"{info.path}: {text}" for text in info.warnings]
         counts.add(info.n_channels if part.channel is None else 1)
     lengths = {name: max(info.n_samples for _, info in files) for name, files in probed.items()}

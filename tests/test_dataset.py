@@ -179,7 +179,7 @@ def test_songs_that_do_not_suffice_are_refused():
     voice, backing = song("v", parts=("vocals",)), song("b", parts=("accompaniment",))
     hidden, whole = song("t", split="test"), song("a")
     for songs, others, what in (
-        ([voice, backing, hidden], None, "none of 2 training songs can be validated on"),
+        ([voice, backing, hidden], None, "none of 2 songs can be validated on"),
         ([whole, hidden], None, "none of 0 songs to learn from has vocals"),
         ([whole, voice], None, "none of 1 songs to learn from has accompaniment"),
         ([whole], [whole], "none of 1 songs can be validated on"),
