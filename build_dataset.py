@@ -15,7 +15,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -193,14 +192,8 @@ def finish(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
     for path in (task.output / SONGS).iterdir():
         if path.stem not in keep:
             path.unlink()
-    n_slices = sum(math.ceil(song.n_frames / task.hp.stft_stride) for song in songs)
-    n_bytes = sum((task.output / song.file).stat().st_size for song in songs)
-    print(
-        f"{task.output}: {len(songs)} songs, "
-        + f"{n_bad} bad ones left out, " * bool(n_bad)
-        + f"{sum(song.seconds for song in songs) / 3600:.2f} hours, {n_slices:,} slices at "
-        f"stft_stride {task.hp.stft_stride}, {n_bytes:,} bytes"
-    )
+    hours, left_out = sum(song.seconds for song in songs) / 3600, f", {n_bad} bad ones left out"
+    print(f"{task.output}: {len(songs)} songs{left_out * bool(n_bad)}, {hours:.2f} hours")
 
 
 def build_song(task: Task, track: Track) -> Song:
