@@ -29,7 +29,7 @@ import dataset
 from dataset import Song
 from hparams import GRID, HParams, InputError
 from sound import reading, tracks
-from sound.tracks import Extent, Track
+from sound.tracks import Track
 
 SONGS = "songs"  # folder in the output, beside the manifest: of every song its array and a note
 BLOCK = 2**17  # samples decoded at once
@@ -75,20 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     if music.left_out:
         print(cli.printable(f"{args.root}: {music.left_out}"))
-    extents, bad = {}, []
-    for track in songs:
-        try:
-            extents[track] = tracks.measure(track)
-            for note in extents[track].notes:
-                cli.warn(note)
-        except InputError as error:
-            bad.append(str(error))
-    for message in sorted(music.bad + bad):
+    for message in music.bad:
         cli.complain(message)
     with the_only_build_in(args.output):
         if not args.overwrite:
             refuse_another_dataset(task, songs)
-        built = build_songs(task, extents, args.workers)
+        built = build_songs(task, songs, args.workers)
         n_bad = len(songs) + len(music.bad) - len(built)
         if n_bad and not args.skip_bad:
             raise InputError(
@@ -161,28 +153,20 @@ def refuse_another_dataset(task: Task, songs: list[Track]) -> None:
         raise InputError(f"{task.output}: {what} (choose another output, or --overwrite)")
 
 
-def build_songs(task: Task, extents: dict[Track, Extent], n_workers: int | None) -> list[Song]:
+def build_songs(task: Task, listed: list[Track], n_workers: int | None) -> list[Song]:
     """Build what is not there yet, or damaged if that is to be verified; returns all songs."""
-    songs = {track: song for track in extents if (song := finished(task, track))}
-    jobs = [track for track in extents if track not in songs]
+    songs = {track: song for track in listed if (song := finished(task, track))}
+    jobs = [track for track in listed if track not in songs]
     if any((task.output / file_of(task, track)).exists() for track in jobs):
         # Their arrays will be replaced, so the old dataset ends here.
         (task.output / dataset.MANIFEST).unlink(missing_ok=True)
-    jobs.sort(key=lambda track: -extents[track].seconds)  # a long one at the end keeps all waiting
+    jobs.sort(key=tracks.n_bytes, reverse=True)  # a long one at the end keeps all waiting
     start = time.perf_counter()
-    results = cli.in_processes(functools.partial(build_song, task), jobs, n_workers)
-    total = round(sum(extents[track].seconds for track in jobs))
-    with contextlib.closing(results), cli.progress(total, "s") as bar:
-        for track, result in results:
-            bar.update(round(extents[track].seconds))
-            if isinstance(result, InputError):
-                cli.complain(result)
-            else:
-                songs[track] = result
-    if jobs:
-        seconds = time.perf_counter() - start
-        print(f"built {total} s of music, {total / seconds:.0f} s per second")
-    return sorted(songs.values(), key=lambda song: song.id)
+    built = dict(cli.in_processes(functools.partial(build_song, task), jobs, n_workers))
+    if built:
+        total, took = sum(song.seconds for song in built.values()), time.perf_counter() - start
+        print(f"built {total:.0f} s of music, {total / took:.0f} s per second")
+    return sorted((songs | built).values(), key=lambda song: song.id)
 
 
 def finish(task: Task, layout: str, songs: list[Song], n_bad: int) -> None:
@@ -206,6 +190,8 @@ def build_song(task: Task, track: Track) -> Song:
 
     hp, path = task.hp, task.output / file_of(task, track)
     sources, extent = sources_of(task, track), tracks.measure(track)
+    for note in extent.notes:
+        cli.warn(note)
     grid = audio.grid_at(extent.sample_rate, hp)
     shape = (grid.n_frames(extent.n_samples), len(track.signals), hp.n_bins, 2)
 
@@ -325,7 +311,7 @@ def finished(task: Task, track: Track) -> Song | None:
         song = dataset.song_of(note["song"])
         if not path.is_file() or note["sources"] != sources_of(task, track):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
     hashes = {path: song.sha256} | {task.root / x["path"]: x["sha256"] for x in song.inputs}
     for file, sha256 in hashes.items() if task.verify else ():

@@ -255,11 +255,27 @@ def locked(folder: Path) -> Iterator[None]:
 def in_processes(
     function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """Call a module's function for all jobs, each in a process of one thread, one to each core.
+    """Call a module's function for all songs, each in a process of one thread, one to each core.
 
-    Yields each job with what the function returned, or the InputError that it raised; first done,
-    first. InputError if a process dies. To be closed where it may be left early.
+    Yields each song with what the function returned, first done, first; if it raised InputError
+    that is printed, and the song left out. InputError if a process dies.
     """
+    with (
+        contextlib.closing(_results(function, jobs, n_workers)) as results,
+        progress(len(jobs), " songs") as bar,
+    ):
+        for job, result in results:
+            bar.update()
+            if isinstance(result, InputError):
+                complain(result)
+            else:
+                yield job, result
+
+
+def _results(
+    function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each job with what its function returned, or the InputError that it raised."""
     n_workers = min(n_workers or os.cpu_count() or 1, len(jobs))
     if n_workers <= 1:
         yield from ((job, _attempt(function, job)) for job in jobs)

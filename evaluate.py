@@ -11,12 +11,9 @@ the way from the floor to the ideal ratio mask.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -103,22 +100,6 @@ def choose_songs(args: argparse.Namespace) -> tuple[tracks.Collection, list[trac
     return listing, chosen
 
 
-def results_of(
-    function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None
-) -> Iterator[Any]:
-    """Yield what a function returns for every song, as it is done; tell of those that fail."""
-    with (
-        contextlib.closing(cli.in_processes(function, jobs, n_workers)) as results,
-        cli.progress(len(jobs), " songs") as bar,
-    ):
-        for _, result in results:
-            bar.update()
-            if isinstance(result, InputError):
-                cli.complain(result)
-            else:
-                yield result
-
-
 def say(*lines: object) -> None:
     """Print results at once, whatever characters names have."""
     print(*map(cli.printable, lines), sep="\n", flush=True)
@@ -180,7 +161,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
     task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     about = songs.conditions(task)
     work = functools.partial(songs.scores_of, task, about, folder)
-    done = list(results_of(work, jobs, args.workers))
+    done = [result for _, result in cli.in_processes(work, jobs, args.workers)]
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
@@ -265,7 +246,8 @@ def tune(argv: list[str]) -> int:
     say(f"{len(chosen) - len(new)} songs left out: they were learnt from")
     device, new = str(cli.device_of(args, parser)), new[:: args.every]
     task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
-    done = dict(results_of(functools.partial(tuning.tune_track, task), new, args.workers))
+    work = functools.partial(tuning.tune_track, task)
+    done = {track.name: scores for track, scores in cli.in_processes(work, new, args.workers)}
     tuned = {name: scores for name, scores in done.items() if not np.isnan(scores[0])}
     if not tuned:
         raise InputError(f"{args.checkpoint}: no song left to tune on")

@@ -114,7 +114,7 @@ def jobs_of(songs: list[Track], folders: dict[str, Path]) -> tuple[list[Job], li
             bad.append(f"{song.name}: no estimate in {', '.join(missing)} ({where})")
         else:
             jobs.append(Job(song, estimates))
-    jobs.sort(key=lambda job: -sum(path.stat().st_size for path in job.track.paths))
+    jobs.sort(key=lambda job: -tracks.n_bytes(job.track))
     return jobs, bad
 
 

@@ -33,11 +33,11 @@ def mask_grid() -> list[dict[str, Any]]:
     return hard + soft
 
 
-def tune_track(task: songs.Evaluation, track: tracks.Track) -> tuple[str, list[float]]:
-    """Return a song's name, and what `tune_song` says of the middle that the task wants."""
+def tune_track(task: songs.Evaluation, track: tracks.Track) -> list[float]:
+    """Return what `tune_song` says of the middle that the task wants."""
     rate = tracks.measure(track).sample_rate
     references = songs.middle(tracks.read_channels(track), rate, task.seconds)
-    return track.name, tune_song(songs.load_network(task), references, rate)
+    return tune_song(songs.load_network(task), references, rate)
 
 
 def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) -> list[float]:

@@ -98,6 +98,11 @@ class Track:
         return list(dict.fromkeys(part.path for parts in self.parts.values() for part in parts))
 
 
+def n_bytes(track: Track) -> int:
+    """Return the size of a track's files, which grows with its length."""
+    return sum(path.stat().st_size for path in track.paths if path.is_file())
+
+
 class Collection(NamedTuple):
     """The songs of a folder of music."""
 

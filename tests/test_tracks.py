@@ -191,7 +191,7 @@ def test_outputs_say_what_they_are_and_are_no_songs(tmp_path):
     assert list(tracks.find_songs(tmp_path / "a_vocals.wav")[0]) == [tmp_path / "a_vocals.wav"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/cover.jpg").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"no songs in this folder .* extension \(\.jpg\)"):
+    with pytest.raises(InputError, match=r"no songs in this folder; .* extension \(\.jpg\)"):
         tracks.find_songs(tmp_path / "empty")
 
 

@@ -222,7 +222,7 @@ def test_what_is_no_number_ends_the_run_with_one_line_and_is_not_saved(
         dict.fromkeys(("loss", "soft", "binary"), math.nan),
     )
     monkeypatch.setattr(validation, "validate", lambda *_: scores)
-    assert "have diverged" in refused(capsys, *argv)
+    assert "the loss on held-out songs is nan" in refused(capsys, *argv)
     mix = targets.mix
     monkeypatch.setattr(targets, "mix", lambda x, gains: mix(x * math.nan, gains))
     assert "error: step 1: loss is nan" in refused(capsys, *argv)
