@@ -1,11 +1,9 @@
 """Score a network, or anybody's files, on songs of which the truth is known.
 
-Vocals and accompaniment of every test song are scored by BSSEval v4 (frames of 1 s, median over
-frames, then over songs, as SiSEC 2018), by BSSEval v3 (GNSDR, GSIR, GSAR: means over songs,
-weighted by length, as on MIR-1K) and by SI-SDR (mean over songs). Beside every score stand the
-floor, which is the mixture as estimate, and the ceilings, which are ideal masks on this project's
-own STFT, one for all channels (two, of mid and side, can reach more); a percentage is the part of
-the way from the floor to the ideal ratio mask.
+Every test song is scored by BSSEval v4 (frames of 1 s, median over frames, then over songs, as
+SiSEC 2018), v3 (GNSDR, GSIR, GSAR: means weighted by length, as on MIR-1K) and SI-SDR (mean). The
+floor is the mixture as estimate, the ceilings are ideal masks, one for all channels (two, of mid
+and side, can reach more); a percentage is the part of the way from the floor to the ratio mask.
 """
 
 from __future__ import annotations

@@ -81,11 +81,9 @@ class Singer(NamedTuple):
 def synthesize_song(
     rng: np.random.Generator, seconds: float, sample_rate: int
 ) -> dict[str, np.ndarray]:
-    """Make one song of 4000 Hz or more, and its parts.
+    """Make one song of 4000 Hz or more: its `PARTS`, each (2, n_samples), float32.
 
-    Returns ``bass``, ``drums``, ``other`` and ``vocals``, each (2, n_samples), float32; their sum
-    peaks at 0.8. The vocals are 3 to 0 dB below the sum of the others, which is also the SI-SDR of
-    the mixture.
+    Their sum peaks at 0.8. The vocals are 3 to 0 dB below all others: the SI-SDR of the mixture.
 
     References
     ----------
@@ -120,11 +118,10 @@ def synthesize_song(
 def write_dsd100(
     root: Path, n_train: int, n_test: int, seconds: float, sample_rate: int, seed: int
 ) -> None:
-    """Write songs as DSD100 is distributed; they do not depend on how many there are.
+    """Write songs as DSD100 is distributed, at most 50 to train and to test; all of `seconds`.
 
-    ``Mixtures/Dev/051 - …/mixture.wav``, ``Sources/Dev/051 - …/vocals.wav`` and so on; Dev is for
-    training, Test for testing, at most 50 songs each, all of `seconds`. The folder `root` appears
-    only when it is complete; InputError if it exists.
+    They do not depend on how many there are. The folder `root` appears only when it is complete;
+    InputError if it exists.
     """
     import soundfile
 

@@ -5,9 +5,8 @@
                └─────────── all sources, filtered ───────────┘
 
 BSSEval's definitions are museval's (version 4: frames) and mir_eval's (version 3: whole signals),
-which the tests compare with. Every score is a ratio of energies of filtered frames, and no filtered
-sound is made for it: one FFT for each frame and channel serves the correlations that the filters
-are solved from and, by Parseval, the energies.
+which the tests compare with. Every score is a ratio of energies of filtered frames, taken from
+their FFTs by Parseval: no filtered sound is made.
 """
 
 from __future__ import annotations

@@ -3,13 +3,10 @@
     true vocals, accompaniment ──▶ mixture ──▶ systems' vocals, accompaniment ──▶ scores
 
 Waveforms of a song are float32 of (2, n_channels, n_samples): vocals, then accompaniment. BSSEval
-gets everything rounded to 16 bits, which changes nothing that came from files of 16 bits: what a
-lossy decoder leaves far below that makes museval's own scores change by 0.3 dB when all signals are
-scaled alike.
-
-Everybody is scored on the same frames and songs. Where a true source is silent there is nothing to
-separate, and nobody has a score; a silent estimate of what can be heard scores `WORST_DB` in every
-metric. (museval leaves such a frame out, which would reward silence where a song is hard.)
+gets them rounded to 16 bits: what a lossy decoder leaves below that makes museval's own scores
+change by 0.3 dB when all signals are scaled alike. Where a true source is silent nobody has a
+score; a silent estimate of what can be heard scores `WORST_DB` in every metric (museval leaves it
+out, which would reward silence where a song is hard).
 """
 
 from __future__ import annotations
