@@ -114,10 +114,9 @@ def run(kind: str, n_kills: int, seed: int) -> dict[str, int]:
         print(f"{kind}: {longest:.1f} s, {len(whole)} files; seed {seed}", flush=True)
         shutil.rmtree(folder)
         while True:
-            process, seconds = start(), rng.uniform(0, longest)
-            if counts["killed"] < n_kills and kill_in_time(
-                process, seconds, folder, in_a_file=counts["killed"] % 2 == 1
-            ):
+            in_a_file = counts["killed"] % 2 == 1  # early, so that a file is still to come
+            process, seconds = start(), rng.uniform(0, longest / 4 if in_a_file else longest)
+            if counts["killed"] < n_kills and kill_in_time(process, seconds, folder, in_a_file):
                 now = state(folder)
                 assert_nothing_is_lost(before, now, whole, kind)
                 counts["killed"] += 1
