@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import shutil
 import subprocess
@@ -105,7 +106,8 @@ def run(kind: str, n_kills: int, seed: int) -> dict[str, int]:
             goes_on = kind == "train" and (folder / "last.pth").exists()
             more = ["--checkpoint", folder / "last.pth"] if goes_on else []
             command = [sys.executable, *map(str, [*words, *more])]
-            return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
+            alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two would wait for each other
+            return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, env=alone)
 
         process = start()
         began = await_file(process, folder)
