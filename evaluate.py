@@ -19,7 +19,7 @@ import cli
 import dataset
 from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
-from sound import tracks
+from sound import tracks, writing
 
 EPILOG = """examples:
   python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
@@ -144,10 +144,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
     output = args.output or beside / f"{name}.json"
     tables.refuse_foreign(output)
     folder = output.with_suffix(".songs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror} (choose another --output)") from error
+    writing.check_writable(folder / "song.json")
 
     from scoring import songs  # here: a wrong path is told before torch is loaded
 

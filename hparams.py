@@ -58,7 +58,7 @@ class HParams:
 
     # --- Training: free for every run ------------------------------------------------------------
     stft_stride: int = 1  # frames between training slices; inference always has step 1
-    mask_target: Literal["activity", "dominance", "ratio", "phase"] = "ratio"  # of the mask
+    mask_target: Literal["activity", "dominance", "ratio", "phase"] = "ratio"  # docs/training.md
     vocals_power: float = 3.0  # "activity": exponent of |vocals| before dB ("cubed")
     mask_threshold: float = 0.4  # "activity": scaled vocals level above which the voice is there
     loss: Literal["sdr", "cross-entropy"] = "sdr"  # "sdr": energy of what is wrong with the voice
@@ -91,7 +91,7 @@ class HParams:
     eval_mask_threshold: float | None = None  # binary: bins above are voice, 0..1; higher = drier
     noise_gate: float | None = None  # soft: bins below are silence, 0..1; higher = fewer remains
     mask_sharpness: float | None = None  # soft: exponent of the mask; > 1 drier, < 1 more of all
-    stereo: Literal["mean", "mid-side", "channels", None] = None  # one mask, two, or all
+    stereo: Literal["mean", "mid-side", "channels", None] = None  # one mask, two, one a channel
     block_frames: int | None = None  # mask columns per network call; None: 256, on a GPU 2048
 
     def __post_init__(self) -> None:
