@@ -495,8 +495,10 @@ def _sum(
 ) -> Iterator[np.ndarray]:
     """Yield the sum of all parts, exactly `total` samples; a part that ends early is silent."""
     with contextlib.ExitStack() as stack:
-        readers = (reading.Reader(part.path, stream=part.stream) for part in parts)
-        sources = [stack.enter_context(reader).float_blocks(n_samples) for reader in readers]
+        readers = [
+            stack.enter_context(reading.Reader(part.path, stream=part.stream)) for part in parts
+        ]
+        sources = [reader.float_blocks(n_samples) for reader in readers]
         for start in range(0, total, n_samples):
             n = min(n_samples, total - start)
             summed = np.zeros((n_channels, n), np.float32)
@@ -508,6 +510,8 @@ def _sum(
                     block = block.mean(0, keepdims=True)
                 summed[:, : block.shape[1]] += block
             yield summed
-        for source in sources:  # to its end, where what is missing is noticed
-            for _ in source:
+        for reader, source in zip(readers, sources, strict=True):
+            for _ in source:  # to its end, where what is missing is noticed
                 pass
+            if reader.n_read - total > TRIM_SECONDS * reader.info.sample_rate:
+                raise InputError(f"{reader.info.path}: longer than its header says (make it a wav)")

@@ -10,6 +10,7 @@ import soundfile
 from sounds import RATE, read_codes, wav_bytes, write
 
 from hparams import InputError
+from sound import tracks
 from sound.reading import Reader
 
 SECONDS = 3
@@ -96,6 +97,14 @@ def test_all_of_the_sound_comes_whatever_the_header_says(tmp_path, name):
         np.testing.assert_array_equal(
             np.concatenate(list(reader.blocks(999)), axis=1)[0], codes[110_250:][:11_025]
         )
+
+
+@pytest.mark.parametrize("name", ["half of it counted", "joined"])
+def test_a_dataset_never_takes_a_part_of_a_song(tmp_path, name):
+    write(tmp_path / "voice.wav", FILES[name][0])
+    (track,) = tracks.find_tracks(tmp_path, "voices").tracks
+    with pytest.raises(InputError, match="longer than its header says"):
+        list(tracks.read_blocks(track, 5000))
 
 
 REFUSED = {
