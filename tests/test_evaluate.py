@@ -112,8 +112,7 @@ def test_other_settings_other_files_and_another_network_are_scored_again(
     shutil.rmtree(est)
     write_estimates(toy_tree, est, lambda wav: wav // 3)
     assert values() == (pytest.approx(3.52, abs=0.05), False)
-    for setting in ("noise_gate=0.3", "stereo=mean"):
-        assert [values("--set", setting)[1] for _ in range(2)] == [False, True]
+    assert values("--set", "stereo=mean")[1] is False
     assert values("--seconds", 2)[1] is False
     contents = model.load_checkpoint(network)
     model.save_checkpoint(network, model.build_model(HP), HP, **contents | {"step": 8})

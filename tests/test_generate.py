@@ -302,7 +302,7 @@ def test_stems_are_kept_as_long_as_they_are_of_this_song_network_and_setting(che
         assert not is_said or all(os.stat(p).st_mtime_ns == stamps[p] for p in stamps)
         return is_said
 
-    song("a.wav", 44_100)
+    song("a.wav", 25_000)
     newer = shutil.copy(checkpoint, "newer.pth")
     with open(newer, "r+b") as file:  # another date in the archive
         file.seek(10)
@@ -310,7 +310,7 @@ def test_stems_are_kept_as_long_as_they_are_of_this_song_network_and_setting(che
     assert not is_kept()
     os.utime("a.wav")
     assert is_kept()
-    for words in (["--duration", "0.5"], ["--set", "noise_gate=0.3"], ["--subtype", "FLOAT"], []):
+    for words in (["--duration", "0.3"], ["--set", "noise_gate=0.3"], ["--subtype", "FLOAT"], []):
         assert not is_kept(*words)
         assert is_kept(*words)
     assert not is_kept(network=newer)
@@ -321,7 +321,7 @@ def test_stems_are_kept_as_long_as_they_are_of_this_song_network_and_setting(che
     assert is_kept("--background")
     assert not is_kept("--overwrite")
     first = codes("generated/a_vocals.wav")
-    song("another.wav", 44_100)
+    song("another.wav", 25_000)
     os.utime("another.wav", (1e9, 1e9))
     os.replace("another.wav", "a.wav")
     assert not is_kept()
