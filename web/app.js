@@ -9,12 +9,13 @@ const SLIDERS = ["mask_sharpness", "noise_gate", "eval_mask_threshold"];
 const HEAT = [[4, 5, 20], [70, 22, 95], [165, 45, 95], [240, 110, 50], [252, 235, 160]];
 const byId = id => document.getElementById(id);
 const canvases = [...document.querySelectorAll("canvas")];
-const worker = new Worker("worker.js", { type: "module" });
+const worker = startWorker();
 
 let settings = null; // of the mask, as the network's file says and the sliders change
 let song = null; // { name, rate, nChannels, nSamples, pieces }
 let player = null;
 export let live = null; // { context, stream, source, node }
+let liveWorker = null; // its own, so that a song that is separated meanwhile makes no block late
 let opened = 0; // counts the files: what belongs to an earlier one is dropped
 const requests = new Map(); // pieces that the worker was asked for
 
@@ -132,8 +133,13 @@ const answers = {
   live: message => live?.begin(message),
   error: ({ text }) => say(`This did not work: ${text}.`, true),
 };
-worker.onmessage = ({ data }) => answers[data.type](data);
-worker.onerror = () => say("The page's second thread did not start: a newer browser is needed.", true);
+
+function startWorker() {
+  const started = new Worker("worker.js", { type: "module" });
+  started.onmessage = ({ data }) => answers[data.type](data);
+  started.onerror = () => say("The page's second thread did not start: a newer browser is needed.", true);
+  return started;
+}
 
 function paint(canvas, picture, first, nColumns, rows) {
   if (canvas.width !== nColumns) Object.assign(canvas, { width: nColumns, height: rows });
@@ -169,7 +175,7 @@ function adjust() {
   settings = { mask_at_eval: byId("mask_at_eval").checked };
   for (const name of SLIDERS) settings[name] = +byId(name).value;
   showSettings();
-  worker.postMessage({ type: "adjust", changed: settings });
+  for (const each of [worker, liveWorker]) each?.postMessage({ type: "adjust", changed: settings });
   song?.pieces.clear();
   player?.refresh();
 }
@@ -233,7 +239,8 @@ export async function listen(stream) {
   live = { context, stream, source, begin: message => connect(message, nChannels, port2) };
   byId("live-status").textContent = "Getting ready …";
   byId("stop").hidden = false;
-  worker.postMessage({ type: "live", name, rate, nChannels, changed: settings, port: port1 }, [port1]);
+  liveWorker ??= startWorker();
+  liveWorker.postMessage({ type: "live", name, rate, nChannels, changed: settings, port: port1 }, [port1]);
 }
 
 function connect({ delay }, nChannels, port) {

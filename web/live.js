@@ -7,7 +7,8 @@ export class LiveStream {
   static async open(network, rate, nChannels) {
     const stream = new LiveStream();
     const wav = Array.from({ length: nChannels }, () => new Float32Array(0));
-    const song = (stream.song = await Song.open(network, rate, wav, 0));
+    // One mask for all channels: two take twice the time, which most machines do not have.
+    const song = (stream.song = await Song.open(network, rate, wav, 0, "mean"));
     const { hop, nFft } = song.grid, step = network.hp.mask_frames;
     song.nFrames = Infinity;
     song.reserve(2 * KEPT_HOPS);

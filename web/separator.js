@@ -102,11 +102,11 @@ export function appliedLevels(settings) {
 /** A recording, its masks as far as they are known, and what they make of it. */
 export class Song {
   /** @param wav channels that hold nSamples; a live song starts with none and grows by `push` */
-  static async open(network, rate, wav, nSamples) {
+  static async open(network, rate, wav, nSamples, stereo = network.facts.stereo) {
     const song = new Song();
     const { hp } = network, grid = gridAt(rate, hp);
     Object.assign(song, { network, hp, grid, wav, nSamples });
-    const stereo = network.facts.stereo, n = wav.length;
+    const n = wav.length;
     song.isMidSide = stereo === "mid-side" && n === 2;
     song.nMasks = n > 1 && stereo !== "mean" ? n : 1;
     song.nFrames = 1 + Math.floor(nSamples / grid.hop);

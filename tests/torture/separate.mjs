@@ -1,10 +1,10 @@
-/** node separate.mjs model.onnx samples.f32 rate channels out [live]: what the page makes of them. */
+/** node separate.mjs model.onnx samples.f32 rate channels out [live | mean]: what the page makes of them. */
 import fs from "node:fs";
 import * as ort from "../../web/node_modules/onnxruntime-web/dist/ort.node.min.mjs";
 import { LiveStream } from "../../web/live.js";
 import { Network, Song, appliedLevels } from "../../web/separator.js";
 
-const [model, input, rate, nChannels, out, isLive] = process.argv.slice(2);
+const [model, input, rate, nChannels, out, mode] = process.argv.slice(2);
 ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "error";
 const bytes = fs.readFileSync(input), samples = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
@@ -28,7 +28,7 @@ async function asLive() {
 }
 
 async function asSong() {
-  const song = await Song.open(network, +rate, wav, nSamples);
+  const song = await Song.open(network, +rate, wav, nSamples, mode);
   const began = seconds();
   while (song.nColumns < song.nFrames) await song.analyse(32);
   const analysed = seconds();
@@ -38,5 +38,5 @@ async function asSong() {
   return { network: analysed - began, render: seconds() - analysed };
 }
 
-console.log(JSON.stringify(await (isLive ? asLive() : asSong())));
+console.log(JSON.stringify(await (mode === "live" ? asLive() : asSong())));
 write("vocals", wav);
