@@ -2,7 +2,8 @@
 
 Every network maps features of n + stft_frames - 1 frames to n columns of 513 logits and gives each
 column exactly what a separate slice of stft_frames frames would give: convolutions are *valid*
-along time and padded along frequency only, and nothing strides or pools along time.
+along time and padded along frequency only, and nothing strides or pools along time. With
+mask_frames = 2 all this is true of pairs of frames, which `fold` lays over each other.
 
     (n, 1, n_bins, n_columns + stft_frames - 1) ──▶ (n, n_bins, n_columns)
 
