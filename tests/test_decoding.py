@@ -1,5 +1,6 @@
 """What libsndfile cannot read: as long as the original, in step with it, or an error."""
 
+import json
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from sounds import RATE, read_codes, wav_bytes, write
 
-from hparams import InputError
+import build_dataset
+import dataset
+import evaluate
+from hparams import InputError, hparams
 from sound import decoding, tracks
 from sound.reading import Reader, SampleFormat, probe
 
@@ -129,3 +133,16 @@ def test_a_musdb18_tree_becomes_a_dataset(tmp_path):
     vocals, accompaniment = tracks.read_channels(found.tracks[0])
     np.testing.assert_allclose(np.std(vocals), 0.2 * np.std(original()), rtol=0.1)
     np.testing.assert_allclose(np.std(accompaniment), 0.3 * np.std(original()), rtol=0.1)
+
+
+def test_real_musdb18_files_are_built_and_scored_end_to_end(data_folder, tmp_path):
+    root = data_folder / "musdb7" / "stem_mp4"
+    if not root.is_dir():
+        pytest.skip("no MUSDB18 there")
+    assert build_dataset.main([str(root), str(tmp_path / "built"), "--workers", "1"]) == 0
+    songs = dataset.open_songs([tmp_path / "built"], hparams)
+    assert {song.song.split for song in songs} == {"train", "test"}
+    scores = tmp_path / "bounds.json"
+    words = [str(root), "--seconds", "1", "--every", "2", "--output", str(scores)]
+    assert evaluate.main(["bounds", *words]) == 0
+    assert json.loads(scores.read_text())
