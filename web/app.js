@@ -18,6 +18,7 @@ export let live = null; // { context, stream, source, node }
 let liveWorker = null; // its own, so that a song that is separated meanwhile makes no block late
 let opened = 0; // counts the files: what belongs to an earlier one is dropped
 const requests = new Map(); // pieces that the worker was asked for
+const { promise: hasSettings, resolve: tellSettings } = withResolver(); // the network is there
 
 // --- A song ------------------------------------------------------------------------------------
 
@@ -53,6 +54,7 @@ async function open(file) {
     const wav = Array.from({ length: numberOfChannels }, (_, c) => audio.getChannelData(c).slice());
     if (!wav.some(channel => channel.some(x => x !== 0))) throw new UserError("holds no sound at all");
     restore16(wav);
+    await hasSettings;
     if (mine === opened) begin({ name: file.name, rate, nSamples: length, nChannels: wav.length }, wav);
   } catch (error) {
     const reason = error instanceof UserError ? error.message : "does not fit this device's memory";
@@ -68,21 +70,23 @@ function begin(description, wav) {
   byId("song").hidden = byId("progress").hidden = false;
   for (const name of ["vocals", "accompaniment"]) byId(`save-${name}`).disabled = true;
   const { rate, nSamples, name } = song, seconds = nSamples / rate;
+  song.pieceSamples = Math.ceil(rate / 2); // short, so that the first is soon there
   const buffers = wav.map(channel => channel.buffer);
   const network = byId("network").value;
   worker.postMessage({ type: "open", name: network, wav, rate, changed: settings }, buffers);
-  player = new Player({ rate, seconds, shownSeconds: seconds, pieceSeconds: 1, piece });
+  const pieceSeconds = song.pieceSamples / rate;
+  player = new Player({ rate, seconds, shownSeconds: seconds, pieceSeconds, piece });
   mix();
   say(`${name}: ${clock(seconds)}, ${rate / 1000} kHz, ${wav.length === 1 ? "mono" : wav.length === 2 ? "stereo" : `${wav.length} channels`}`);
 }
 
-/** Promise a second of vocals and accompaniment with the present settings. */
+/** Promise half a second of vocals and accompaniment with the present settings. */
 function piece(number) {
-  const { pieces, rate, nChannels } = song;
+  const { pieces, rate, nChannels, pieceSamples: n } = song;
   if (!pieces.has(number)) {
     const { promise, resolve } = withResolver(), id = `${opened} ${number} ${Math.random()}`;
     requests.set(id, tracks => resolve(tracks.map(wav => toBuffer(wav, nChannels, rate))));
-    worker.postMessage({ type: "piece", id, start: number * rate, n: rate });
+    worker.postMessage({ type: "piece", id, start: number * n, n });
     pieces.set(number, promise);
     if (pieces.size > 8) pieces.delete(pieces.keys().next().value);
   }
@@ -107,6 +111,7 @@ const answers = {
   facts({ name, facts }) {
     if (name !== byId("network").value) return;
     settings ??= facts.mask_settings;
+    tellSettings();
     byId("licence").textContent = `The network: ${facts.licence}.`;
     showSettings();
   },
@@ -230,6 +235,7 @@ async function startLive(capture) {
 
 /** Separate a stream as it comes. */
 export async function listen(stream) {
+  await hasSettings;
   const context = new AudioContext({ latencyHint: "interactive" });
   const source = context.createMediaStreamSource(stream);
   const nChannels = Math.min(2, stream.getAudioTracks()[0].getSettings().channelCount ?? 1);

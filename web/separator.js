@@ -65,11 +65,17 @@ export class Network {
     network.weights = Float64Array.from(curve, db => 10 ** (db / 10)); // of energies
     network.slope = (-5 * hparams.mixture_power) / hparams.min_level_db;
     network.offsets = Float64Array.from(curve, db => 1 - db / hparams.min_level_db);
+    await network.silence();
     return network;
   }
 
   /** The memory of all layers after silence without end. */
   async silence() {
+    this.quiet ??= this.#silence();
+    return { ...(await this.quiet) };
+  }
+
+  async #silence() {
     const { hp } = this, past = {};
     for (const { name, shape } of this.session.inputMetadata.slice(1)) {
       const size = shape.reduce((a, b) => a * b, 1);
