@@ -252,5 +252,6 @@ def test_an_impulse_comes_out_as_late_as_the_page_says_and_live_sound_never_clic
         np.frombuffer(base64.b64decode(track), "f4")
         for track in page.evaluate(LISTEN, [tone.tolist(), 3])
     )
-    inside = out[np.abs(out).nonzero()[0][0] + 4410 :][:44100]
-    assert np.abs(np.diff(inside, 2)).max() < 2 * 0.3 / 100
+    # A busy machine may lose input; what the page adds to its corners is a fade over 128 samples.
+    corners = [np.abs(np.diff(track, 2)).max() for track in (dry, out)]
+    assert corners[1] < corners[0] + 4 * 0.3 / 128
