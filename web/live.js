@@ -3,8 +3,18 @@ import { Song } from "./separator.js";
 
 const KEPT_HOPS = 64; // of samples and masks, before what is old is forgotten
 
+const WARM_HOPS = 80;
+
 export class LiveStream {
+  /** Start, after some silence through another stream: code that is used often gets quick. */
   static async open(network, rate, nChannels) {
+    const warm = await LiveStream.#start(network, rate, nChannels);
+    const silence = Array.from({ length: nChannels }, () => new Float32Array(warm.song.grid.hop));
+    for (let i = 0; i < WARM_HOPS; i++) await warm.push(silence, new Float32Array(256));
+    return LiveStream.#start(network, rate, nChannels);
+  }
+
+  static async #start(network, rate, nChannels) {
     const stream = new LiveStream();
     const wav = Array.from({ length: nChannels }, () => new Float32Array(0));
     // One mask for all channels: two take twice the time, which most machines do not have.
