@@ -47,7 +47,7 @@ web/node_modules/ready: web/package-lock.json
 	npm ci --prefix web --no-audit --no-fund
 	touch $@
 
-web/model.live.onnx: pretrained/resnet18.pth .venv/ready-to-test
+web/model.live.onnx: pretrained/resnet18_fast.pth .venv/ready-to-test
 	.venv/bin/python -m tools.export $< web/model.onnx
 
 web/model_small.live.onnx: pretrained/resnet18_small.pth .venv/ready-to-test
