@@ -83,6 +83,15 @@ def faults(file: BinaryIO, sound: Any) -> tuple[str, str]:
         n_held = file.seek(0, os.SEEK_END) - xing.frame
         if xing.n_bytes > n_held + MOST_FRAME:
             problem = f"header promises {xing.n_bytes} bytes, file holds {n_held}"
+    if sound.format in ("AU", "W64"):
+        n_held = file.seek(0, os.SEEK_END)
+        n_promised = int.from_bytes(_read(file, 16, 8), "little")
+        if sound.format == "AU":
+            order = "big" if _read(file, 0, 4) == b".snd" else "little"
+            begin, size = (int.from_bytes(_read(file, at, 4), order) for at in (4, 8))
+            n_promised = 0 if size == 0xFFFFFFFF else begin + size
+        if n_promised > n_held:
+            problem = f"header promises {n_promised} bytes, file holds {n_held}"
     if sound.format not in ("WAV", "WAVEX", "RF64", "AIFF", "AIFC"):
         return problem, warning
     chunks, n_behind = chunks_of(file)
@@ -101,6 +110,28 @@ def faults(file: BinaryIO, sound: Any) -> tuple[str, str]:
     elif n_behind:
         warning = f"{n_behind} bytes behind the sound that its header promises are ignored"
     return problem, warning
+
+
+def has_mpeg(file: BinaryIO, begin: int, end: int) -> bool:
+    """Say whether three frames of MPEG layer III follow one another in a stretch of a file."""
+    for at in range(begin, end, 2**16):
+        for found in _LAYER_3.finditer(_read(file, at, 2**16 + 3)):
+            frame, n_frames = at + found.start(), 0
+            while n_frames < 3 and (size := _frame_size(_word(file, frame))):
+                frame, n_frames = frame + size, n_frames + 1
+            if n_frames == 3:
+                return True
+    return False
+
+
+def has_second_flac(file: BinaryIO) -> bool:
+    """Say whether another FLAC follows in a file."""
+    file.seek(0)
+    before, n_found = b"", 0
+    while block := file.read(2**20):
+        n_found += (before + block).count(b"fLaC\0\0\0\x22")
+        before = block[-7:]
+    return n_found > 1
 
 
 def chunks_of(file: BinaryIO) -> tuple[dict[bytes, tuple[int, int]], int]:
@@ -226,9 +257,9 @@ def _xing(file: BinaryIO, begin: int) -> _Xing | None:
 def _is_unbroken(file: BinaryIO, at: int, end: int) -> bool:
     """Say whether MPEG frames follow one another to the end, but for tags."""
     file = io.BufferedReader(Pieces(file, [(0, end)]), 2**20)
-    while size := _frame_size(int.from_bytes(_read(file, at, 4), "big")):
+    while size := _frame_size(_word(file, at)):
         at += size
-    return end - at <= 128 or _read(file, at, 8) in (b"APETAGEX", bytes(8))
+    return end - at <= 128 or _read(file, at, 8) == b"APETAGEX"
 
 
 def _frame_size(word: int) -> int:
@@ -248,6 +279,10 @@ def _after_id3(file: BinaryIO, at: int) -> int:
     if not head.startswith(b"ID3") or len(head) < 10:
         return at
     return at + 10 + sum(byte << 7 * i for i, byte in enumerate(head[:5:-1]))
+
+
+def _word(file: BinaryIO, at: int) -> int:
+    return int.from_bytes(_read(file, at, 4), "big")
 
 
 def _read(file: BinaryIO, at: int, n_bytes: int) -> bytes:

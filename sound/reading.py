@@ -3,8 +3,7 @@
 Samples travel as *codes*, the integers that stand in the file (-32768..32767 for 16 bits), so that
 what is read, split and written adds up exactly; float files keep their floats. Arrays are
 (n_channels, n_samples). Every problem with a file is an `InputError` of one line. What was decoded
-is counted and compared with what the header promised: a song never ends early without a word
-(of the formats that are read here, only au and w64 do not tell).
+is counted and compared with what the header promised: a song never ends early without a word.
 """
 
 from __future__ import annotations
@@ -311,6 +310,7 @@ class Reader:
                 n_read += len(self._sound.read(out=block[n_read:]))
         except (soundfile.LibsndfileError, decoding.DecoderError) as error:
             is_tag = self._position + n_read == self._n_promised  # and no sound
+            is_tag &= self._sound.format != "FLAC" or not containers.has_second_flac(self._file)
             if not is_tag and not (self._allow_truncated and self._position):
                 raise self._damage(error) from error
         return block[:n_read]
@@ -352,6 +352,10 @@ class Reader:
             problem = lengths
         elif self._position > self._n_promised and self._endless and self._is_promise:
             self._problem = lengths
+        elif is_mpeg and self._endless and self._position < self._last:
+            begin, end = self._file.tell(), self._endless.end
+            if end - begin > containers.MOST_FRAME and containers.has_mpeg(self._file, begin, end):
+                problem = f"{end - begin} bytes of another or a damaged sound follow"
         if problem and not self._allow_truncated:
             raise InputError(f"{path}: {problem} (export it again, or use --allow-truncated)")
         self._problem = self._problem or problem
@@ -471,13 +475,13 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """Name a file's content by its size, its head and its tail; InputError if it cannot be read."""
+    """Name a file by its size and nine parts of its content; InputError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest = hashlib.sha256(str(size).encode())
-            for position in (0, max(0, size - 2**16)):
-                file.seek(position)
+            for i in range(9):
+                file.seek(max(0, size - 2**16) * i // 8)
                 digest.update(file.read(2**16))
     except OSError as error:
         raise InputError(f"{path}: {reason(error)}") from error
