@@ -37,11 +37,14 @@ _VOICE = r"(vocal|vox|voice|choir|singer|a ?cc?app?ell?a|\b(voc|bv|bg ?v)s?\d*\b
 # What says that there is no voice: a word for the band denies it for all of a name (unless that is
 # the title, before " - "), others for the voice beside them.
 _NO_VOICE = (
-    r"(.*\b(instrumentals?|karaoke|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
-    r"|\b(no|non|not|without|w o|sans|minus)( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
+    r"(.*\b(inst|instrumentals?|karaoke|backing ?tracks?|tv ?(mix|track)"
+    r"|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
+    r"|\b(vox ?(organ|continental|ac ?\d+)|choir ?(pads?|synth))\b"
+    r"|\b(no|non|not|without|w o|sans|minus|except|excl|excluding|zero)"
+    r"( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
     rf"{_VOICE}\w*\b"
     rf"|{_VOICE}\w*? ?(muted?|remov\w*|eliminat\w*|suppressed|deleted)\b"
-    rf"|{_VOICE}\w*? ?(less|free|off)(?=$| - | (mix|ver|version|track|edit|\d+)\b))"
+    rf"|{_VOICE}\w*? ?(less|free|off|out|cuts?)(?=$| - | (mix|ver|version|track|edit|\d+)\b))"
 )
 # Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
 VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"

@@ -84,6 +84,8 @@ OTHERS = """
     NoVocals; NOVOX; no vox; no_voice; NoLeadVocals; Without Any Vocals; w_o vox; Minus One;
     MinusOne Vocals; Instrumental with backing vox; Karaoke w. Choir; VocalsRemoved; vox-off;
     vocals muted; Vocal Free; voiceless; off vocal ver.; nonvocal; sans voice; Drums; Vocoder;
+    Vocal Cut; vocals out; TV mix (BV); Backing track with backing vocals; Inst w BVs; Vox Organ;
+    Gtr VOX AC30; choir pad; everything except vocals; zero vocals; excl. lead vocals;
     Advocate; No BVs; Vocal Remover; 1_Song_(Instrumental)_Kim_Vocal_2; song (no vocals)
 """
 
