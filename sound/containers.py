@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 _REFLECTED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
@@ -147,9 +147,8 @@ def chunks_of(file: BinaryIO) -> tuple[dict[bytes, tuple[int, int]], int]:
         name, size = head[:4], int.from_bytes(head[4:], order)
         if not all(32 <= byte < 127 for byte in name):
             break
-        if (
-            name == b"data" and b"ds64" in chunks and size == 0xFFFFFFFF
-        ):  # RF64 keeps its size there
+        # RF64 keeps its size elsewhere.
+        if name == b"data" and b"ds64" in chunks and size == 0xFFFFFFFF:
             size = int.from_bytes(_read(file, chunks[b"ds64"][0] + 8, 8), "little")
         if chunks.keys() & {b"data", b"SSND"} and at + 8 + size > end:
             break
@@ -206,12 +205,12 @@ def endless_flac(file: BinaryIO) -> Pieces | None:
 
 def endless_mpeg(
     file: BinaryIO, begin: int, n_bytes: int, n_samples: int
-) -> tuple[Pieces | None, bool]:
+) -> tuple[Pieces | None, Callable[[], bool]]:
     """Let MPEG layer III promise more than the `n_samples` that libsndfile takes it to hold.
 
-    It does so in the Xing header if that says so, or else by its size. Returns also whether fewer
-    frames than were promised mean damage: there was a promise, and it is not merely wrong beside
-    frames that follow one another to the end.
+    It does so in the Xing header if that says so, or else by its size. Returns also a function,
+    which may walk through the file, that says whether fewer frames than were promised mean damage:
+    there was a promise, and it is not merely wrong beside frames that go on to the end.
 
     References
     ----------
@@ -220,14 +219,14 @@ def endless_mpeg(
     end = min(begin + n_bytes, file.seek(0, os.SEEK_END))
     xing = _xing(file, begin)
     if xing is None:
-        return None, True
+        return None, lambda: True
     frame_samples = 1152 if _read(file, xing.frame + 1, 1)[0] & 8 else 576
     if 0 <= xing.n_frames * frame_samples - n_samples < 2 * 4096:  # delay and padding
         pieces = [(xing.frame, xing.count), struct.pack(">I", _ENDLESS), (xing.count + 4, end)]
         is_cut = not xing.n_bytes or xing.n_bytes > end - xing.frame
-        return Pieces(file, pieces), is_cut or not _is_unbroken(file, xing.frame, end)
+        return Pieces(file, pieces), lambda: is_cut or not _is_unbroken(file, xing.frame, end)
     # The length is guessed from a bit rate and from the file's size.
-    return Pieces(file, [(xing.frame, end)], n_claimed=2**40), False
+    return Pieces(file, [(xing.frame, end)], n_claimed=2**40), lambda: False
 
 
 class _Xing(NamedTuple):

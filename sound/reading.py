@@ -13,7 +13,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -345,15 +345,16 @@ class Reader:
     def _check_end(self) -> None:
         """Make sure that all promised samples came."""
         path, promised, problem = self.info.path, min(self._n_promised, self._last), ""
+        begin = self._file.tell()  # of what was not decoded
         is_mpeg = self._sound.subtype.startswith("MPEG")
         slack = MP3_FRAME if is_mpeg else getattr(self._sound, "slack", 0)
         lengths = f"header promises {self._n_promised} frames, file holds {self._position}"
-        if self._position < promised - slack and self._is_promise:
+        if self._position < promised - slack and self._is_promise():
             problem = lengths
-        elif self._position > self._n_promised and self._endless and self._is_promise:
+        elif self._position > self._n_promised and self._endless and self._is_promise():
             self._problem = lengths
         elif is_mpeg and self._endless and self._position < self._last:
-            begin, end = self._file.tell(), self._endless.end
+            end = self._endless.end
             if end - begin > containers.MOST_FRAME and containers.has_mpeg(self._file, begin, end):
                 problem = f"{end - begin} bytes of another or a damaged sound follow"
         if problem and not self._allow_truncated:
@@ -363,14 +364,16 @@ class Reader:
             raise _begins_too_late(self.info, self._first, self._position)
 
 
-def _endless(file: BinaryIO, sound: OpenSound) -> tuple[containers.Pieces | None, bool]:
+def _endless(
+    file: BinaryIO, sound: OpenSound
+) -> tuple[containers.Pieces | None, Callable[[], bool]]:
     """Make a file of a sound that hides how long it is, where a header may be wrong about that.
 
-    Returns also whether fewer samples than the header promises mean that the file is damaged.
+    Returns also what says whether fewer samples than the header promises mean damage.
     """
+    position, is_promise = file.tell(), lambda: True
     if isinstance(sound, decoding.Sound):
-        return None, True
-    position, is_promise = file.tell(), True
+        return None, is_promise
     endless = None
     if sound.format == "FLAC":
         endless = containers.endless_flac(file)
