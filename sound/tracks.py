@@ -33,28 +33,32 @@ STEM_MP4 = ".stem.mp4"
 STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, bass, other, vocals
 KINDS = ("songs", "voices", "backings")
 MIXTURE_NAMES = ("mixture", "mix", "full mix", "fullmix", "master")
-_VOICE = r"(vocal|vox|voice|choir|singer|a ?cc?app?ell?a|\b(voc|bv|bg ?v)s?\d*\b)"
+_VOICE = (
+    r"(vocal|vox|voice|choir|singer|singing|gesang|harmonies|a ?cc?app?ell?a|\bad ?libs?\b"
+    r"|\b((lead)?voc|bv|bg ?v)s?\d*\b)"
+)
 # What says that there is no voice: a word for the band denies it for all of a name (unless that is
-# the title, before " - "), others for the voice beside them.
+# the title, before " - ", or denied itself), others for the voice beside them.
 _NO_VOICE = (
-    r"(.*\b(inst|instrumentals?|karaoke|backing ?tracks?|tv ?(mix|track)"
-    r"|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
-    r"|\b(vox ?(organ|continental|ac ?\d+)|choir ?(pads?|synth))\b"
-    r"|\b(no|non|not|without|w o|sans|minus|except|excl|excluding|zero)"
+    r"(.*(?<!\bno )(?<!\bwithout )\b(inst|instrumentals?|karaoke|backing ?tracks?"
+    r"|tv ?(mix(es)?|tracks?)|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
+    r"|\b(vox ?(organ|continental|ac ?\d+)|(choir|vox|vocal|voice)s? ?\d* ?(pads?|synth))\b"
+    r"|\bde ?vocal\w*"
+    r"|\b(no|non|not|without|w o|sans|ohne|minus|except|excl|excluding|zero)"
     r"( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
     rf"{_VOICE}\w*\b"
     rf"|{_VOICE}\w*? ?(muted?|remov\w*|eliminat\w*|suppressed|deleted)\b"
-    rf"|{_VOICE}\w*? ?(less|free|off|out|cuts?)(?=$| - | (mix|ver|version|track|edit|\d+)\b))"
+    rf"|{_VOICE}\w*? ?(less|free|off|out|cut)(?=$| - | (mix|ver|version|track|edit|\d+)\b))"
 )
 # Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
 VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"
 BACKING_PATTERN = rf"backing|accompaniment|playback|{_NO_VOICE}"
 # What systems, servers and programs leave in folders; whatever else has a dot in front is music.
 _LEFTOVERS = (
-    r"\._.*|\.ds_store|\.apple(double|db|desktop)|\.(spotlight|documentrevisions)-v100|\.fseventsd"
-    r"|\.trash.*|\.temporaryitems|__macosx|thumbs\.db|desktop\.ini|\$recycle\.bin|#recycle|@eadir"
-    r"|system volume information|lost\+found|\.snapshots?|\.stversions|\.(git|hg|svn|dvc|tox|venv)"
-    r"|\.(cache|config|local|npm|cargo|ipynb_checkpoints)|\..*\.tmp-\d+"
+    r"(?i:\._.*|\.ds_store|\.apple(double|db|desktop)|\.(spotlight|documentrevisions)-v100"
+    r"|\.fseventsd|\.trash(es|-\d+)?|\.temporaryitems|__macosx|thumbs\.db|desktop\.ini"
+    r"|\$recycle\.bin|#recycle|@eadir|system volume information)|lost\+found|\.snapshots?"
+    r"|\.stversions|\.(git|hg|svn)|\..*\.tmp-\d+"
 )
 TRIM_SECONDS = 0.05  # encoders pad by less; a mixture and vocals further apart do not belong
 MIR1K_TRAIN = ("abjones", "amy")
@@ -395,7 +399,7 @@ def _entries(folder: Path) -> list[Path]:
     if not os.path.isdir(folder):
         return []
     try:
-        paths = [p for p in folder.iterdir() if not re.fullmatch(_LEFTOVERS, _key(p.name))]
+        paths = [p for p in folder.iterdir() if not re.fullmatch(_LEFTOVERS, p.name)]
     except PermissionError:
         raise InputError(f"{folder}: permission denied") from None
     return sorted(paths, key=lambda path: (_key(path.name), path.name))

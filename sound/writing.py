@@ -20,7 +20,7 @@ import soundfile
 
 import cli
 from hparams import InputError
-from sound.reading import DISK_BLOCK, AudioInfo, SampleFormat, code_range, probe
+from sound.reading import DISK_BLOCK, AudioInfo, Reader, SampleFormat, code_range, probe
 
 MADE_BY = "Vocal Mask"
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
@@ -107,16 +107,24 @@ def check_outputs(outputs: Iterable[Path], inputs: dict[tuple[int, int], Path]) 
 
 
 def record_in(path: Path) -> str | None:
-    """Return what an output says that it was made of, "" if nothing; None if there is no output."""
+    """Return what an output says that it was made of; None if there is no output.
+
+    It is "" where it says nothing, and "damaged" where it has been cut since.
+    """
     if not path.is_file():
         return None
-    try:
+    record, is_whole = None, True
+    with contextlib.suppress(InputError, OSError):
         is_page = path.suffix == ".html"
-        text = path.read_text(errors="replace") if is_page else str(probe(path).tags)
-    except (InputError, OSError):
-        return ""
-    found = re.search(rf"{MADE_BY} ([0-9a-f]{{16}})", text)
-    return found[1] if found else ""
+        info = None if is_page else probe(path, allow_truncated=True)
+        text = path.read_text(errors="replace") if is_page else str(info.tags)
+        record = re.search(rf"{MADE_BY} ([0-9a-f]{{16}})", text)
+        is_whole = is_page or not info.warnings
+        if record and not is_page and info.container == "FLAC":  # its header does not tell
+            is_whole = False
+            with Reader(path, start=(info.n_samples - 1) / info.sample_rate) as reader:
+                is_whole = reader.read().size > 0
+    return "" if record is None else record[1] if is_whole else "damaged"
 
 
 def check_writable(path: Path) -> None:

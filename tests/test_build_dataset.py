@@ -134,18 +134,21 @@ def test_pairs_that_do_not_are_told_in_numbers():
 
 
 @pytest.mark.parametrize(
-    ("voice_gains", "band_gains", "channel"),
+    ("voice_gains", "band_gains", "channel", "n_in_phase"),  # [s]
     [
-        ((1, -1), (1, 1), 0),
-        ((-0.8, 1), (1, 0.5), 1),
-        ((0.5, -0.6), (1, -1), 1),
-        ((1, 0), (0, 1), None),
+        ((1, -1), (1, 1), 0, 0),
+        ((-0.8, 1), (1, 0.5), 1, 0),
+        ((0.5, -0.6), (1, -1), 1, 0),
+        ((1, 0), (0, 1), None, 0),
+        ((1, -1), (1, 1), 0, 4),
     ],
 )
 def test_what_cancels_in_the_mean_of_the_channels_comes_from_one(
-    tmp_path, capsys, voice_gains, band_gains, channel
+    tmp_path, capsys, monkeypatch, voice_gains, band_gains, channel, n_in_phase
 ):
+    monkeypatch.setattr(build_dataset, "BLOCK", RATE)
     vocals, band = np.outer(voice(1), voice_gains), np.outer(noise(2, 6 * RATE), band_gains)
+    vocals[: n_in_phase * RATE] = vocals[: n_in_phase * RATE, :1]
     song(tmp_path / "songs/a", vocals, vocals + band)
     built = build_first(tmp_path / "songs", tmp_path / "out")
     array = np.load(tmp_path / "out" / built.file).astype(np.float32)
@@ -155,7 +158,11 @@ def test_what_cancels_in_the_mean_of_the_channels_comes_from_one(
         expected = torch.view_as_real(spec.T).numpy()
         np.testing.assert_allclose(array[:, part], expected, rtol=1e-3, atol=1e-5)
     error = capsys.readouterr().err
-    said = "" if channel is None else f"they cancel out; channel {channel + 1} is taken instead"
+    said = (
+        ""
+        if channel is None
+        else f"cancel out in their mean; channel {channel + 1} is taken instead"
+    )
     assert said in error
     assert bool(said) == bool(error)
 

@@ -318,6 +318,11 @@ def test_stems_are_kept_as_long_as_they_are_of_this_song_network_and_setting(che
     for words in (["--background", "--report"], *(["--format", f] for f in ("flac", "ogg", "mp3"))):
         assert not is_kept(*words)
         assert is_kept(*words)
+    for end in ("wav", "flac", "ogg"):
+        assert is_kept("--format", end)
+        path = Path(f"generated/a_vocals.{end}")
+        os.truncate(path, path.stat().st_size - 500)
+        assert not is_kept("--format", end)
     assert is_kept("--background")
     assert not is_kept("--overwrite")
     first = codes("generated/a_vocals.wav")

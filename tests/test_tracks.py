@@ -78,7 +78,9 @@ VOICES = """
     Vocal; VOX; Vox Lead; LeadVox; lead_vocals_dry; BackingVox; BGVs; BV 2; voc_2; Male Voice;
     Choir; Singer 1; ACapella; a cappella; vocals no reverb; Vocals (no FX); lead vox no bvs;
     No Woman No Cry vocals; Say No - Vocals; piano vox; Casino Vocals; vocals minus 3 dB;
-    Without You vocals; Vocals_offset; Instrumental Love - Vocals; LeadVoxOffAxis; NoVerbVox
+    Without You vocals; Vocals_offset; Instrumental Love - Vocals; LeadVoxOffAxis; NoVerbVox;
+    Vocals Only (no instrumental); Lead Vocals without karaoke; Adlibs; ad-lib 2; Harmonies;
+    Leadvoc; Singing; Gesang; Vocal Cuts
 """
 OTHERS = """
     NoVocals; NOVOX; no vox; no_voice; NoLeadVocals; Without Any Vocals; w_o vox; Minus One;
@@ -86,7 +88,8 @@ OTHERS = """
     vocals muted; Vocal Free; voiceless; off vocal ver.; nonvocal; sans voice; Drums; Vocoder;
     Vocal Cut; vocals out; TV mix (BV); Backing track with backing vocals; Inst w BVs; Vox Organ;
     Gtr VOX AC30; choir pad; everything except vocals; zero vocals; excl. lead vocals;
-    Advocate; No BVs; Vocal Remover; 1_Song_(Instrumental)_Kim_Vocal_2; song (no vocals)
+    Advocate; No BVs; Vocal Remover; 1_Song_(Instrumental)_Kim_Vocal_2; song (no vocals);
+    devocalized; Voice 3 synth; vocal pad; ohne Vocals; TV tracks with BVs; Harmonica; TV mixes (BV)
 """
 
 
@@ -165,8 +168,9 @@ def test_every_bad_song_is_named_and_the_others_are_kept(tmp_path):
 
 def test_only_what_is_known_to_be_no_music_is_ignored(tmp_path):
     titles = ("...One More Time", "..Hits/track", ".38 Special", "__init", "Thumbs up")
+    titles += (".trash talk/a", "Lost+Found/a")
     write_all(tmp_path / "voices", *(f"{title}.wav" for title in titles))
-    left = ("._Hits.wav", "__MACOSX/a.wav", "@eaDir/b.wav", ".Trash-1000/c.wav", ".venv/d.wav")
+    left = ("._Hits.wav", "__MACOSX/a.wav", "@eaDir/b.wav", ".Trash-1000/c.wav", "lost+found/d.wav")
     write_all(tmp_path / "voices", *left)
     for name in (".DS_Store", "Thumbs.db", ".a.wav.tmp-12", "notes.txt", "x.JPG", "README"):
         (tmp_path / "voices" / name).write_bytes(b"x")
