@@ -42,6 +42,7 @@ site: web/node_modules/ready web/model.live.onnx web/model_small.live.onnx
 	mkdir -p site/ort
 	cp $(PAGE) web/*.live.onnx LICENSE site/
 	cp $(ORT)/ort.wasm.min.mjs $(ORT)/ort-wasm-simd-threaded.mjs $(ORT)/ort-wasm-simd-threaded.wasm site/ort/
+	cp $(ORT)/ort.webgpu.min.mjs $(ORT)/ort-wasm-simd-threaded.asyncify.* site/ort/
 
 web/node_modules/ready: web/package-lock.json
 	npm ci --prefix web --no-audit --no-fund

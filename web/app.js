@@ -108,11 +108,12 @@ function toBuffer(wav, nChannels, rate) {
 // --- What the worker says ------------------------------------------------------------------------
 
 const answers = {
-  facts({ name, facts }) {
+  facts({ name, facts, provider }) {
     if (name !== byId("network").value) return;
     settings ??= facts.mask_settings;
     tellSettings();
-    byId("licence").textContent = `The network: ${facts.licence}.`;
+    const where = provider === "webgpu" ? "on the GPU" : "on one core";
+    byId("licence").textContent = `The network, ${where}: ${facts.licence}.`;
     showSettings();
   },
   progress({ share }) {

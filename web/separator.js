@@ -55,11 +55,12 @@ function* protobufFields(bytes) {
 
 /** A trained network in onnxruntime, and the facts that came with it. */
 export class Network {
-  static async load(ort, bytes) {
+  static async load(ort, bytes, provider = "wasm") {
     const network = new Network();
-    network.ort = ort;
+    Object.assign(network, { ort, provider });
     network.facts = readFacts(bytes);
-    network.session = await ort.InferenceSession.create(bytes, { graphOptimizationLevel: "all" });
+    const options = { graphOptimizationLevel: "all", executionProviders: [provider] };
+    network.session = await ort.InferenceSession.create(bytes, options);
     const { hparams, curve_db: curve } = network.facts;
     network.hp = hparams;
     network.weights = Float64Array.from(curve, db => 10 ** (db / 10)); // of energies

@@ -1,11 +1,8 @@
 /** The page's second thread: the network, the song that is open, its pictures and its files. */
-import * as ort from "./ort/ort.wasm.min.mjs";
 import { LiveStream } from "./live.js";
 import { Network, Song, appliedLevels } from "./separator.js";
 import { wavBlob } from "./wav.js";
 
-ort.env.wasm.numThreads = 1; // more need headers that plain hosts do not send
-ort.env.logLevel = "error";
 const BLOCK_FRAMES = 32; // between two looks at what the page asks for
 const COLUMNS = 1200, ROWS = 140, LOW_HZ = 62.5, OCTAVES = 7; // of the pictures
 const SPECTROGRAM_DB = [-85, -10]; // black and white, re a full-scale sine
@@ -17,12 +14,31 @@ let waiting = []; // pieces that the mask does not reach yet
 
 const nextTask = () => new Promise(resolve => setTimeout(resolve));
 
-function load(name) {
+function load(name, mayUseGpu = false) {
   networks[name] ??= fetch(`${name}.live.onnx`).then(async answer => {
     if (!answer.ok) throw new Error(`the network ${name} is not there (make web exports it)`);
-    return Network.load(ort, new Uint8Array(await answer.arrayBuffer()));
+    const bytes = new Uint8Array(await answer.arrayBuffer());
+    return (mayUseGpu && await loadOnGpu(bytes)) || loadOn("wasm", bytes);
   });
   return networks[name];
+}
+
+async function loadOn(provider, bytes) {
+  const ort = await import(`./ort/ort.${provider}.min.mjs`);
+  ort.env.wasm.numThreads = 1; // more need headers that plain hosts do not send
+  ort.env.logLevel = "error";
+  return Network.load(ort, bytes, provider);
+}
+
+/** The network on a GPU that computes it; null without one. */
+async function loadOnGpu(bytes) {
+  try {
+    const adapter = await navigator.gpu?.requestAdapter();
+    if (!adapter || adapter.info.isFallbackAdapter) return null; // a CPU that plays one
+    return await loadOn("webgpu", bytes);
+  } catch {
+    return null;
+  }
 }
 
 function adjust(changed) {
@@ -32,8 +48,8 @@ function adjust(changed) {
 
 const answers = {
   async load({ name }) {
-    const { facts } = await load(name);
-    postMessage({ type: "facts", name, facts });
+    const { facts, provider } = await load(name, true);
+    postMessage({ type: "facts", name, facts, provider });
   },
 
   async open({ name, wav, rate, changed }) {
@@ -41,7 +57,7 @@ const answers = {
     waiting = [];
     song = null;
     adjust(changed);
-    const opened = await Song.open(await load(name), rate, wav, wav[0].length);
+    const opened = await Song.open(await load(name, true), rate, wav, wav[0].length);
     if (mine !== turn) return;
     song = opened;
     picture = newPicture(song);
