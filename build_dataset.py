@@ -28,23 +28,13 @@ import cli
 import dataset
 from dataset import Song
 from hparams import GRID, HParams, InputError
-from sound import reading, tracks
+from sound import pairs, reading, tracks
 from sound.tracks import Track
 
 SONGS = "songs"  # folder in the output, beside the manifest: of every song its array and a note
 BLOCK = 2**17  # samples decoded at once
 MAX_LOSS_DB = 3.0  # of a block's voice or accompaniment in the mean of its channels, above chance
 MAX_LOST = 0.1  # share of its energy that may lie in such blocks
-
-# Do vocals belong to their mixture? Of 1000 clips of MIR-1K and 7 songs at 44.1 kHz the gains are
-# 0.90 to 1.12, but 1.41 for one.
-GAINS = (0.6, 1.5)
-# Of the mixture's energy is accompaniment: in 1165 songs and clips at least 0.07, but where the
-# vocals are the mixture, as MP3 of 128 kbit/s or more, at most 0.01.
-LEAST_REST = 0.01
-SEGMENT = 4096  # samples
-LEAST_SEGMENTS = 20  # with voice; what is shorter passes
-CERTAIN = 5  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -197,14 +187,14 @@ def build_song(task: Task, track: Track) -> Song:
     shape = (grid.n_frames(extent.n_samples), len(track.signals), hp.n_bins, 2)
 
     def write(out: BinaryIO, channel: int | None = None) -> None:
-        pairs, energies = [], []
+        pair, energies = pairs.Pair(BLOCK), []
 
         def blocks() -> Iterator[np.ndarray]:
             for block in tracks.read_blocks(track, BLOCK):  # (n_signals, n_channels, n_samples)
                 mono = block.mean(1) if channel is None else block[:, channel]
                 energies.append(np.stack([energy_of(mono), *energy_of(block).T], 1))
                 if len(mono) == 2:
-                    pairs.append(pair_sums(*mono))
+                    pair.add(*mono)
                 yield mono
 
         about = {"descr": "<f2", "fortran_order": False, "shape": shape}
@@ -219,9 +209,13 @@ def build_song(task: Task, track: Track) -> Song:
             )
             out.seek(0)
             return write(out, loudest)
-        problem = task.check_pairs and pairs and pair_problem(np.concatenate(pairs, 1))
-        if problem:
-            raise InputError(f"{track.vocals[0].path}: {problem} (--no-check-pairs: use as it is)")
+        if task.check_pairs and len(track.signals) == 2:
+            problem, oddity = pair.findings()
+            if problem:
+                path = track.vocals[0].path
+                raise InputError(f"{path}: {problem} (--no-check-pairs: use as it is)")
+            if oddity:
+                cli.warn(f"{track.vocals[0].path}: {oddity}")
 
     try:
         cli.replace_atomically(path, write)
@@ -267,43 +261,9 @@ def cancellation(energies: np.ndarray) -> tuple[float, int]:
     return share.max(where=is_audible, initial=0), int(loudest)
 
 
-def energy_of(wav: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
-    """Sum the products of two waveforms, or the squares of one, over the last axis."""
-    return np.einsum("...i,...i->...", wav, wav if other is None else other)
-
-
-def pair_sums(vocals: np.ndarray, accompaniment: np.ndarray) -> np.ndarray:
-    """Return the energies of vocals and mixture and their product, (3, n), in short segments."""
-    whole = len(vocals) - len(vocals) % SEGMENT
-    voice, mixture = (wav[:whole].reshape(-1, SEGMENT) for wav in (vocals, vocals + accompaniment))
-    return np.stack([energy_of(voice), energy_of(mixture), energy_of(voice, mixture)])
-
-
-def pair_problem(sums: np.ndarray) -> str | None:
-    """Say in numbers why vocals and mixture do not belong together; None if they do.
-
-    The gain of the vocals within the mixture is then 1. Vocals that are shifted by more than a few
-    samples, inverted, or of another song have one near or below 0. It is the correlation of both at
-    lag 0, in short segments, whose spread says how much of it may be chance.
-    """
-    sums = sums.astype(np.float64)
-    energy, _, product = sums[:, sums[0] > 1e-7 * SEGMENT]
-    if len(energy) < LEAST_SEGMENTS:
-        return None
-    gain = product.sum() / energy.sum()
-    deviation = np.sqrt(np.square(product - gain * energy).sum()) / energy.sum()
-    low, high = GAINS
-    if not low <= gain <= high and abs(gain - 1) > CERTAIN * deviation:
-        reason = "inverted" if gain < -0.5 else "shifted, or of another song"
-        if gain > 0.4:
-            level_db = 20 * np.log10(gain)
-            reason = f"at another level ({level_db:+.1f} dB), or also in the accompaniment"
-        return f"the mixture holds these vocals at gain {gain:.2f} instead of 1: {reason}?"
-    rest = 1 - gain * product.sum() / sums[1].sum()
-    if rest < LEAST_REST:
-        rest_db = 10 * np.log10(max(rest, 1e-6))
-        return f"all else in the mixture has only {rest_db:.0f} dB of it: are both the same sound?"
-    return None
+def energy_of(wav: np.ndarray) -> np.ndarray:
+    """Sum the squares of waveforms over the last axis."""
+    return np.einsum("...i,...i->...", wav, wav)
 
 
 def finished(task: Task, track: Track) -> Song | None:

@@ -30,16 +30,17 @@ from model import learnt_songs, load_checkpoint, song_key
 from scoring import metrics
 from scoring.tables import BEST_DB, FLOOR, FORMAT, IDEALS, STEMS, WORST_DB, Record, rounded
 from separation import Separator
-from sound import reading, tracks
+from sound import pairs, reading, tracks
 from sound.reading import sha256
 from sound.tracks import Track
 
 ROOT = Path(__file__).parents[1]
 CODE = (  # a changed line in these may change every score
     *("audio.py", "model.py", "separation.py", "scoring/metrics.py", "scoring/songs.py"),
-    *("sound/reading.py", "sound/decoding.py", "sound/tracks.py"),
+    *("sound/reading.py", "sound/decoding.py", "sound/tracks.py", "sound/pairs.py"),
 )
 
+PAIR_BLOCK = 2**17  # samples
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 
 
@@ -187,6 +188,10 @@ def score_files(task: Evaluation, job: Job) -> Record:
     track, extent = job.track, tracks.measure(job.track)
     rate, notes, systems = extent.sample_rate, list(extent.notes), {}
     references = tracks.read_channels(track)
+    pair, mono = pairs.Pair(PAIR_BLOCK), references.mean(1)
+    for start in range(0, mono.shape[-1], PAIR_BLOCK):
+        pair.add(*mono[:, start : start + PAIR_BLOCK])
+    notes += filter(None, pair.findings())
     whole = references.sum(0)
     references = middle(references, rate, task.seconds)
     mixture, hp = middle(whole, rate, task.seconds), hparams_of(task)
