@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{args.root}: {music.layout}: {n_train} songs to train, {len(songs) - n_train} to test",
         flush=True,
     )
-    if music.left_out:
-        print(cli.printable(f"{args.root}: {music.left_out}"))
+    for text in filter(None, (music.roles, music.left_out)):
+        print(cli.printable(f"{args.root}: {text}"))
     for message in music.bad:
         cli.complain(message)
     with the_only_build_in(args.output):

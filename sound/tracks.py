@@ -34,17 +34,18 @@ STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, b
 KINDS = ("songs", "voices", "backings")
 MIXTURE_NAMES = ("mixture", "mix", "full mix", "fullmix", "master")
 _VOICE = (
-    r"(vocal|vox|voice|choir|singer|singing|gesang|harmonies|a ?cc?app?ell?a|\bad ?libs?\b"
-    r"|\b((lead)?voc|bv|bg ?v)s?\d*\b)"
+    r"(vocal|vox(?!engo)|voice|choir|singer|singing(?! (bowl|saw))|harmonies|a ?[ck]{1,2}app?ell?a"
+    r"|\b(ad ?libs?|screams?|growls?|rap(per)?|beatbox|spoken ?word|soprano|harmony ?\d)\b"
+    r"|\b(gesang|stimme|voix|voz|voce|coro|chor)\b|\b((lead)?voc|bv|bg ?v|lv)s?\d*\b)"
 )
 # What says that there is no voice: a word for the band denies it for all of a name (unless that is
 # the title, before " - ", or denied itself), others for the voice beside them.
 _NO_VOICE = (
     r"(.*(?<!\bno )(?<!\bwithout )\b(inst|instrumentals?|karaoke|backing ?tracks?"
     r"|tv ?(mix(es)?|tracks?)|minus ?(one|1(?! ?d ?b))|off ?vocal)\b(?!.* - ).*$"
-    r"|\b(vox ?(organ|continental|ac ?\d+)|(choir|vox|vocal|voice)s? ?\d* ?(pads?|synth))\b"
+    r"|\b(vox ?(organ|continental|amp|ac ?\d+)|(choir|vox|vocal|voice)s? ?\d* ?(pads?|synth))\b"
     r"|\bde ?vocal\w*"
-    r"|\b(no|non|not|without|w o|sans|ohne|minus|except|excl|excluding|zero)"
+    r"|\b(no|non|not|without|w o|sans|ohne|minus|except|but|excl|excluding|zero)"
     r"( ?(any|lead|main|back(ing|ground)|bgd?|(fe)?male))* ?"
     rf"{_VOICE}\w*\b"
     rf"|{_VOICE}\w*? ?(muted?|remov\w*|eliminat\w*|suppressed|deleted)\b"
@@ -53,6 +54,12 @@ _NO_VOICE = (
 # Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
 VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"
 BACKING_PATTERN = rf"backing|accompaniment|playback|{_NO_VOICE}"
+# What a file's name says beside the song's title, where files lie side by side in one folder.
+_STEM_WORDS = (
+    r"\b(no|without)?( ?(lead|main))? ?(vocals?|vox|voice|accompaniment|instrumentals?|inst|karaoke"
+    r"|backing( ?track)?|band|music|a ?[ck]{1,2}app?ell?a|minus ?one)\b"
+)
+_TOLD = r"\((vocals|instrumental)\)"  # as Ultimate Vocal Remover writes, before a network's name
 # What systems, servers and programs leave in folders; whatever else has a dot in front is music.
 _LEFTOVERS = (
     r"(?i:\._.*|\.ds_store|\.apple(double|db|desktop)|\.(spotlight|documentrevisions)-v100"
@@ -117,6 +124,7 @@ class Collection(NamedTuple):
     tracks: list[Track]  # sorted by name
     bad: list[str]  # one message per song that cannot be used
     left_out: str = ""  # how many files are in no song, and why
+    roles: str = ""  # which stems are taken for voice and which for the band, by their names
 
 
 class Extent(NamedTuple):
@@ -252,7 +260,7 @@ def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[s
     name = _words(root.resolve().name)
     is_backing = re.search(BACKING_PATTERN, name)
     named = "voices" if voice.search(name) else "backings" if is_backing else None
-    sung = [[bool(voice.search(_words(path.stem))) for path in files] for files in folders.values()]
+    sung = [[_is_voice(path, voice) for path in files] for files in folders.values()]
     songs = any(any(song) and not all(song) for song in sung)
     if named and songs:
         raise InputError(
@@ -269,16 +277,20 @@ def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[s
 
 def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Collection:
     """Songs as folders: those stems whose names say voice are the vocals, all summed the song."""
+    roles = {"vocals": Counter(), "rest": Counter()}
 
-    def track(folder: Path) -> Track:
-        files = folders[folder]
+    def track(job: tuple[Path, str, list[Path]]) -> Track:
+        folder, title, files = job
         if len({_key(path.stem) for path in files}) < len(files):  # they would be summed
             raise InputError(f"{folder}: the same stem more than once: {_names(files)}; keep one")
         signals = {"mixture": (), "vocals": (), "rest": ()}
         for path in files:
-            words = _words(path.stem)
-            kind = "vocals" if voice.search(words) else "rest"
-            signals["mixture" if words in MIXTURE_NAMES else kind] += (Part(path),)
+            kind, words = "vocals" if _is_voice(path, voice) else "rest", _words(path.stem)
+            if words in MIXTURE_NAMES or (words == title and len(files) > 1):
+                kind = "mixture"
+            else:
+                roles[kind][words] += 1
+            signals[kind] += (Part(path),)
         mixture, vocals, rest = signals.values()
         if len(mixture) > 1:
             raise InputError(f"{folder}: {len(mixture)} mixtures among {_names(files)}; keep one")
@@ -287,9 +299,39 @@ def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) 
         if not mixture and not rest:
             raise InputError(f"{folder}: only voices; add the other stems or the mixture")
         name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
+        if files != folders[folder]:
+            name = title if folder == root else f"{name}/{title}"
         return _track(name, False, mixture, vocals, () if mixture else rest)
 
-    return _collect("a folder of stems per song", track, folders)
+    jobs = [
+        (folder, title, some)
+        for folder, files in folders.items()
+        for title, some in _by_title(files, voice).items()
+    ]
+    music = _collect("a folder of stems per song", track, jobs)
+    said = (f"{kind}: {_counted(names)}" for kind, names in roles.items() if names)
+    return music._replace(roles="; ".join(said))
+
+
+def _by_title(files: list[Path], voice: re.Pattern[str]) -> dict[str, list[Path]]:
+    """Divide a folder into songs if its files are pairs of one title each, as separators write."""
+    songs: dict[str, list[Path]] = {}
+    for path in files:
+        title = " ".join(re.sub(_STEM_WORDS, " ", _words(path.stem)).split())
+        songs.setdefault(title, []).append(path)
+    are_pairs = all(len({_is_voice(path, voice) for path in some}) == 2 for some in songs.values())
+    return songs if are_pairs else {"": files}
+
+
+def _is_voice(path: Path, voice: re.Pattern[str]) -> bool:
+    told = re.search(_TOLD, _key(path.stem))
+    return bool(voice.search(told[1] if told else _words(path.stem)))
+
+
+def _counted(names: Counter[str]) -> str:
+    """List the most frequent names."""
+    most = [f"{name} ×{n}" if n > 1 else name for name, n in names.most_common(6)]
+    return ", ".join(most) + f" and {len(names) - 6} more" * (len(names) > 6)
 
 
 def _material(root: Path, kind: str, files: list[Path]) -> Collection:

@@ -80,7 +80,8 @@ VOICES = """
     No Woman No Cry vocals; Say No - Vocals; piano vox; Casino Vocals; vocals minus 3 dB;
     Without You vocals; Vocals_offset; Instrumental Love - Vocals; LeadVoxOffAxis; NoVerbVox;
     Vocals Only (no instrumental); Lead Vocals without karaoke; Adlibs; ad-lib 2; Harmonies;
-    Leadvoc; Singing; Gesang; Vocal Cuts
+    Leadvoc; Singing; Gesang; Vocal Cuts; Screams; Harmony 1; LV; Akapella; Voix;
+    a_(Vocals)_UVR-MDX-NET-Inst_HQ_3
 """
 OTHERS = """
     NoVocals; NOVOX; no vox; no_voice; NoLeadVocals; Without Any Vocals; w_o vox; Minus One;
@@ -89,7 +90,8 @@ OTHERS = """
     Vocal Cut; vocals out; TV mix (BV); Backing track with backing vocals; Inst w BVs; Vox Organ;
     Gtr VOX AC30; choir pad; everything except vocals; zero vocals; excl. lead vocals;
     Advocate; No BVs; Vocal Remover; 1_Song_(Instrumental)_Kim_Vocal_2; song (no vocals);
-    devocalized; Voice 3 synth; vocal pad; ohne Vocals; TV tracks with BVs; Harmonica; TV mixes (BV)
+    devocalized; Voice 3 synth; vocal pad; ohne Vocals; TV tracks with BVs; Harmonica;
+    TV mixes (BV); Vox Amp; Kick_Voxengo; Singing Bowl; everything but vocals; Rapid Drums
 """
 
 
@@ -101,6 +103,27 @@ def test_a_stem_is_a_voice_unless_its_name_denies_it(tmp_path):
         assert {part.path.stem.partition(" ")[2] for part in parts} == set(names)
     (track,) = tracks.find_tracks(tmp_path, "songs", voice_pattern="vocoder|no bvs").tracks
     assert len(track.vocals) == 3, "lead vox no bvs, Vocoder, No BVs"
+
+
+def test_pairs_side_by_side_in_one_folder_are_songs_of_their_own(tmp_path):
+    for name, files, titles in (
+        ("own", "One_vocals One_accompaniment Two_vocals Two_accompaniment", ["one", "two"]),
+        ("uvr", "1_A_(Vocals)_Inst_HQ 1_A_(Instrumental)_Inst_HQ", ["uvr"]),
+        (
+            "mixed",
+            "B - A,B - A (Acapella),C,C no vocals,C Vocals".replace(" ", "_"),
+            ["b - a", "c"],
+        ),
+        ("stems", "Vox_1 Vox_2 Drums Bass", ["stems"]),
+    ):
+        names = files.replace(",", " ").split()
+        write_all(tmp_path / name, *(f"{file.replace('_', ' ')}.wav" for file in names))
+        found = tracks.find_tracks(tmp_path / name, "songs")
+        assert list(splits(found)) == titles
+        assert not found.bad
+        assert all(track.mixture or track.accompaniment for track in found.tracks)
+        assert bool(found.tracks[0].mixture) == (name == "mixed")
+    assert found.roles == "vocals: vox 1, vox 2; rest: bass, drums"
 
 
 def test_material_for_remixing_is_told_by_the_name_of_its_folder(tmp_path):
