@@ -24,6 +24,7 @@ from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
     from separation import Separator
+    from sound import writing
     from sound.pipes import PipeReader, SoundCard
     from sound.reading import AudioInfo, Reader
     from sound.writing import Separated
@@ -158,7 +159,7 @@ class Outputs(NamedTuple):
     """What is to be written of one song."""
 
     paths: dict[str, Path]  # of "vocals", and "accompaniment" and "report"
-    record: str  # what they are made of; the files hold it
+    record: writing.Record  # what they are made of; the files hold it
 
 
 def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int]:
@@ -195,15 +196,9 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
                 )
             writing.check_outputs(paths.values(), inputs)
             record = record_of(path, network, args)
-            records = {writing.record_in(output) for output in paths.values()}
-            if records == {record} and not args.overwrite:
+            if not args.overwrite and writing.are_done(paths.values(), record):
                 n_done += 1
                 continue
-            if "" in records and not args.overwrite:
-                raise InputError(
-                    f"{paths['vocals']}: it, or what belongs to it, is there and was not made by "
-                    "this program (--overwrite it, or name another --output-dir)"
-                )
             jobs[path] = Outputs(paths, record)
         except InputError as error:
             cli.complain(error)
@@ -221,15 +216,16 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
     return jobs, failed, len(jobs) + len(failed) + n_done
 
 
-def record_of(path: Path, network: str, args: argparse.Namespace) -> str:
+def record_of(path: Path, network: str, args: argparse.Namespace) -> writing.Record:
     """Name all that decides what the stems of a song are: source, network and settings."""
-    from sound import reading
+    from sound import reading, writing
 
     hp = vars(cli.settings_of(args))
     settings = {name: hp[name] for name in (*MASK_SETTINGS, "stereo", "precision")}
     excerpt = args.start, args.duration, args.allow_truncated
-    made_of = [reading.fingerprint(path), network, settings, excerpt, args.subtype]
-    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+    texts = os.path.realpath(path), repr([network, settings, excerpt, args.subtype])
+    place, how = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in texts)
+    return writing.Record(reading.sha256(path)[:8], place, how)
 
 
 def attempt(separator: Separator, path: Path, outputs: Outputs, args: argparse.Namespace) -> bool:

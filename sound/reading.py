@@ -477,20 +477,6 @@ def sha256(path: str | os.PathLike) -> str:
         raise InputError(f"{path}: {reason(error)}") from error
 
 
-def fingerprint(path: str | os.PathLike) -> str:
-    """Name a file by its size and nine parts of its content; InputError if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest = hashlib.sha256(str(size).encode())
-            for i in range(9):
-                file.seek(max(0, size - 2**16) * i // 8)
-                digest.update(file.read(2**16))
-    except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from error
-    return digest.hexdigest()
-
-
 def reason(error: Exception) -> str:
     """Say what the operating system meant, with the fix."""
     fixes = {

@@ -106,25 +106,48 @@ def check_outputs(outputs: Iterable[Path], inputs: dict[tuple[int, int], Path]) 
             )
 
 
-def record_in(path: Path) -> str | None:
-    """Return what an output says that it was made of; None if there is no output.
+class Record(NamedTuple):
+    """What an output holds about itself: 8 digits each for what it was made of."""
 
-    It is "" where it says nothing, and "damaged" where it has been cut since.
-    """
-    if not path.is_file():
-        return None
-    record, is_whole = None, True
+    source: str  # the song's content
+    place: str  # and its path
+    how: str  # network and settings
+
+    def __str__(self) -> str:
+        return "".join(self)
+
+
+def record_in(path: Path) -> Record | None:
+    """Return what an output holds about itself; None if nothing, or there is no output."""
+    found, is_whole = None, True
     with contextlib.suppress(InputError, OSError):
         is_page = path.suffix == ".html"
         info = None if is_page else probe(path, allow_truncated=True)
         text = path.read_text(errors="replace") if is_page else str(info.tags)
-        record = re.search(rf"{MADE_BY} ([0-9a-f]{{16}})", text)
+        found = re.search(MADE_BY + 3 * " ?([0-9a-f]{8})", text)
         is_whole = is_page or not info.warnings
-        if record and not is_page and info.container == "FLAC":  # its header does not tell
+        if found and not is_page and info.container == "FLAC":  # its header does not tell
             is_whole = False
             with Reader(path, start=(info.n_samples - 1) / info.sample_rate) as reader:
                 is_whole = reader.read().size > 0
-    return "" if record is None else record[1] if is_whole else "damaged"
+    record = Record(*found.groups()) if found else None
+    return record if is_whole or not record else record._replace(how="cut")
+
+
+def are_done(outputs: Iterable[Path], record: Record) -> bool:
+    """Say whether all outputs of a song are there, whole, as they would be made now.
+
+    InputError if others are there: of another song of that name, or not of this program.
+    """
+    records = {path: record_in(path) for path in outputs}
+    for path, its in records.items():
+        other = "is there and was not made by this program" if its is None else ""
+        if its and its.source != record.source and its.place != record.place:
+            other = "is made of another song of that name"
+        if other and path.exists():
+            raise InputError(f"{path}: {other} (--overwrite it, or name another --output-dir)")
+    here = (record.source, record.how)
+    return all(its is not None and (its.source, its.how) == here for its in records.values())
 
 
 def check_writable(path: Path) -> None:
@@ -159,7 +182,7 @@ class SoundWriter:
     """
 
     def __init__(
-        self, path: Path, info: AudioInfo, fmt: OutputFormat, stem: str, record: str = ""
+        self, path: Path, info: AudioInfo, fmt: OutputFormat, stem: str, record: object = ""
     ) -> None:
         self._path, self._info, self._format, self._stem = path, info, fmt, stem
         made_by = f"{MADE_BY} {record}".strip()

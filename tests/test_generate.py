@@ -331,6 +331,17 @@ def test_stems_are_kept_as_long_as_they_are_of_this_song_network_and_setting(che
     os.replace("another.wav", "a.wav")
     assert not is_kept()
     assert np.abs(codes("generated/a_vocals.wav") - first).max() > 1000
+    middle = bytearray(Path("a.wav").read_bytes())
+    middle[25_001] ^= 0x40
+    Path("a.wav").write_bytes(middle)
+    assert not is_kept()
+    Path("moved").mkdir()
+    shutil.copy("a.wav", "moved/a.wav")
+    assert generate.main([str(checkpoint), "moved/a.wav"]) == 0
+    assert "already there" in capsys.readouterr().out
+    song("moved/a.wav", 20_000)
+    assert generate.main([str(checkpoint), "moved/a.wav"]) == 1
+    assert_one_error(capsys.readouterr().err, "a_vocals.wav: is made of another song of that name")
 
 
 @pytest.mark.parametrize("name", ["a_vocals.wav", "a.html"])

@@ -209,7 +209,7 @@ def test_outputs_say_what_they_are_and_are_no_songs(tmp_path):
     write_all(tmp_path, "a.wav", "album/b_vocals.wav", "album/c.flac")
     info = tracks.reading.probe(tmp_path / "a.wav")
     fmt, silence = writing.choose_format(info), writing.Separated(*np.zeros((3, 1, 100), int))
-    for record, name in (("0" * 16, "a_vocals"), ("0" * 16, "made"), ("", "d_vocals")):
+    for record, name in (("0" * 24, "a_vocals"), ("0" * 24, "made"), ("", "d_vocals")):
         path = tmp_path / f"{name}.wav"
         with writing.SoundWriter(path, info, fmt, "vocals", record) as writer:
             writer.write(silence)
