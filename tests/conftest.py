@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 # What is equal to the last bit is so on a CPU; VOCAL_MASK_GPU=0 runs tests/test_cuda.py, too.
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("VOCAL_MASK_GPU", "")
@@ -35,6 +36,22 @@ def toy_dataset(toy_tree) -> Path:
     folder = toy_tree.parent / "dataset"
     assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
     return folder
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread: two would add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -129,13 +129,6 @@ def test_a_name_in_another_alphabet_is_printed_everywhere(script):
     assert ended.stderr.endswith(rb"song.py: error: the error \U0001f600" + b"\n")
 
 
-def test_what_could_change_the_terminal_is_escaped_and_all_else_kept():
-    controls = "a\tb\x1b[31m\x9b\u202e\ud83d.mp3"  # what would move or colour a terminal's text
-    assert cli.printable(controls) == r"a\tb\x1b[31m\x9b\u202e\ud83d.mp3"
-    kept = r"Ça va – 東京 😀 back\slash 'and' \"quotes\".wav"
-    assert cli.printable(kept) == kept
-
-
 def test_a_progress_bar_is_drawn_on_terminals_only(capsys, monkeypatch):
     for is_terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda shown=is_terminal: shown)

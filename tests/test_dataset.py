@@ -14,17 +14,8 @@ import dataset
 from dataset import PARTS, Chunks, Feed, Manifest, OpenSong, Song
 from hparams import GRID, HParams, InputError
 
-HP = HParams(
-    sample_rate=4000,
-    n_fft=64,
-    hop_length=16,
-    stft_frames=5,
-    chunk_slices=8,
-    batch_size=4,
-    width=4,
-    instrumental=0,
-    level_db=0,
-)
+SMALL = HParams(sample_rate=4000, n_fft=64, hop_length=16, stft_frames=5, width=4, batch_size=4)
+HP = replace(SMALL, chunk_slices=8, instrumental=0, level_db=0)
 CPU = torch.device("cpu")
 VOICE, BAND = 0, 1  # columns of a plan
 GRID_OF_HP = {name: getattr(HP, name) for name in GRID}

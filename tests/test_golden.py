@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 import dataset
 import generate
@@ -26,14 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 ASSETS = Path(__file__).parent.parent / "assets"
 PRETRAINED = ASSETS.parent / "pretrained" / "resnet18.pth"
 PRECISE = replace(hparams, precision="float32")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def n_moved(found: np.ndarray, golden: np.ndarray, share: float) -> int:

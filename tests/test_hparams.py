@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 import hparams
-from hparams import CHOICES, GRID, RANGES, TRAINED, HParams, InputError, override
+from hparams import CHOICES, RANGES, HParams, InputError, override
 
 # What contradicts another setting if it is changed alone.
 ALONE = {
@@ -30,13 +30,6 @@ def changed(name: str) -> object:
     low, high = RANGES[name]
     kind = float if default is None else type(default)
     return ALONE.get(name, kind(high if default != high else low))
-
-
-def test_every_setting_has_a_range_or_a_choice():
-    names = {field.name for field in fields(HParams)}
-    assert {*RANGES, *CHOICES, "mask_at_eval"} == names
-    assert not set(RANGES) & set(CHOICES)
-    assert set(GRID) < set(TRAINED) < names
 
 
 def test_a_number_out_of_its_range_is_told_with_the_range():

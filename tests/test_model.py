@@ -79,10 +79,6 @@ def test_the_operations_of_a_convnet_are_those_counted_by_hand():
     assert networks.operations_per_column(hp) == 2 * (convolutions + linear)
 
 
-def test_the_operations_of_the_resnet_are_those_that_hooks_on_its_layers_counted():
-    assert networks.operations_per_column(HParams()) == 69_099_024
-
-
 HP = HParams(model_type="convnet", width=4, seed=7)
 
 
@@ -152,7 +148,7 @@ def test_what_is_no_checkpoint_is_refused(path, tmp_path, contents):
 
 
 class Evil:
-    """Touches a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -162,14 +158,13 @@ class Evil:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's warning must not be what saves us
-@pytest.mark.parametrize("force", ["", "1"])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch, force, zipped):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     marker, path = tmp_path / "marker", tmp_path / "evil.pth"
     evil = {"format": networks.FORMAT, **contents, "extra": Evil(marker)}
-    torch.save(evil, path, _use_new_zipfile_serialization=zipped)
-    assert "not a checkpoint, or damaged" in refusal(path)
+    for zipped in (True, False):
+        torch.save(evil, path, _use_new_zipfile_serialization=zipped)
+        assert "not a checkpoint, or damaged" in refusal(path)
     path.write_bytes(pickle.dumps(Evil(marker)))
     assert "not a checkpoint, or damaged" in refusal(path)
     assert not marker.exists()

@@ -1,7 +1,5 @@
 """Muon: what it does to matrices, and whom it leaves to AdamW."""
 
-import copy
-
 import pytest
 import torch
 
@@ -45,7 +43,6 @@ def test_it_does_what_the_papers_say(shape):
 
 def test_only_convolutions_are_moved_otherwise():
     networks, optimizers = (network(), network()), (Muon, torch.optim.AdamW)
-    before = copy.deepcopy(networks[0].state_dict())
     rng = torch.Generator().manual_seed(2)
     x = torch.randn(2, 1, 16, 16, generator=rng)
     for net, kind in zip(networks, optimizers, strict=True):
@@ -54,6 +51,3 @@ def test_only_convolutions_are_moved_otherwise():
     for name, weight in networks[0].named_parameters():
         same = torch.equal(weight, networks[1].state_dict()[name])
         assert same == (weight.ndim != 4), name
-        if weight.ndim == 4:  # as far as AdamW would go: a fifth of a learning rate
-            change = (weight - before[name] * (1 - 0.01 * 0.01)).square().mean().sqrt()
-            assert 0.4 < change / (0.2 * 0.01) < 1.3, name

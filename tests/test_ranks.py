@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from learning import run as training
 from learning.ranks import World
 
 ROOT = Path(__file__).parent.parent
-WIDE = replace(
-    HP, max_grad_norm=1e6, loss="cross-entropy", loss_weight=1.0
-)  # no clipping; loud bins count for more
+# No clipping; loud bins count for more.
+WIDE = replace(HP, max_grad_norm=1e6, loss="cross-entropy", loss_weight=1.0)
 LONG = replace(HP, steps=50, epochs=1000)
+pytestmark = pytest.mark.usefixtures("one_thread", "empty_folder")  # the ranks have one thread, too
 
 
 def torchrun(*argv: object) -> subprocess.Popen:
@@ -57,15 +56,6 @@ def ended(process: subprocess.Popen):
 
 def some_songs() -> list[OpenSong]:
     return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One thread, as the ranks have: two would add up in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def one_gradient(here: World) -> dict[str, torch.Tensor]:
@@ -149,9 +139,7 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process_on_the_joined_batch(tw
         assert found.keys() == alone.keys()
         for name, grad in alone.items():
             scale = float(grad.abs().max())
-            np.testing.assert_allclose(
-                found[name], grad, rtol=1e-5, atol=1e-5 * scale, err_msg=name
-            )
+            np.testing.assert_allclose(found[name], grad, 1e-5, 1e-5 * scale, err_msg=name)
     assert float(alone["norm"]) > 1e-2
 
 
@@ -172,11 +160,6 @@ def test_only_the_first_rank_writes_and_what_it_wrote_scores_the_same_alone(two)
     assert validation.bounds(run, songs) == pytest.approx(first["bounds"])
 
 
-@pytest.fixture
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def said(process: subprocess.Popen, beginning: str) -> list[str]:
     """Read the output up to a line that begins so."""
     lines = []
@@ -187,9 +170,7 @@ def said(process: subprocess.Popen, beginning: str) -> list[str]:
     raise AssertionError(process.stderr.read())
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(
-    toy_dataset, in_an_empty_folder, monkeypatch, capsys
-):
+def test_a_batch_that_the_processes_cannot_share_is_refused(toy_dataset, monkeypatch, capsys):
     monkeypatch.setattr(ranks, "world", lambda: World(0, 3))
     monkeypatch.setattr(ranks, "joined", lambda *_: contextlib.nullcontext())
     assert train.main([str(toy_dataset), *settings()]) == 1
@@ -213,7 +194,7 @@ def is_running(pid: int, what: bytes = b"") -> bool:
 
 
 @pytest.mark.torture
-def test_a_rank_that_is_killed_ends_all_within_seconds(toy_dataset, in_an_empty_folder):
+def test_a_rank_that_is_killed_ends_all_within_seconds(toy_dataset):
     with ended(torchrun(TRAIN, toy_dataset, *settings(epochs=1000))) as process:
         said(process, "epoch   2")
         pids = ranks_of(process)

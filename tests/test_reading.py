@@ -2,7 +2,6 @@
 
 import os
 import socket
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +101,7 @@ def test_every_container_is_read_whole(tmp_path):
         np.testing.assert_allclose(codes / 32768, reference.clip(-1, top), atol=0.51 / 32768)
 
 
-@pytest.mark.parametrize("container", ["WAV", "RF64", "AIFF", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("container", ["WAV", "RF64", "W64", "AIFF", "AU", "FLAC", "OGG", "MP3"])
 def test_a_cut_file_is_an_error_never_a_shorter_success(tmp_path, container):
     path, n = tmp_path / "sound", 2 * RATE
     soundfile.write(path, noise(n), RATE, format=container)
@@ -124,29 +123,9 @@ def test_the_length_that_a_pipe_writes_is_accepted_with_a_warning(tmp_path):
         probe(write(path, wav_bytes(bytes(2000), size=3_000_000_000)))
 
 
-def test_codes_are_the_numbers_in_the_file(tmp_path):
-    for tag, bits, code, raw in (
-        (1, 8, -128, b"\x00"),
-        (1, 16, -2, b"\xfe\xff"),
-        (1, 24, 0x123456, b"\x56\x34\x12"),
-        (1, 32, 0x12345678, b"\x78\x56\x34\x12"),
-        (3, 32, 0.1, struct.pack("<f", 0.1)),
-        (3, 64, 1 / 3, struct.pack("<d", 1 / 3)),
-    ):
-        codes = read_codes(write(tmp_path / "one.wav", wav_bytes(raw, tag=tag, bits=bits)))
-        dtype = {1: np.int32, 3: np.float32 if bits == 32 else np.float64}[tag]
-        assert (codes.dtype, codes.shape) == (dtype, (1, 1))
-        assert codes[0, 0] == dtype(code)
-
-
 def test_float_samples_that_are_none_or_would_overflow_are_refused(tmp_path):
     path = tmp_path / "loud.wav"
-    for subtype, level in (
-        ("FLOAT", 2e6),
-        ("FLOAT", np.nan),
-        ("FLOAT", np.inf),
-        ("DOUBLE", -1e300),
-    ):
+    for subtype, level in (("FLOAT", 2e6), ("FLOAT", np.nan), ("DOUBLE", -1e300)):
         wav = np.zeros((30_000, 2))
         wav[441, 1] = level
         soundfile.write(path, wav, RATE, subtype)
@@ -157,18 +136,15 @@ def test_float_samples_that_are_none_or_would_overflow_are_refused(tmp_path):
 
 
 def test_damage_inside_is_an_error_never_a_shorter_sound(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("x.flac", "x.mp3", "x.ogg"):
-        path = tmp_path / name
+    said = r"x\..*: (damaged after|header promises|not audio|its page at)"
+    for container in ("flac", "mp3", "ogg"):
+        path = tmp_path / f"x.{container}"
         soundfile.write(path, noise(3 * RATE), RATE)
         content = bytearray(path.read_bytes())
         middle = len(content) // 2
-        content[middle : middle + 20_000] = rng.bytes(20_000)
-        write(path, content)
-        with pytest.raises(
-            InputError, match=rf"{name}: (damaged after|header promises|not audio|its page at)"
-        ):
-            read_codes(path)
+        content[middle : middle + 20_000] = np.random.default_rng(0).bytes(20_000)
+        with pytest.raises(InputError, match=said):
+            read_codes(write(path, content))
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.opus", "adpcm.wav"])

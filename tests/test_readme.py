@@ -106,8 +106,3 @@ def test_every_setting_of_the_readme_has_the_default_it_says():
             expected = {str(value), "as tuned" if value is None else f"{value}"}
             expected |= {f"{value:g}"} if isinstance(value, float) else set()
             assert default.strip() in expected, name
-
-
-def test_assets_hold_only_what_the_pages_show():
-    shown = {name for page in PAGES for name in re.findall(r"assets/([\w.]+)", page.read_text())}
-    assert {path.name for path in (ROOT / "assets").iterdir()} == shown

@@ -1,6 +1,8 @@
 """Scoring: songs beside museval and mir_eval, silence, ceilings, files, tables, tuning."""
 
+import itertools
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 
 import model
 from hparams import UNTUNED_MASK, HParams, InputError
-from scoring import songs, tables, tuning
+from scoring import metrics, songs, tables, tuning
 from scoring.songs import read_estimates, score_song, separate_by_mask
 from scoring.tables import FLOOR, IDEALS, METRICS, STEMS, Difference, song_score, summarise
 from separation import Separator
@@ -39,12 +41,15 @@ def leaky(references: np.ndarray, amount: float = 0.3) -> np.ndarray:
     return (references + amount * references[::-1] + noise).astype(np.float32)
 
 
-def test_every_frame_scores_what_museval_gives():
+@pytest.mark.parametrize("seconds", [3.4, 0.5])
+def test_every_frame_scores_what_museval_gives(seconds, monkeypatch):
+    """In blocks, beside another system, and of a song that is shorter than a frame."""
     bss_eval = pytest.importorskip("museval.metrics").bss_eval
-    references = song()
+    monkeypatch.setattr(metrics, "BLOCK_FFT", 2048)
+    references = song(seconds)
     references[0, :, RATE : 2 * RATE] = 0
     estimate = np.rint(leaky(references) * 2**15).astype(np.float32) / 2**15
-    scores = score_song(references, {"it": estimate}, RATE)["it"]
+    scores = score_song(references, {"silent": 0 * estimate, "it": estimate}, RATE)["it"]
     frames_first = (x.transpose(0, 2, 1) for x in (references, estimate))
     expected = bss_eval(*frames_first, window=RATE, hop=RATE)[:4]
     for name, of_stems in zip(("sdr", "isr", "sir", "sar"), expected, strict=True):
@@ -68,6 +73,32 @@ def test_whole_songs_score_what_mir_eval_gives_and_n_is_the_gain_over_the_mixtur
         values = [scores[stem][name] for name in ("v3_sdr", "v3_sir", "v3_sar", "nsdr")]
         golden = [score[j] for score in expected[:3]] + [expected[0][j] - floor[0][j]]
         np.testing.assert_allclose(values, golden, atol=1e-4)
+
+
+@pytest.mark.parametrize("gain", [1, -2])
+def test_a_channel_that_is_a_copy_changes_no_score(gain):
+    """Its filters have no unique solution."""
+    references, gains = song(2.5, 1), np.array([[1], [gain]], np.float32)
+    estimate = leaky(references)
+    mono = score_song(references, {"it": estimate}, RATE)["it"]
+    stereo = score_song(gains * references, {"it": gains * estimate}, RATE)["it"]
+    for stem, name in itertools.product(STEMS, ("sdr", "isr", "sir", "sar", "si_sdr")):
+        np.testing.assert_allclose(stereo[stem][name], mono[stem][name], atol=1e-3)
+
+
+def test_si_sdr_is_what_one_works_out_by_hand():
+    for estimate, reference, expected_db in (
+        ([1, 1], [1, 0], 0),  # as much error as voice
+        ([2, 1], [1, 0], 20 * math.log10(2)),
+        ([1, 10], [3, 0], -20),
+        ([3, 0], [1, 1], 0),  # (1.5, 1.5) of voice and (1.5, -1.5) of error
+        ([[1, 0], [1, 0]], [[1, 0], [0, 0]], 0),  # channels are one long signal
+        ([0, 0], [1, 1], -math.inf),
+        ([1, 1], [0, 0], math.nan),
+    ):
+        for scale in (1, -1e-9):  # neither loudness nor polarity matters
+            found = metrics.si_sdr(scale * np.array(estimate), np.array(reference))
+            np.testing.assert_allclose(found, expected_db, atol=1e-9)
 
 
 @pytest.mark.parametrize(

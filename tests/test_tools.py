@@ -55,7 +55,7 @@ def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(tmp_path, capsys):
 
 
 @pytest.fixture
-def checkpoint(tmp_path, monkeypatch) -> Path:
+def checkpoint(empty_folder) -> Path:
     torch.manual_seed(0)
     extra = {
         "curve_db": audio.weighting_curve_db(HP),
@@ -65,8 +65,7 @@ def checkpoint(tmp_path, monkeypatch) -> Path:
         "scores": {"soft": 3.25, "loss": -0.3},
         "resume": {"weights": {"x": torch.zeros(50_000)}},
     }
-    monkeypatch.chdir(tmp_path)
-    model.save_checkpoint(tmp_path / "best.pth", model.build_model(HP), HP, **extra)
+    model.save_checkpoint(Path("best.pth"), model.build_model(HP), HP, **extra)
     return Path("best.pth")
 
 

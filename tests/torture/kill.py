@@ -1,25 +1,18 @@
 """Kill a script at random times: what is there is whole, nothing is lost, a rerun finishes.
 
-    python tests/torture/kill.py train 50 --seed 1
-
 Whole is what a run that nobody killed wrote, byte by byte. Of checkpoints, each loads, they never
 fall behind an earlier step, and in the end they hold the same weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import build_dataset
 import model
@@ -94,53 +87,38 @@ def kill_in_time(process: subprocess.Popen, seconds: float, folder: Path, in_a_f
     return True
 
 
-def run(kind: str, n_kills: int, seed: int) -> dict[str, int]:
-    """Kill a script so many times; returns how often what was there then, and at the end."""
-    rng, before, left = random.Random(seed), {}, set()
-    counts = {"killed": 0, "with something finished": 0, "within a file": 0, "came to the end": 0}
-    with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder, words = prepare(kind, home)
+def run(kind: str, home: Path, n_kills: int) -> int:
+    """Kill a script so many times; returns how often something was finished by then."""
+    rng, before, n_killed, n_with_something = random.Random(0), {}, 0, 0
+    folder, words = prepare(kind, home)
 
-        def start() -> subprocess.Popen:
-            goes_on = kind == "train" and (folder / "last.pth").exists()
-            more = ["--checkpoint", folder / "last.pth"] if goes_on else []
-            command = [sys.executable, *map(str, [*words, *more])]
-            alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two would wait for each other
-            return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, env=alone)
+    def start() -> subprocess.Popen:
+        goes_on = kind == "train" and (folder / "last.pth").exists()
+        more = ["--checkpoint", folder / "last.pth"] if goes_on else []
+        command = [sys.executable, *map(str, [*words, *more])]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two would wait for each other
+        return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, env=alone)
 
-        process = start()
-        began = await_file(process, folder)
-        assert process.wait() == 0
-        longest, whole = time.monotonic() - began, state(folder)
-        print(f"{kind}: {longest:.1f} s, {len(whole)} files; seed {seed}", flush=True)
-        shutil.rmtree(folder)
-        while True:
-            in_a_file = counts["killed"] % 2 == 1  # early, so that a file is still to come
-            process, seconds = start(), rng.uniform(0, longest / 4 if in_a_file else longest)
-            if counts["killed"] < n_kills and kill_in_time(process, seconds, folder, in_a_file):
-                now = state(folder)
-                assert_nothing_is_lost(before, now, whole, kind)
-                counts["killed"] += 1
-                counts["with something finished"] += bool(now)
-                counts["within a file"] += bool(parts(folder) - left)
-                before, left = now, parts(folder)
-                continue
-            assert process.wait() == 0
+    process = start()
+    began = await_file(process, folder)
+    assert process.wait() == 0
+    longest, whole = time.monotonic() - began, state(folder)
+    shutil.rmtree(folder)
+    while True:
+        in_a_file = n_killed % 2 == 1  # early, so that a file is still to come
+        process, seconds = start(), rng.uniform(0, longest / 4 if in_a_file else longest)
+        if n_killed < n_kills and kill_in_time(process, seconds, folder, in_a_file):
             now = state(folder)
-            assert kind == "generate" or not parts(folder)  # there, an hour later
-            assert all(now[name] == whole[name] for name in whole)
-            counts["came to the end"] += 1
-            if counts["killed"] == n_kills:
-                return counts
-            shutil.rmtree(folder)
-            before, left = {}, set()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("kind", choices=["build", "train", "generate"])
-    parser.add_argument("n_kills", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(run(arguments.kind, arguments.n_kills, arguments.seed))
+            assert_nothing_is_lost(before, now, whole, kind)
+            n_killed += 1
+            n_with_something += bool(now)
+            before = now
+            continue
+        assert process.wait() == 0
+        now = state(folder)
+        assert kind == "generate" or not parts(folder)  # there, an hour later
+        assert all(now[name] == whole[name] for name in whole)
+        if n_killed == n_kills:
+            return n_with_something
+        shutil.rmtree(folder)
+        before = {}
