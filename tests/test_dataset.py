@@ -83,10 +83,6 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert dataset.load_manifest(folders[0]) == about
     opened = dataset.open_songs(folders, HP)
     assert names(opened) == ["Ünï", "b", "c"]
-    assert dataset.identity(opened[1:]) == ["b hash of b", "c hash of c"]
-    for one in opened:
-        assert not one.spectrogram.flags.writeable
-        np.testing.assert_array_equal(one.spectrogram, np.load(one.spectrogram.filename))
     assert opened[1].level_db == pytest.approx({"vocals": -20, "accompaniment": -20}, abs=0.01)
 
 

@@ -2,34 +2,12 @@
 
 import json
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 
 import pytest
 
 import hparams
 from hparams import CHOICES, RANGES, HParams, InputError, override
-
-# What contradicts another setting if it is changed alone.
-ALONE = {
-    "stft_lookahead": 6,
-    "n_fft": 1536,
-    "hop_length": 128,
-    "stft_frames": 37,
-    "mask_frames": 2,
-    "min_level_db": -80.0,
-}
-
-
-def changed(name: str) -> object:
-    """Return a value of the setting that is allowed and not the default."""
-    default = getattr(HParams(), name)
-    if name in CHOICES:
-        return next(choice for choice in CHOICES[name] if choice != default)
-    if name == "mask_at_eval":
-        return True
-    low, high = RANGES[name]
-    kind = float if default is None else type(default)
-    return ALONE.get(name, kind(high if default != high else low))
 
 
 def test_a_number_out_of_its_range_is_told_with_the_range():
@@ -38,7 +16,6 @@ def test_a_number_out_of_its_range_is_told_with_the_range():
             said = f"^{name} is {re.escape(str(value))}; it must lie between {low:g} and "
             with pytest.raises(InputError, match=said):
                 HParams(**{name: value})
-        replace(HParams(), **{name: changed(name)})
     for name, choices in CHOICES.items():
         with pytest.raises(InputError, match=f"^{name} is 'x'; choose one of {choices[0]}"):
             HParams(**{name: "x"})
@@ -99,20 +76,13 @@ def test_a_wrong_setting_on_the_command_line_is_told_in_one_line():
         assert "\n" not in str(error.value)
 
 
-def test_stored_settings_come_back_as_they_were():
-    hp = HParams(**{field.name: changed(field.name) for field in fields(HParams)})
-    assert all(getattr(hp, name) != value for name, value in asdict(HParams()).items())
-    assert hparams.from_dict(asdict(hp)) == hp
-    assert hparams.from_dict(json.loads(json.dumps(asdict(HParams())))) == HParams()
-
-
 def test_settings_that_an_old_file_lacks_take_the_values_of_then():
     gone = {"reverb": 0.1, "compression": 0.0, "compile": "reduce-overhead"}
     old = hparams.from_dict({"width": 16} | gone)
     assert old == HParams(width=16, **hparams.BEFORE)
     assert (old.optimizer, old.level_db) == ("adamw", 0)
-    new = asdict(HParams(width=16))
-    assert hparams.from_dict(new) == HParams(width=16)
+    new = HParams(width=16, mask_at_eval=True, noise_gate=0.2, weighting="mel", stft_lookahead=3)
+    assert hparams.from_dict(json.loads(json.dumps(asdict(new)))) == new
 
 
 def test_settings_of_another_version_are_refused_by_name():

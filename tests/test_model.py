@@ -72,13 +72,6 @@ def test_a_song_in_one_pass_gives_what_its_slices_give(
     np.testing.assert_allclose(dense, separate, rtol=0, atol=1e-5)
 
 
-def test_the_operations_of_a_convnet_are_those_counted_by_hand():
-    hp = HParams(model_type="convnet", width=4, stft_frames=25)
-    convolutions = 513 * 4 * (9 * 1) + 513 * 2 * (9 * 4) + 171 * 8 * (9 * 2) + 171 * 2 * (9 * 8)
-    linear = 16 * (2 * 57 * 17) + 16 * 513
-    assert networks.operations_per_column(hp) == 2 * (convolutions + linear)
-
-
 HP = HParams(model_type="convnet", width=4, seed=7)
 
 
@@ -112,21 +105,15 @@ def refusal(path: Path) -> str:
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, model_type):
     hp = HParams(model_type=model_type, width=5, noise_gate=0.25)
     model, path = lively(hp), tmp_path / "runs" / "x.pth"
-    optimizer = torch.optim.AdamW(model.parameters())
-    model.train()(torch.rand(1, 1, 513, 25)).sum().backward()
-    optimizer.step()
     extra = {
         "curve_db": audio.weighting_curve_db(hp),
         "scores": {"loss": 0.1, "none": None, "songs": ["ä", "\udcff"], "pair": (1, 2.5)},
-        "odd": [torch.zeros(0), torch.ones(2, 3).T, torch.tensor([True]), torch.ones(2).half()],
-        "optimizer": optimizer.state_dict(),
     }
     networks.save_checkpoint(path, model, hp, **extra)
     loaded = networks.load_checkpoint(path)
     assert loaded.keys() == {"weights", "hparams", *extra}
     assert loaded["scores"] == extra["scores"]
-    for name in ("curve_db", "odd", "optimizer"):
-        torch.testing.assert_close(loaded[name], extra[name], rtol=0, atol=0)
+    assert torch.equal(loaded["curve_db"], extra["curve_db"])
     restored, restored_hp = networks.restore_model(path, loaded)
     assert restored_hp == hp
     torch.testing.assert_close(restored.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -208,15 +195,3 @@ def test_weights_that_are_no_network_are_refused(path, contents):
     ):
         torch.save({"format": networks.FORMAT, **contents, **changes}, path)
         assert expected in refusal(path)
-
-
-def test_weights_in_half_precision_are_loaded_as_float32(path, contents):
-    half = {
-        name: weight.half() if weight.ndim > 1 else weight
-        for name, weight in contents["weights"].items()
-    }
-    torch.save({"format": networks.FORMAT, **contents, "weights": half}, path)
-    model, _ = networks.restore_model(path, networks.load_checkpoint(path))
-    for name, weight in model.state_dict().items():
-        assert weight.dtype == contents["weights"][name].dtype
-        torch.testing.assert_close(weight, half[name].to(weight.dtype), rtol=0, atol=0)

@@ -166,33 +166,6 @@ def test_a_song_of_any_length_keeps_its_length(separator):
                 assert n_samples == 0 or np.abs(vocals).max() > 1e-4
 
 
-def test_one_mask_serves_every_channel(separator, monkeypatch):
-    monkeypatch.setattr(audio, "quantize_mask", lambda mask: mask)
-    mono = noise(1, 30_000)
-    gains = np.array([[1.0], [0.25], [-0.5], [1.25]], np.float32)  # of mean 0.5
-    vocals = separator.separate(gains * mono, 22050)[0]
-    alone = separator.separate(0.5 * mono, 22050)[0]
-    np.testing.assert_allclose(vocals, 2 * gains * alone, atol=1e-6)
-    both = separator.separate(np.concatenate([mono, mono]), 22050)[0]
-    np.testing.assert_array_equal(both[0], both[1])
-    np.testing.assert_array_equal(both[:1], separator.separate(mono, 22050)[0])
-
-
-def test_music_a_second_away_changes_nothing_now(separator):
-    rate = 22050
-    wav = np.random.default_rng(0).uniform(-0.1, 0.1, (2, 3 * rate)).astype(np.float32)
-    loud_end, loud_start = wav.copy(), wav.copy()
-    loud_end[:, 2 * rate :] *= 3
-    loud_start[:, :rate] *= 3
-    expected = separator.separate(wav, rate)[0]
-    after, before = (separator.separate(x, rate)[0] for x in (loud_end, loud_start))
-    reach = (HP.lookahead + 4) * 256
-    np.testing.assert_array_equal(after[:, : 2 * rate - reach], expected[:, : 2 * rate - reach])
-    np.testing.assert_array_equal(before[:, rate + reach :], expected[:, rate + reach :])
-    assert np.abs(after - expected)[:, 2 * rate :].max() > 0.01
-    assert np.abs(before - expected)[:, :rate].max() > 0.01
-
-
 def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> torch.Tensor:
     """Collect the masks of a song before they are rounded to 8 bits: (n_masks, n_bins, n)."""
     masks, stream = [], separator.stream(rate, len(wav), **options)

@@ -99,7 +99,6 @@ TABLE = """
 36 closed streams, a reader that leaves, no terminal
     test_cli.py::test_a_closed_stream_takes_nothing_away_from_the_others
     test_cli.py::test_a_reader_that_has_seen_enough_is_no_error
-    test_cli.py::test_a_progress_bar_is_drawn_on_terminals_only
 37 a pipe that is closed, or ends within a sample
     test_pipes.py::test_what_is_no_wav_is_refused
     test_generate.py::test_a_pipe_that_is_no_sound_is_told_in_one_line
@@ -171,7 +170,6 @@ TABLE = """
 66 bits that flipped, weights that are no numbers, or halves
     test_model.py::test_flipped_bits_are_found_or_harmless
     test_model.py::test_weights_that_are_no_network_are_refused
-    test_model.py::test_weights_in_half_precision_are_loaded_as_float32
 67 a checkpoint of another network
     test_model.py::test_weights_that_are_no_network_are_refused
     test_generate.py::test_only_settings_that_contradict_the_checkpoint_are_refused
