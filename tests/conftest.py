@@ -13,6 +13,7 @@ import torch
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("VOCAL_MASK_GPU", "")
 
 import build_dataset
+import dataset
 from demo import synthesis
 
 # Where a script starts the tests in the background, SIGINT arrives ignored, here and in children.
@@ -36,6 +37,14 @@ def toy_dataset(toy_tree) -> Path:
     folder = toy_tree.parent / "dataset"
     assert build_dataset.main([str(toy_tree), str(folder), "--workers", "1"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def songs() -> list[dataset.OpenSong]:
+    """Three short songs in memory."""
+    from test_run import song_of_noise
+
+    return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
 
 
 @pytest.fixture

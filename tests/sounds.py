@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from torch.nn.functional import pad
 
@@ -43,6 +44,14 @@ def wav_bytes(data: bytes, tag: int = 1, bits: int = 16, n_channels: int = 1, **
 
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
+    return path
+
+
+def write_wav(path: Path, wav: np.ndarray | float = 0.1, rate: int = 8000) -> Path:
+    """Write floats, (n_samples, n_channels) as soundfile; 0.1 s where only a level is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wav = np.full(rate // 10, wav) if np.ndim(wav) == 0 else wav
+    soundfile.write(path, wav, rate, subtype="FLOAT" if path.suffix == ".wav" else None)
     return path
 
 

@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import signal
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from sounds import wav_bytes
+from sounds import wav_bytes, write_wav
 
 import audio
 import build_dataset
@@ -21,16 +21,11 @@ from sound import pairs, tracks
 ROOT = Path(__file__).parent.parent
 RATE = 22050
 BUILD = [sys.executable, str(ROOT / "build_dataset.py")]
+write = functools.partial(write_wav, rate=RATE)
 
 
 def noise(seed: int, n_samples: int = 2 * RATE) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.2, 0.2, n_samples)
-
-
-def write(path: Path, wav: np.ndarray, rate: int = RATE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wav, rate, subtype="FLOAT")
-    return path
 
 
 def song(folder: Path, vocals: np.ndarray, mixture: np.ndarray) -> Path:
@@ -71,7 +66,7 @@ def test_the_transform_by_blocks_is_that_of_the_whole():
 
 def test_at_another_speed_a_song_is_what_its_samples_at_another_rate_are(tmp_path):
     for rate, folder in ((RATE, "recorded"), (RATE * 5 // 4, "declared")):
-        write(tmp_path / folder / "voices" / "a.wav", noise(1), rate)
+        write_wav(tmp_path / folder / "voices" / "a.wav", noise(1), rate)
     played, declared = tmp_path / "played", tmp_path / "other"
     voices = str(tmp_path / "recorded" / "voices")
     assert build_dataset.main([voices, str(played), "--speed", "1.25"]) == 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_run import HP, first_batch, go, song_of_noise
+from test_run import HP, first_batch, go
 
 import audio
 import dataset
@@ -32,11 +32,6 @@ def whole_float32(monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-
-
-@pytest.fixture(scope="module")
-def songs():
-    return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
 
 
 def run_on(device: torch.device, songs, hp=EXACT, resident: bool = True) -> training.Run:

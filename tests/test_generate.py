@@ -58,13 +58,6 @@ def made(directory: str = "generated") -> list[str]:
     return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
 
 
-def run(*words: str | Path, **options) -> subprocess.CompletedProcess:
-    """Run the real script."""
-    command = [sys.executable, ROOT / "generate.py", *words]
-    options = {"capture_output": True, "text": True, "timeout": 300, **options}
-    return subprocess.run(command, **options)
-
-
 def assert_one_error(stderr: str, *parts: str) -> None:
     """Fail unless there is exactly one error line, with all these parts, and no traceback."""
     lines = [line for line in stderr.splitlines() if ": error: " in line]
@@ -389,7 +382,9 @@ RAW_OPTIONS = ["--sample-format", "s16le", "--rate", "44100", "--channels", "2"]
 
 
 def run_pipe(checkpoint: Path, data: bytes, *words: str) -> subprocess.CompletedProcess:
-    return run(checkpoint, "-", *words, input=data, text=False)
+    """Run the real script with sound on its standard input."""
+    command = [sys.executable, ROOT / "generate.py", checkpoint, "-", *words]
+    return subprocess.run(command, input=data, capture_output=True, timeout=300)
 
 
 def test_a_pipe_gives_the_bits_of_the_file(checkpoint):

@@ -37,14 +37,10 @@ def n_moved(found: np.ndarray, golden: np.ndarray, share: float) -> int:
     return n
 
 
-def mask_of(separator: Separator, path: Path) -> np.ndarray:
-    """Return the song's mask in 256 levels, (n_bins, n_frames)."""
-    wav, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return separator.song_mask(wav.T, sample_rate)[0].mul(255).round().numpy().astype(np.uint8)
-
-
 def test_the_mask_and_the_written_samples_are_what_they_were(tmp_path):
-    mask = mask_of(Separator.load(PRETRAINED, settings=PRECISE), ASSETS / "mixture.wav")
+    wav, sample_rate = soundfile.read(ASSETS / "mixture.wav", dtype="float32", always_2d=True)
+    mask = Separator.load(PRETRAINED, settings=PRECISE).song_mask(wav.T, sample_rate)[0]
+    mask = mask.mul(255).round().numpy()  # (n_bins, n_frames)
     n_levels = n_moved(mask, np.load(GOLDEN / "mask.npz")["mask"], share=0.001)
 
     words = ["--background", "--device", "cpu", "--set", "precision=float32"]

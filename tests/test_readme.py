@@ -8,12 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_layout import SCRIPTS
 
 from hparams import hparams
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("build_dataset", "train", "generate", "evaluate")
-SCRIPTS = (*VERBS, *(f"tools.{x}" for x in ("benchmark", "export", "figures", "publish")), "demo")
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "pretrained/README.md"]
 
 

@@ -45,11 +45,6 @@ def song_of_noise(name: str, seed: int) -> OpenSong:
     return song(name, voice, sine(rng.uniform(100, 300), 0.2) + 0.01 * rng.standard_normal(1600))
 
 
-@pytest.fixture(scope="module")
-def songs() -> list[OpenSong]:
-    return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
-
-
 def make_run(
     songs: list[OpenSong],
     hp: HParams = HP,

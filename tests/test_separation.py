@@ -1,5 +1,6 @@
 """From a song to its vocals: the same however it arrives, and vocals plus the rest are the song."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,11 +60,6 @@ def push_all(stream: Stream, wav: np.ndarray, sizes: Iterator[int]) -> np.ndarra
     return torch.cat(parts, -1).numpy()
 
 
-def always(size: int) -> Iterator[int]:
-    while True:
-        yield size
-
-
 def reference(separator: Separator, wav: np.ndarray, sample_rate: int) -> np.ndarray:
     """Separate slowly: the whole song's STFT, every slice on its own, the whole inverse."""
     hp, grid = separator.hp, audio.grid_at(sample_rate, separator.hp)
@@ -85,9 +81,8 @@ def test_a_stream_gives_the_bits_of_the_whole_song():
     for n_channels, mask_settings in ((1, SOFT), (2, BINARY), (3, SOFT)):
         separator, wav = make(mask_settings=mask_settings), noise(n_channels, 40_001)
         whole = separator.separate(wav, 16000)[0]
-        rng = np.random.default_rng(0)
-        pieces = [always(997), always(20_000), iter(rng.integers(0, 5000, 1000))]
-        for sizes in pieces:
+        sizes_of = np.random.default_rng(0).integers(0, 5000, 1000)
+        for sizes in (itertools.repeat(997), itertools.repeat(20_000), iter(sizes_of)):
             stream = separator.stream(16000, n_channels)
             np.testing.assert_array_equal(push_all(stream, wav, sizes), whole)
         assert whole.std() > 0.01
@@ -171,7 +166,7 @@ def masks_of(separator: Separator, wav: np.ndarray, rate: int, **options) -> tor
     masks, stream = [], separator.stream(rate, len(wav), **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audio, "quantize_mask", lambda mask: masks.append(mask) or mask)
-        push_all(stream, wav, always(960))
+        push_all(stream, wav, itertools.repeat(960))
     n_frames = stream.grid.n_frames(wav.shape[-1])
     context = separator.hp.lookahead
     return torch.cat(masks, -1)[..., context : context + n_frames].reshape(-1, 513, n_frames)
@@ -189,16 +184,15 @@ def test_live_masks_are_the_masks_of_the_file():
 
 def test_live_audio_is_the_same_in_packets_of_any_size_and_beside_another_stream(separator):
     wav, other = noise(2, 20_000), separator.stream(48000, 1, live=True)
-    expected = push_all(separator.stream(48000, 2, live=True), wav, always(480))
-    for packets in ([960], [1, 7, 5000]):
-        stream, parts, start = separator.stream(48000, 2, live=True), [], 0
-        for size in packets * 20_000:
-            parts.append(stream.push(wav[:, start : start + size]))
-            start += size
-            if start >= wav.shape[1]:
-                break
+    expected = push_all(separator.stream(48000, 2, live=True), wav, itertools.repeat(480))
+
+    def beside(sizes: list[int]) -> Iterator[int]:
+        for size in itertools.cycle(sizes):
             other.push(noise(1, size, seed=9))
-        found = torch.cat([*parts, stream.finish()], -1).numpy()
+            yield size
+
+    for sizes in ([960], [1, 7, 5000]):
+        found = push_all(separator.stream(48000, 2, live=True), wav, beside(sizes))
         assert found.shape == wav.shape
         # Equal to rounding; where that moves a mask's level, by one of 255.
         assert np.square(found - expected).sum() < 1e-5 * np.square(expected).sum()
@@ -270,7 +264,7 @@ def clip() -> tuple[np.ndarray, np.ndarray, int]:
 def gain_of(wav: np.ndarray, truth: np.ndarray, rate: int, **options) -> float:
     """Separate with the network that comes with the project; return what the voice gained [dB]."""
     stream = Separator.load(cli.PRETRAINED).stream(rate, len(wav), **options)
-    vocals = push_all(stream, wav, always(4096))
+    vocals = push_all(stream, wav, itertools.repeat(4096))
     assert vocals.shape == wav.shape
     return metrics.si_sdr(vocals, truth) - metrics.si_sdr(wav, truth)
 

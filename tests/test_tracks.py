@@ -5,19 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from sounds import write_wav as write
 
 from hparams import InputError
 from sound import tracks, writing
 
 RATE = 8000
-
-
-def write(path: Path, wav: np.ndarray | float = 0.1, rate: int = RATE) -> Path:
-    """Write a wav of 0.1 s where only a level is given; (n_samples, n_channels) as soundfile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wav = np.full(rate // 10, wav) if np.ndim(wav) == 0 else wav
-    soundfile.write(path, wav, rate, subtype="FLOAT" if path.suffix == ".wav" else None)
-    return path
 
 
 def write_all(root: Path, *paths: str) -> Path:

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 import sounds
 import torch
-from test_run import HP, make_run, sine, song, song_of_noise
+from test_run import HP, make_run, sine, song
 
 import audio
-from dataset import OpenSong
 from learning import validation
-
-
-@pytest.fixture(scope="module")
-def songs() -> list[OpenSong]:
-    return [song_of_noise(name, seed) for seed, name in enumerate("abc")]
 
 
 @pytest.mark.parametrize("backing_db", [0, 6, -20])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
-import kill
 import numpy as np
 import pytest
 import soundfile
@@ -21,10 +23,12 @@ import generate
 import model
 import separation
 import train
+from demo import synthesis
 from hparams import InputError
 from sound import reading, writing
 
-NETWORK = str(kill.NETWORK)
+ROOT = Path(__file__).parents[2]
+NETWORK = str(ROOT / "pretrained" / "resnet18_small.pth")
 TRAIN = ["--set=width=2", "--set=model_type=convnet", "--set=valid_seconds=1"]
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -37,12 +41,28 @@ def errors(capsys: pytest.CaptureFixture, kind: str = "error") -> list[str]:
 
 
 def script(name: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, kill.ROOT / f"{name}.py", *map(str, words)]
+    command = [sys.executable, ROOT / f"{name}.py", *map(str, words)]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
 
 def stem(name: str) -> np.ndarray:
     return soundfile.read(f"generated/{name}.wav", always_2d=True)[0]
+
+
+def state(folder: Path) -> dict[str, bytes | tuple[int, dict[str, bytes]]]:
+    """Return what stands under every final name: bytes, or a checkpoint's step and weights."""
+    found = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if path.name[0] == "." or "tfevents" in path.name:
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".pth":
+            checkpoint = model.load_checkpoint(path)
+            weights = {key: x.numpy().tobytes() for key, x in checkpoint["weights"].items()}
+            found[name] = checkpoint["step"], weights
+        else:
+            found[name] = path.read_bytes()
+    return found
 
 
 # --- Sounds -------------------------------------------------------------------------------------
@@ -195,12 +215,12 @@ def test_a_full_disk_leaves_both_stems_as_they_were(small_disk):
     soundfile.write("a.wav", noise(10 * RATE), RATE)
     words = [NETWORK, "a.wav", "--background", "--output-dir", small_disk]
     assert script("generate", *words, "--duration=1").returncode == 0
-    before = kill.state(small_disk)
+    before = state(small_disk)
     done = script("generate", *words)
     assert done.returncode == 1
     (said,) = done.stderr.splitlines()
     assert f": no space left on {small_disk} (free some)" in said
-    assert kill.state(small_disk) == before
+    assert state(small_disk) == before
     assert sorted(before) == names(small_disk) == ["a_accompaniment.wav", "a_vocals.wav"]
 
 
@@ -214,17 +234,17 @@ def test_a_full_disk_keeps_the_songs_that_are_built(small_disk, toy_tree, toy_da
     assert 0 < len(said) < 4
     assert all(": could not be written: No space left on device" in line for line in said)
     assert f": error: {len(said)} of 4 songs are bad" in last
-    whole, built = kill.state(toy_dataset), kill.state(small_disk / "data")
+    whole, built = state(toy_dataset), state(small_disk / "data")
     assert built.items() < whole.items()
     grow(small_disk)
     assert script("build_dataset", *words).returncode == 0
-    assert kill.state(small_disk / "data") == whole
+    assert state(small_disk / "data") == whole
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("small_disk", ["1200k"], indirect=True)
 def test_training_outlives_a_full_disk_and_saves_when_there_is_room(small_disk, toy_dataset):
-    words = [kill.ROOT / "train.py", toy_dataset, *TRAIN, "--set=width=24", "--set=epochs=4"]
+    words = [ROOT / "train.py", toy_dataset, *TRAIN, "--set=width=24", "--set=epochs=4"]
     command, pipe = [sys.executable, *map(str, words)], subprocess.PIPE
     with subprocess.Popen(command, cwd=small_disk, stdout=pipe, stderr=pipe, text=True) as process:
         warning = process.stderr.readline()
@@ -248,7 +268,92 @@ def test_what_a_killed_run_left_is_removed_but_not_what_is_being_written():
     assert names(Path("generated")) == [".b_vocals.wav.tmp-1", "a_vocals.wav"]
 
 
+def prepare(kind: str, folder: Path) -> tuple[Path, list[object]]:
+    """Make what a script needs; returns the folder it writes into, and its command."""
+    music, data = folder / "music", folder / "data"
+    synthesis.write_dsd100(music, n_train=6, n_test=2, seconds=4, sample_rate=22050, seed=0)
+    if kind == "build":
+        return data, [ROOT / "build_dataset.py", music, data, "--workers=2"]
+    if kind == "generate":
+        options = ["--background", "--report", "--output-dir", folder / "out"]
+        return folder / "out", [ROOT / "generate.py", NETWORK, music / "Mixtures", *options]
+    assert build_dataset.main([str(music), str(data), "--workers=1"]) == 0
+    settings = ["--set=epochs=8", "--set=chunk_slices=32"]
+    return folder / "runs" / "convnet", [ROOT / "train.py", data, *TRAIN, *settings]
+
+
+def assert_nothing_is_lost(before: dict, now: dict, whole: dict, kind: str) -> None:
+    """Compare two states with each other, and with that of a run that nobody killed."""
+    if kind == "train":
+        assert before.get("last.pth", (0,))[0] <= now.get("last.pth", (0,))[0]
+    else:
+        assert before.keys() <= now.keys()
+        assert [name for name in now if now[name] != whole.get(name)] == []
+
+
+def parts(folder: Path) -> set[Path]:
+    """Return the temporary files that are there."""
+    return {*folder.rglob(".*.tmp-*")}
+
+
+def await_file(process: subprocess.Popen, folder: Path) -> float:
+    """Wait for the first new file, before which libraries are loaded; returns the time."""
+    before = {*folder.rglob("*")}
+    while process.poll() is None and {*folder.rglob("*")} <= before:
+        time.sleep(0.001)
+    return time.monotonic()
+
+
+def kill_in_time(process: subprocess.Popen, seconds: float, folder: Path, in_a_file: bool) -> bool:
+    """Kill a process after so long, or at the next file it writes; false if it ended before."""
+    end, before = await_file(process, folder) + seconds, parts(folder)
+    while time.monotonic() < end or (in_a_file and parts(folder) <= before):
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    return True
+
+
+def kill_often(kind: str, home: Path, n_kills: int) -> int:
+    """Kill a script so many times; returns how often something was finished by then."""
+    rng, before, n_killed, n_with_something = random.Random(0), {}, 0, 0
+    folder, words = prepare(kind, home)
+
+    def start() -> subprocess.Popen:
+        goes_on = kind == "train" and (folder / "last.pth").exists()
+        more = ["--checkpoint", folder / "last.pth"] if goes_on else []
+        command = [sys.executable, *map(str, [*words, *more])]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # two would wait for each other
+        return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, env=alone)
+
+    process = start()
+    began = await_file(process, folder)
+    assert process.wait() == 0
+    longest, whole = time.monotonic() - began, state(folder)
+    shutil.rmtree(folder)
+    while True:
+        in_a_file = n_killed % 2 == 1  # early, so that a file is still to come
+        process, seconds = start(), rng.uniform(0, longest / 4 if in_a_file else longest)
+        if n_killed < n_kills and kill_in_time(process, seconds, folder, in_a_file):
+            now = state(folder)
+            assert_nothing_is_lost(before, now, whole, kind)
+            n_killed += 1
+            n_with_something += bool(now)
+            before = now
+            continue
+        assert process.wait() == 0
+        now = state(folder)
+        assert kind == "generate" or not parts(folder)  # there, an hour later
+        assert all(now[name] == whole[name] for name in whole)
+        if n_killed == n_kills:
+            return n_with_something
+        shutil.rmtree(folder)
+        before = {}
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", ["build", "train", "generate"])
 def test_whenever_a_script_is_killed_nothing_is_lost_and_a_rerun_finishes(kind, tmp_path):
-    assert kill.run(kind, tmp_path, n_kills=5) > 0
+    assert kill_often(kind, tmp_path, n_kills=5) > 0

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-N_ROWS, MOST_REASONS = 80, 3
 
 # A row is its number and the fault, in brackets what is owed where that may surprise. Below it the
 # tests, or after "none:" why there can be none.
@@ -168,7 +167,7 @@ TABLE = """
 65 what is no checkpoint
     test_model.py::test_what_is_no_checkpoint_is_refused
 66 bits that flipped, weights that are no numbers, or halves
-    test_model.py::test_flipped_bits_are_found_or_harmless
+    test_generate.py::test_a_damaged_checkpoint_is_told_and_nothing_is_written
     test_model.py::test_weights_that_are_no_network_are_refused
 67 a checkpoint of another network
     test_model.py::test_weights_that_are_no_network_are_refused
@@ -209,7 +208,7 @@ TABLE = """
 
 def test_every_fault_has_a_test_or_a_reason():
     rows = re.split(r"^(\d+) .*\n", TABLE.strip() + "\n", flags=re.MULTILINE)[1:]
-    assert rows[::2] == [str(number) for number in range(1, N_ROWS + 1)]
+    assert rows[::2] == [str(number) for number in range(1, 80 + 1)]
     known = {
         f"{path.relative_to(TESTS).as_posix()}::{node.name}"
         for path in TESTS.rglob("test_*.py")
@@ -221,4 +220,4 @@ def test_every_fault_has_a_test_or_a_reason():
     assert all(lines[0].strip() for lines in entries), "a row without a test"
     reasons = [name for name in named if name.startswith("none: ")]
     assert sorted(set(named) - set(reasons) - known) == []
-    assert len(reasons) <= MOST_REASONS
+    assert len(reasons) <= 1
