@@ -125,7 +125,7 @@ def the_only_build_in(output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for path in output.glob("*/.*.tmp-*"):  # what killed processes left
+            for path in output.rglob(".*.tmp-*"):  # what killed processes left
                 path.unlink(missing_ok=True)
 
 
