@@ -216,7 +216,7 @@ def endless_mpeg(
     ----------
     .. [1] ISO/IEC 11172-3:1993 and 13818-3:1998, 2.4.1.3 and 2.4.2.3: the header of a frame.
     """
-    end = min(begin + n_bytes, file.seek(0, os.SEEK_END))
+    end = _before_tags(file, min(begin + n_bytes, file.seek(0, os.SEEK_END)))
     xing = _xing(file, begin)
     if xing is None:
         return None, lambda: True
@@ -258,7 +258,7 @@ def _is_unbroken(file: BinaryIO, at: int, end: int) -> bool:
     file = io.BufferedReader(Pieces(file, [(0, end)]), 2**20)
     while size := _frame_size(_word(file, at)):
         at += size
-    return end - at <= 128 or _read(file, at, 8) == b"APETAGEX"
+    return at >= end
 
 
 def _frame_size(word: int) -> int:
@@ -278,6 +278,17 @@ def _after_id3(file: BinaryIO, at: int) -> int:
     if not head.startswith(b"ID3") or len(head) < 10:
         return at
     return at + 10 + sum(byte << 7 * i for i, byte in enumerate(head[:5:-1]))
+
+
+def _before_tags(file: BinaryIO, end: int) -> int:
+    """Return where the tags at the end of an MP3 begin: ID3v1, and before it APEv2."""
+    if _read(file, max(0, end - 128), 3) == b"TAG":
+        end -= 128
+    foot = _read(file, max(0, end - 32), 32)
+    if foot.startswith(b"APETAGEX"):
+        size, _, flags = struct.unpack("<III", foot[12:24])
+        end -= size + 32 * (flags >> 31)  # and its head
+    return max(0, end)
 
 
 def _word(file: BinaryIO, at: int) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from hparams import InputError
 
+STEM_MP4 = ".stem.mp4"  # of which every sound is wanted
 SLACK = 4096  # samples that a container without an exact length may promise too many: a few frames
 
 _MAGIC = {
@@ -24,7 +25,9 @@ _MAGIC = {
     b"ID3": "mp3",
     b"OggS": "ogg",  # with a codec that libsndfile does not know: Speex, FLAC
 }
-_TAGS = ("title", "artist", "album", "date", "comment", "genre", "copyright")
+_TAGS = {k: k for k in ("title", "artist", "album", "date", "comment", "genre", "copyright")}
+_TAGS["track"] = "tracknumber"  # as libsndfile calls it
+UNKNOWN_LENGTH = 2**63 - 1  # as libsndfile says of a FLAC that does not tell its length
 _SCALES = {"s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}  # FFmpeg's sample formats
 
 
@@ -71,7 +74,8 @@ def open_sound(path: Path, file: BinaryIO, container: str, stream: int = 0) -> S
 class Sound:
     """A sound being decoded, with the attributes and the `read` of a SoundFile.
 
-    `frames` is what the container promises, and by at most `slack` too many.
+    `frames` is what the container promises, and by at most `slack` too many; `UNKNOWN_LENGTH` where
+    it promises nothing.
     """
 
     def __init__(self, container: Any, index: int, name: str) -> None:
@@ -86,16 +90,18 @@ class Sound:
         self._container, self._stream, self.format = container, stream, name.upper()
         self.samplerate, self.channels = codec.sample_rate, codec.layout.nb_channels
         self.subtype, self._scale = codec.name.upper(), _SCALES[kind]
+        duration = Fraction(container.duration or 0, 1_000_000)
         if stream.duration is not None:
             duration = stream.duration * stream.time_base
-        else:
-            duration = Fraction(container.duration or 0, 1_000_000)
-        self.frames = round(duration * self.samplerate)
+        # Of AAC without a container FFmpeg guesses the length from the bit rate.
+        is_told = duration > 0 and container.format.name != "aac"
+        self.frames = round(duration * self.samplerate) if is_told else UNKNOWN_LENGTH
         # MP4's edit list counts samples; what follows is padding.
         is_exact = "mp4" in container.format.name and stream.time_base * self.samplerate <= 1
         self.slack = 0 if is_exact else SLACK
         self._n_left = self.frames if is_exact else 2**62
         self._tags = {**container.metadata, **stream.metadata}
+        self.n_sounds = len(container.streams.audio)
         self._blocks = self._decode()
         self._rest = np.zeros((0, self.channels), np.float32)
 
@@ -112,7 +118,7 @@ class Sound:
 
     def copy_metadata(self) -> dict[str, str]:
         """Return title, artist and so on."""
-        return {name: text for name, text in self._tags.items() if name in _TAGS}
+        return {_TAGS[name]: text for name, text in self._tags.items() if name in _TAGS}
 
     def read(self, out: np.ndarray) -> np.ndarray:
         """Fill (n_samples, n_channels), float32, and return it; it is shorter only at the end."""

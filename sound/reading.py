@@ -31,7 +31,6 @@ MP3_FRAME = 1152  # samples; an MP3 header may promise up to one frame more than
 DISK_BLOCK = 16384
 
 _BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None}
-_UNKNOWN_LENGTH = 2**62  # libsndfile's frames for a FLAC that does not tell are 2**63 - 1
 _EXACT = (*_BITS, "PCM_S8")  # what libsndfile gives as it stands in the file, and seeks in exactly
 
 OpenSound = soundfile.SoundFile | decoding.Sound  # what both of them can
@@ -116,7 +115,7 @@ def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, Ope
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from error
         sound = stack.enter_context(_open_sound(path, file, stream))
-        info = _inspect(path, file, sound, allow_truncated)
+        info = _inspect(path, file, sound, allow_truncated, stream)
         stack.pop_all()  # all is well: they stay open
     return file, sound, info
 
@@ -146,24 +145,27 @@ def _soundfile(source: int | BinaryIO) -> soundfile.SoundFile:
     return sound
 
 
-def _count(path: Path) -> int:
+def _count(path: Path, stream: int) -> int:
     """Decode a file to its end, as its header tells no length."""
     n_samples = 0
-    with open(path, "rb") as file, _soundfile(file) as sound:
+    with open(path, "rb", buffering=0) as file, _open_sound(path, file, stream) as sound:
         block = np.empty((2**16, sound.channels), np.float32)
         try:
             while n := len(sound.read(out=block)):
                 n_samples += n
-        except soundfile.LibsndfileError as error:
+        except (soundfile.LibsndfileError, decoding.DecoderError) as error:
             raise InputError(f"{path}: damaged, and no length in its header (copy it)") from error
     return n_samples
 
 
-def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool) -> AudioInfo:
+def _inspect(
+    path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool, stream: int
+) -> AudioInfo:
     """Compare what the header says with what the file can hold."""
     low, high = RANGES["sample_rate"]
     position = file.tell()
-    n_samples = sound.frames if sound.frames < _UNKNOWN_LENGTH else _count(path)
+    is_told = sound.frames < decoding.UNKNOWN_LENGTH
+    n_samples = sound.frames if is_told else _count(path, stream)
     if n_samples <= 0:
         raise InputError(f"{path}: no audio samples (record or copy it again)")
     if not low <= sound.samplerate <= high:
@@ -173,6 +175,9 @@ def _inspect(path: Path, file: BinaryIO, sound: OpenSound, allow_truncated: bool
         )
     problem, warning = containers.faults(file, sound)
     file.seek(position)
+    n_sounds = getattr(sound, "n_sounds", 1)
+    if n_sounds > 1 and not path.name.lower().endswith(decoding.STEM_MP4):
+        warning = f"holds {n_sounds} sounds, of which the first is taken"
     if problem and not allow_truncated:
         raise InputError(f"{path}: {problem} (export it again, or generate.py --allow-truncated)")
     tags = sound.copy_metadata()

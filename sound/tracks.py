@@ -22,14 +22,13 @@ from typing import NamedTuple
 import numpy as np
 
 from hparams import InputError
-from sound import reading, writing
+from sound import decoding, reading, writing
 
 # Some of them cannot be read: the reader says so, which is better than a song without that stem.
 AUDIO = {
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
     *(".caf", ".w64", ".rf64", ".au", ".m4a", ".aac", ".wma", ".webm"),
 }
-STEM_MP4 = ".stem.mp4"
 STEM_MIXTURE, STEM_VOCALS = 0, 4  # streams of a MUSDB18 file: mixture, drums, bass, other, vocals
 KINDS = ("songs", "voices", "backings")
 MIXTURE_NAMES = ("mixture", "mix", "full mix", "fullmix", "master")
@@ -195,7 +194,7 @@ def _split_folders(root: Path) -> Collection:
     MIR-1K cut into files: {train,rest}/<clip>/{vocals,accompaniment}.*.
     """
     songs = [path for split in SPLITS for path in _entries(_inside(root, split))]
-    stems = [path for path in songs if path.name.lower().endswith(STEM_MP4)]
+    stems = [path for path in songs if path.name.lower().endswith(decoding.STEM_MP4)]
     folders = [path for path in songs if path.is_dir()]
     is_mir1k = any(_key(path.parent.name) == "rest" for path in folders)
 
@@ -203,7 +202,7 @@ def _split_folders(root: Path) -> Collection:
         is_test = _key(path.parent.name) != "train"
         if stems:
             parts = (Part(path, stream=STEM_MIXTURE),), (Part(path, stream=STEM_VOCALS),)
-            return _track(path.name[: -len(STEM_MP4)], is_test, *parts)
+            return _track(path.name[: -len(decoding.STEM_MP4)], is_test, *parts)
         if is_mir1k:
             parts = (), _only(path, "vocals"), _only(path, "accompaniment")
             return _track(path.name, is_test, *parts, is_clip=True)

@@ -24,6 +24,8 @@ KINDS = {  # name: encoder, sample format, options of the container
     "alac.m4a": ("alac", "s16p", {}),
     "song.mka": ("aac", "fltp", {}),
     "song.wma": ("wmav2", "fltp", {}),
+    "song.aac": ("aac", "fltp", {}),  # without a container, and so without a length
+    "live.mka": ("aac", "fltp", {"live": "1"}),  # as a browser records, which tells none
 }
 
 
@@ -68,7 +70,7 @@ def test_an_m4a_has_the_length_of_its_original_and_is_in_step(folder):
     info = probe(folder / name)
     assert (info.sample_rate, info.n_channels, info.n_samples) == (RATE, 2, N_SAMPLES)
     assert (info.sample_format, info.container) == (SampleFormat("PCM_16", 16), "M4A")
-    assert info.tags == {"artist": "A", "title": "Träume"}
+    assert info.tags == {"artist": "A", "title": "Träume", "tracknumber": "3"}
     wav, true = read_floats(folder / name), original()
     assert wav.shape == true.shape
     middle = slice(2000, -2000)
@@ -77,6 +79,14 @@ def test_an_m4a_has_the_length_of_its_original_and_is_in_step(folder):
     assert errors[1] < 0.2 * min(errors[0], errors[2])
     part = read_floats(folder / name, start=1.1, duration=0.5)
     np.testing.assert_array_equal(part, wav[:, round(1.1 * RATE) : round(1.6 * RATE)])
+
+
+def test_what_tells_no_length_is_decoded_to_its_end_and_of_several_sounds_the_first_is_told(folder):
+    for name in ("song.aac", "live.mka"):
+        assert N_SAMPLES <= read_floats(folder / name).shape[1] < N_SAMPLES + 4096
+        assert probe(folder / name).warnings == ()
+    two = encode(folder / "two.mka", [original(), original()])
+    assert probe(two).warnings == ("holds 2 sounds, of which the first is taken",)
 
 
 def test_a_title_in_another_encoding_is_left_out(folder, tmp_path):
