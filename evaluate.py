@@ -174,9 +174,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
     if n_failed:
         cli.warn(f"{n_failed} songs failed, each named above")
     if args.plot:
-        from tools import figures
-
-        figures.plot_scores(args.plot, records)
+        tables.plot_scores(args.plot, records)
     say(f"{output}: every frame's scores" + (f"; {args.plot}: every song's" * bool(args.plot)))
     return int(n_failed > 0)
 

@@ -1,4 +1,4 @@
-"""The scores of many songs: as a table, and one system against another.
+"""The scores of many songs: as a table, as a picture, and one system against another.
 
 The floor is the mixture as estimate, the ceilings are ideal masks; a share is the part of the way
 from the floor to the ideal ratio mask. Songs are records as `songs.scores_of` makes them, in which
@@ -122,6 +122,30 @@ def tables(summary: Summary) -> list[str]:
                 shown += f"{100 * cell['share']:>5.0f} %" if has_share else " " * 7
             lines.append(shown.rstrip())
     return lines
+
+
+def plot_scores(path: Path, songs: list[Record]) -> None:
+    """Draw SDR and SI-SDR of both stems: a column for every system, a point for every song."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("pictures need matplotlib (pip install matplotlib)") from error
+    picture = Figure((9.6, 5.6), dpi=100, layout="constrained")
+    systems = ordered(songs[0]["scores"]) if songs else []
+    metrics = [metric for metric in METRICS if metric.name in ("sdr", "si_sdr")]
+    for row, stem in zip(picture.subplots(2, 2), STEMS, strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            for i, system in enumerate(systems):
+                scores = [song_score(song["scores"][system][stem], metric.name) for song in songs]
+                values = np.sort([score for score in scores if np.isfinite(score)])
+                offsets = np.resize([0, 0.1, -0.1, 0.2, -0.2], len(values))  # side by side
+                axes.plot(i + offsets, values, "o", markersize=4, alpha=0.6)
+                if len(values):
+                    axes.plot([i - 0.3, i + 0.3], [np.median(values)] * 2, "k", linewidth=2)
+            axes.set_xticks(range(len(systems)), [name.replace("_", "\n") for name in systems])
+            axes.set_title(f"{metric.label} of the {stem} [dB]", loc="left", fontsize=9)
+            axes.grid(axis="y", alpha=0.3)
+    cli.replace_atomically(path, lambda file: picture.savefig(file, format=path.suffix[1:]))
 
 
 class Difference(NamedTuple):

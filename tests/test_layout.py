@@ -27,7 +27,7 @@ STOREY_OF = {name: i for i, names in enumerate(STOREYS) for name in names}
 ROOMS = [name for name in STOREY_OF if (ROOT / name).is_dir()]
 FILES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))
 CODE_LINES, TEST_LINES = 8400, 6560
-TOOLS = ("benchmark", "export", "figures", "publish")
+TOOLS = ("benchmark", "export", "publish")
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 SCRIPTS = [*VERBS, "demo", *(f"tools.{name}" for name in TOOLS)]
 

@@ -1,4 +1,4 @@
-"""tools/: the figures of the benchmark, the pictures, and networks that are given away."""
+"""tools/: the figures of the benchmark, and networks that are given away."""
 
 import math
 import re
@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 import audio
-import cli
 import model
-from demo import synthesis
 from hparams import HParams
 from separation import Separator
-from tools import benchmark, figures, publish
+from tools import benchmark, publish
 
 HP = HParams(width=2, stft_frames=3, model_type="convnet")
 TERMS = "research use, non-commercial"
@@ -31,27 +28,6 @@ def test_every_figure_is_measured(what, capsys, monkeypatch):
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
     assert len(numbers) >= 3
     assert all(0 < float(number) < math.inf for number in numbers)
-
-
-def test_pictures_of_a_song_are_drawn_or_it_is_told_why_not(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    parts = synthesis.synthesize_song(np.random.default_rng(0), 3, 22050)
-    soundfile.write(tmp_path / "mixture.wav", sum(parts.values()).T, 22050)
-    soundfile.write(tmp_path / "vocals.wav", parts["vocals"].T, 22050)
-    soundfile.write(tmp_path / "short.wav", parts["vocals"].T[:-1], 22050)
-    out, words = tmp_path / "new", [str(cli.PRETRAINED), str(tmp_path / "mixture.wav")]
-    for vocals, more, message in (
-        ("vocals.wav", ["--start", "1000"], "begins at 1000"),
-        ("short.wav", [], "name this song's vocals"),
-        ("missing.wav", [], "missing.wav"),
-        ("vocals.wav", [], ""),
-    ):
-        code = figures.main([*words, str(out), "--vocals", str(tmp_path / vocals), *more])
-        assert code == bool(message)
-        assert message in capsys.readouterr().err
-        assert out.exists() == (not message)
-    names = {path.name for path in out.iterdir() if path.stat().st_size > 10_000}
-    assert names == {"masks.png", "why.png", "approach.png"}
 
 
 @pytest.fixture
