@@ -64,11 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> int:
     """Train, validate and save, epoch after epoch; returns the exit code."""
     from learning.run import open_log, save, train_epoch
-    from learning.validation import bounds, validate
+    from learning.validation import validate
 
     hp, world = run.hp, run.world
-    limits = bounds(run, run.valid)
-    print("held-out vocals, SI-SDR: " + ", ".join(f"{k} {v:.2f} dB" for k, v in limits.items()))
     save_last = functools.partial(save, run, run_dir, "last.pth")
     save_best = functools.partial(save, run, run_dir, "best.pth")
     if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
@@ -97,10 +95,10 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
             print(
                 f"epoch {run.epoch:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
                 f"SI-SDR soft {scores['soft']:6.2f} dB  binary {scores['binary']:6.2f} dB  "
-                f"{rate:.0f} slices/s",
+                f"mixture {scores['floor']:6.2f} dB  {rate:.0f} slices/s",
                 flush=True,
             )
-            log({f"valid/{k}": value for k, value in (scores | limits).items()}, run.step)
+            log({f"valid/{k}": value for k, value in scores.items()}, run.step)
         if world.any(stop()):
             save_last()
             world.gather("saved")  # torchrun ends all processes as soon as one has left

@@ -45,12 +45,12 @@ def logits_of(run: Run, mixture: torch.Tensor) -> torch.Tensor:
 def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     """Score the averaged network on held-out songs, by loss and by SI-SDR of the vocals [dB].
 
-    ``soft`` and ``binary`` (threshold 0.5) are means over the songs whose excerpt has vocals; NaN
-    if there are none.
+    ``soft`` and ``binary`` (threshold 0.5), and ``floor``, the mixture as it is, are means over the
+    songs whose excerpt has vocals; NaN if there are none.
     """
     run.world.agree(run.averaged.buffers())
 
-    def score(song: OpenSong) -> tuple[float, float, float]:
+    def score(song: OpenSong) -> tuple[float, ...]:
         vocals, accompaniment = excerpt(run, song)
         mixture = vocals + accompaniment
         logits = logits_of(run, mixture)
@@ -58,28 +58,12 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
         mask = audio.quantize_mask(logits.sigmoid())
         pieces = (_chunks(x, run.hp) for x in (logits, target, mixture))
         loss = float(targets.mask_loss(*pieces, run.curve_db, run.hp))
-        return loss, *_scores(mixture, vocals, [mask, (mask > 0.5).float()], run.hp)
+        masks = [mask, (mask > 0.5).float(), torch.ones_like(mask)]
+        return loss, *_scores(mixture, vocals, masks, run.hp)
 
-    losses, soft, binary = zip(*_for_each(run, songs, score), strict=True)
-    return {"loss": float(np.mean(losses)), "soft": _mean_db(soft), "binary": _mean_db(binary)}
-
-
-def bounds(run: Run, songs: list[OpenSong]) -> dict[str, float]:
-    """Score what no network changes, by mean SI-SDR of the vocals [dB].
-
-    ``floor`` is the mixture as estimate, ``ideal_binary`` and ``ideal_ratio`` are masks on the
-    same STFT.
-    """
-
-    def score(song: OpenSong) -> list[float]:
-        vocals, accompaniment = both = excerpt(run, song)
-        binary, ratio = audio.ideal_binary_mask(*both), audio.ideal_ratio_mask(*both)
-        masks = [torch.ones_like(ratio), binary, ratio]
-        return _scores(vocals + accompaniment, vocals, masks, run.hp)
-
-    scores = zip(*_for_each(run, songs, score), strict=True)
-    names = ("floor", "ideal_binary", "ideal_ratio")
-    return {name: _mean_db(of_songs) for name, of_songs in zip(names, scores, strict=True)}
+    losses, *scores = zip(*_for_each(run, songs, score), strict=True)
+    scores = zip(("soft", "binary", "floor"), map(_mean_db, scores), strict=True)
+    return {"loss": float(np.mean(losses)), **dict(scores)}
 
 
 @contextlib.contextmanager

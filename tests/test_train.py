@@ -89,7 +89,7 @@ def test_a_checkpoint_says_how_it_was_made(whole, toy_dataset):
     ids = {f"{s.id} {s.sha256}" for s in dataset.load_manifest(toy_dataset).songs}
     assert len(last["data"]) == 2, "of three songs to train, one is held out"
     assert set(last["data"]) < ids
-    names = {"step", "loss/train", "loss", "soft", "binary"}
+    names = {"step", "loss/train", "loss", "soft", "binary", "floor"}
     assert [set(epoch) for epoch in last["resume"]["history"]] == [names, names]
     assert last["resume"]["history"][-1]["step"] == last["step"]
     names = sorted(p.name.split(".")[0] for p in whole.iterdir())
@@ -102,13 +102,13 @@ def test_the_best_network_is_that_of_the_epoch_that_sounded_best(toy_dataset, mo
     found = iter([(1.0, 0.0), (2.0, 3.0), (2.5, 0.0)])  # SI-SDR with the soft and the binary mask
 
     def scripted(*_args) -> dict[str, float]:
-        return dict(zip(("soft", "binary"), next(found), strict=True), loss=0.5)
+        return dict(zip(("soft", "binary"), next(found), strict=True), loss=0.5, floor=0)
 
     monkeypatch.setattr(validation, "validate", scripted)
     assert train.main([str(toy_dataset), *settings(epochs=3)]) == 0
     best = model.load_checkpoint(Path("runs/convnet/best.pth"))
     last = model.load_checkpoint(Path("runs/convnet/last.pth"))
-    assert best["scores"] == {"soft": 2, "binary": 3, "loss": 0.5}
+    assert best["scores"] == {"soft": 2, "binary": 3, "loss": 0.5, "floor": 0}
     assert best["mask_settings"]["mask_at_eval"]
     assert not last["mask_settings"]["mask_at_eval"]
     assert last["resume"]["best_db"] == 3
@@ -191,7 +191,7 @@ def test_what_is_no_number_ends_the_run_with_one_line_and_is_not_saved(
 ):
     argv, scores = (
         [toy_dataset, *settings(steps=2)],
-        dict.fromkeys(("loss", "soft", "binary"), math.nan),
+        dict.fromkeys(("loss", "soft", "binary", "floor"), math.nan),
     )
     monkeypatch.setattr(validation, "validate", lambda *_: scores)
     assert "the loss on held-out songs is nan" in refused(capsys, *argv)
