@@ -26,7 +26,8 @@ BEFORE = {  # what was done before there was a setting for it
     "optimizer": "adamw",
     "level_db": 0.0,
 }
-GONE = ("reverb", "compression", "compile")  # in older files; nothing reads them any more
+# In older files: names, and values of names that are still there; nothing reads them any more.
+GONE = ("reverb", "compression", "compile", ("schedule", "cyclic"))
 
 
 class InputError(Exception):
@@ -69,7 +70,7 @@ class HParams:
     steps: int | None = None  # length of the run in steps; None: as many as the epochs have
     optimizer: Literal["muon", "adamw"] = "muon"  # "muon" (Jordan 2024) is for convolutions only
     learning_rate: float = 1e-2  # peak of the schedule; 0.003 for "adamw"
-    schedule: Literal["one-cycle", "cyclic", "constant"] = "one-cycle"  # Smith 2018, Smith 2015
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"  # Smith 2018
     weight_decay: float = 1e-2  # of all weights, apart from the loss (Loshchilov and Hutter 2019)
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
@@ -204,10 +205,10 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 def from_dict(stored: dict[str, Any]) -> HParams:
     """Rebuild hparams that a dataset or checkpoint stored.
 
-    Names that are younger than the file take the values of then, or else today's defaults; names
-    that were given up are dropped. InputError if one is unknown: a newer version wrote the file.
+    Names that are younger than the file take the values of then, or else today's defaults; what was
+    given up is dropped. InputError if one is unknown: a newer version wrote the file.
     """
-    stored = {name: value for name, value in stored.items() if name not in GONE}
+    stored = {k: v for k, v in stored.items() if k not in GONE and (k, v) not in GONE}
     unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
     if unknown:
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")

@@ -145,7 +145,7 @@ def set_up(
     run = Run(hp, dataset.Feed(learn, hp, device, resident=fits), valid, world, shares)
     goes_on = checkpoint is not None and resume(run, checkpoint, args)
     n_weights = sum(weight.numel() for weight in run.model.parameters())
-    epochs = run.n_steps / run.steps_per_epoch if hp.steps else hp.epochs
+    epochs = hp.steps / dataset.count_batches(learn, hp, 0) if hp.steps else hp.epochs
     print(
         f"{hp.model_type}, width {hp.width}: {n_weights / 1e6:.2f} million weights; "
         f"{run.n_steps} steps, {epochs:.3g} epochs"

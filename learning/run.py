@@ -92,7 +92,6 @@ class Run:
         self.n_steps = hp.steps or sum(
             dataset.count_batches(self.songs, hp, epoch) for epoch in range(hp.epochs)
         )
-        self.steps_per_epoch = dataset.count_batches(self.songs, hp, 0)  # others vary a little
         self.take_step = Step(self)
         self.epoch = self.batch = self.step = 0
         self.best_db = -np.inf  # of what best.pth holds
@@ -128,8 +127,7 @@ class Run:
 
     def set_pace(self) -> None:
         """Set the next step's learning rate, and how slowly the averaged weights follow it."""
-        rate = learning_rate(self.step, self.hp, self.n_steps, self.steps_per_epoch)
-        self.learning_rate.fill_(rate)
+        self.learning_rate.fill_(learning_rate(self.step, self.hp, self.n_steps))
         self.decay.fill_(min(self.hp.ema_decay, (1 + self.step) / (10 + self.step)))
 
     def average(self) -> None:
@@ -213,18 +211,15 @@ class Run:
         self.inherited = {name: checkpoint[name] for name in INHERITED if name in checkpoint}
 
 
-def learning_rate(step: int, hp: HParams, n_steps: int, steps_per_epoch: int) -> float:
+def learning_rate(step: int, hp: HParams, n_steps: int) -> float:
     """Return the learning rate of a step, as ``schedule`` defines it.
 
     "one-cycle" (Smith 2018, arXiv 1803.09820) rises from a 25th over three tenths of the run and
-    falls to almost nothing, both as a cosine does; "cyclic" (Smith 2015, arXiv 1506.01186) is a
-    triangle from a tenth, two epochs up and two down.
+    falls to almost nothing, both as a cosine does.
     """
     peak = hp.learning_rate
     if hp.schedule == "constant":
         return peak
-    if hp.schedule == "cyclic":
-        return peak * (0.1 + 0.9 * (1 - abs(step / (2 * steps_per_epoch) % 2 - 1)))
     top = 0.3 * (n_steps + 1) - 1  # the step of the peak
     if step <= top:
         start, end, share = peak / 25, peak, step / top

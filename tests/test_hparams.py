@@ -72,7 +72,7 @@ def test_a_wrong_setting_on_the_command_line_is_told_in_one_line():
 
 
 def test_settings_that_an_old_file_lacks_take_the_values_of_then():
-    gone = {"reverb": 0.1, "compression": 0.0, "compile": "reduce-overhead"}
+    gone = {"reverb": 0.1, "compression": 0.0, "compile": "reduce-overhead", "schedule": "cyclic"}
     old = hparams.from_dict({"width": 16} | gone)
     assert old == HParams(width=16, **hparams.BEFORE)
     assert (old.optimizer, old.level_db) == ("adamw", 0)
