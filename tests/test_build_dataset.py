@@ -169,7 +169,7 @@ def test_what_cancels_in_the_mean_of_the_channels_comes_from_one(
     assert bool(said) == bool(error)
 
 
-def test_only_what_is_not_as_it_was_is_built_again(toy_tree, output, monkeypatch, capsys):
+def test_only_what_is_not_as_it_was_is_built_again(toy_tree, output, monkeypatch):
     before, build, built = contents(output), build_dataset.build_song, []
 
     def remember(task, track):
@@ -184,21 +184,14 @@ def test_only_what_is_not_as_it_was_is_built_again(toy_tree, output, monkeypatch
     assert all(one.taught for one in dataset.load_manifest(output).songs)
     assert built == []
 
-    victim = sorted(output.glob("songs/*.npy"))[0]
-    damaged = bytearray(victim.read_bytes())
-    damaged[-1000] ^= 1
-    victim.write_bytes(damaged)
-    assert build_dataset.main([*again, "--verify"]) == 0
-    assert f"{victim}: not as it was" in capsys.readouterr().err
     track = tracks.find_tracks(toy_tree).tracks[-1]
     stat = track.paths[0].stat()
     os.utime(track.paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert build_dataset.main(again) == 0
-    assert len(built) == 2
-    assert built[1] == track.name
+    assert built == [track.name]
     assert contents(output) == before
     assert build_dataset.main(again) == 0
-    assert len(built) == 2
+    assert built == [track.name]
 
 
 def test_every_bad_song_is_named_and_the_others_are_kept_for_the_next_run(tmp_path, capsys):
