@@ -215,7 +215,6 @@ def tune(argv: list[str]) -> int:
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("root", type=Path, help="folder of music: validation songs")
     add_song_options(parser, "train, those not learnt from", 60.0)
-    add("--dry-run", action="store_true", help="print the curves; leave the checkpoint as it is")
     cli.add_device_option(parser)
     args = parser.parse_args(argv)
     cli.settings_of(args)
@@ -249,9 +248,7 @@ def tune(argv: list[str]) -> int:
     say(*tuning.curves(mean), "", f"tuned on {len(tuned)} songs")
     say("best: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
     n_failed = len(listing.bad) + len(new) - len(done)
-    if args.dry_run:
-        say(f"{args.checkpoint}: left as it is (--dry-run)")
-    elif n_failed:
+    if n_failed:
         cli.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
     else:
         tuning.store(args.checkpoint, settings, list(tuned))
