@@ -114,9 +114,9 @@ def open_spectrogram(folder: Path, song: Song, n_bins: int) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, tokenize.TokenError) as error:
-        raise InputError(f"{path}: missing or damaged (remove it, and build again)") from error
+        raise InputError(f"{path}: missing or damaged (remove it, build again)") from error
     if array.shape != (song.n_frames, len(song.parts), n_bins, 2) or array.dtype != np.float16:
-        raise InputError(f"{path}: not the array that was built (remove it, and build again)")
+        raise InputError(f"{path}: not the array the manifest promises (remove it, build again)")
     return array
 
 
