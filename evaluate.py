@@ -3,7 +3,7 @@
 Every test song is scored by BSSEval v4 (frames of 1 s, median over frames, then over songs, as
 SiSEC 2018), v3 (GNSDR, GSIR, GSAR: means weighted by length, as on MIR-1K) and SI-SDR (mean). The
 floor is the mixture as estimate, the ceilings are ideal masks, one for all channels (two, of mid
-and side, can reach more); a percentage is the part of the way from the floor to the ratio mask.
+and side, can reach more).
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
         for note in record["notes"]:
             cli.warn(f"{record['name']}: {note}")
     say(*tables.tables(summary), "")
-    say(f"{len(records)} songs, in dB; %: of the way from the floor to the ideal ratio mask")
+    say(f"{len(records)} songs, in dB")
     for purpose, names in songs.known_songs(args.checkpoint).items():
         if n_known := sum(songs.song_key(record["name"]) in names for record in records):
             cli.warn(f"{n_known} songs are called like songs that {purpose}")

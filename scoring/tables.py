@@ -1,8 +1,8 @@
 """The scores of many songs: as a table, as a picture, and one system against another.
 
-The floor is the mixture as estimate, the ceilings are ideal masks; a share is the part of the way
-from the floor to the ideal ratio mask. Songs are records as `songs.scores_of` makes them, in which
-all systems have their scores of the same frames and songs. Nothing here needs torch.
+The floor is the mixture as estimate, the ceilings are ideal masks. Songs are records as
+`songs.scores_of` makes them, in which all systems have their scores of the same frames and songs.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from hparams import InputError
 FORMAT = "vocal-mask scores 4"
 STEMS = ("vocals", "accompaniment")
 FLOOR, IDEALS = "floor", ("ideal_binary", "ideal_ratio")
-CEILING = "ideal_ratio"  # what the share of the way is counted to
 WORST_DB = -30.0  # a silent estimate is infinitely bad; scores are averaged from here up
 BEST_DB = 30.0  # and a copy of the truth infinitely good: one song must not outweigh all others
 FEWEST = 6  # songs: of fewer, all may differ the same way by chance in more than 1 of 20 cases
@@ -73,26 +72,19 @@ def rounded(value: Any) -> Any:
 def summarise(songs: list[Record]) -> Summary:
     """Bring the scores of songs together.
 
-    Returns, by system, stem and metric: ``value`` [dB], ``n_songs`` that have it, and ``share``,
-    the part of the way from the floor to the ideal ratio mask; None where no way leads up.
+    Returns, by system, stem and metric: ``value`` [dB], and ``n_songs`` that have it.
     """
     systems = list(songs[0]["scores"]) if songs else []
     summary: Summary = {system: {stem: {} for stem in STEMS} for system in systems}
     for stem, metric in product(STEMS, METRICS):
         weights = np.array([s["seconds"] if metric.across == "length" else 1.0 for s in songs])
-        means = {}
         for system in systems:
             values = np.array([song_score(s["scores"][system][stem], metric.name) for s in songs])
-            there = ~np.isnan(values)
-            means[system] = median(values)
+            there, value = ~np.isnan(values), median(values)
             if metric.across != "median" and there.any():
-                means[system] = float(np.average(values[there], weights=weights[there]))
-            cell = {"value": rounded(means[system]), "n_songs": int(there.sum()), "share": None}
+                value = float(np.average(values[there], weights=weights[there]))
+            cell = {"value": rounded(value), "n_songs": int(there.sum())}
             summary[system][stem][metric.name] = cell
-        way = means.get(CEILING, math.nan) - means.get(FLOOR, math.nan)
-        for system in systems if way > 0.01 else ():
-            share = rounded((means[system] - means[FLOOR]) / way)
-            summary[system][stem][metric.name]["share"] = share
     return summary
 
 
@@ -111,16 +103,11 @@ def tables(summary: Summary) -> list[str]:
     width = max([len(system) for system in summary] + [13]) + 1
     lines = []
     for stem in STEMS if summary else ():
-        header = "".join(f"{m.label:>8}       " for m in names)
-        lines += ["", (stem.ljust(width) + header).rstrip()]
+        lines += ["", stem.ljust(width) + "".join(f"{metric.label:>9}" for metric in names)]
         for system in ordered(summary):
-            shown = system.ljust(width)
-            for metric in names:
-                cell = summary[system][stem][metric.name]
-                shown += f"{'n/a' if cell['value'] is None else format(cell['value'], '.2f'):>8}"
-                has_share = cell["share"] is not None and system not in (FLOOR, *IDEALS)
-                shown += f"{100 * cell['share']:>5.0f} %" if has_share else " " * 7
-            lines.append(shown.rstrip())
+            values = [summary[system][stem][metric.name]["value"] for metric in names]
+            texts = ("n/a" if value is None else f"{value:.2f}" for value in values)
+            lines.append(system.ljust(width) + "".join(f"{text:>9}" for text in texts))
     return lines
 
 

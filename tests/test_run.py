@@ -132,7 +132,7 @@ def test_an_example_is_made_of_the_frames_it_is_asked_about(songs):
 @pytest.mark.parametrize("kind", sorted(training.OPTIMIZERS))
 def test_a_step_with_its_pace_on_the_device_is_the_step_with_numbers(songs, kind):
     """The slow twin: learning rate and decay as Python numbers, torch's own moving average."""
-    hp = replace(HP, optimizer=kind, ema_decay=0.9)
+    hp = replace(HP, optimizer=kind, learning_rate=0.003, ema_decay=0.9)
     run, twin = make_run(songs, hp), make_run(songs, hp)
     optimizer = training.OPTIMIZERS[kind](twin.model.parameters(), weight_decay=hp.weight_decay)
     averaged = torch.optim.swa_utils.AveragedModel(twin.model, use_buffers=True)
