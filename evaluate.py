@@ -245,8 +245,8 @@ def tune(argv: list[str]) -> int:
         raise InputError(f"{args.checkpoint}: no song left to tune on")
     mean = np.mean(list(tuned.values()), 0)
     settings = tuning.best_settings(mean)
-    say(*tuning.curves(mean), "", f"tuned on {len(tuned)} songs")
-    say("best: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
+    best = ", ".join(f"{name}={value}" for name, value in settings.items())
+    say(f"tuned on {len(tuned)} songs", f"best: {best}: SI-SDR {max(mean):.2f} dB")
     n_failed = len(listing.bad) + len(new) - len(done)
     if n_failed:
         cli.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")

@@ -76,18 +76,6 @@ def best_settings(scores: np.ndarray) -> dict[str, Any]:
     return {**UNTUNED_MASK, **grid[soft], **grid[hard], "mask_at_eval": is_hard}
 
 
-def curves(scores: np.ndarray) -> list[str]:
-    """Write the mean scores of all settings as lines."""
-    hard, soft = np.split(scores, [len(THRESHOLDS)])
-    lines = ["", "binary mask: SI-SDR of the vocals [dB] by eval_mask_threshold"]
-    lines += [f"{x:6.2f} {score:8.2f}" for x, score in zip(THRESHOLDS, hard, strict=True)]
-    lines += ["", "soft mask: by noise_gate (down) and mask_sharpness (across)"]
-    rows = np.vstack([SHARPNESSES, soft.reshape(len(GATES), -1)])
-    for gate, row in zip(("", *GATES), rows, strict=True):
-        lines.append(f"{gate:>6}" + "".join(f"{value:8.2f}" for value in row))
-    return lines
-
-
 def store(path: Path, settings: dict[str, Any], names: list[str]) -> None:
     """Put mask settings into a checkpoint, and leave all else in it as it is.
 
