@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("root", type=Path, help="folder of music; its layout is recognised and printed")
     add("output", type=Path, help="folder of the dataset; 1.3 GB an hour (4.1 kB a frame)")

@@ -32,12 +32,16 @@ SAME_WISH = 1.0  # seconds within which a second signal is the first one again
 Main = Callable[[list[str] | None], int]
 
 
-def make_parser(doc: str, epilog: str) -> argparse.ArgumentParser:
-    """Make a parser, described by the first paragraph of `doc`, with every script's options."""
+def make_parser(doc: str, hints: str = "") -> argparse.ArgumentParser:
+    """Make a parser with every script's options.
+
+    The first paragraph of a script's `doc` describes it, the last one holds the examples.
+    """
+    description, *_, examples = doc.split("\n\n")
     parser = argparse.ArgumentParser(
         prog=_script_name(),
-        description=doc.split("\n\n")[0],
-        epilog=epilog,
+        description=description,
+        epilog=f"{hints}examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, text = parser.add_argument, "override a setting of hparams.py; may be given several times"

@@ -4,6 +4,12 @@ Every test song is scored by BSSEval v4 (frames of 1 s, median over frames, then
 SiSEC 2018), v3 (GNSDR, GSIR, GSAR: means weighted by length, as on MIR-1K) and SI-SDR (mean). The
 floor is the mixture as estimate, the ceilings are ideal masks, one for all channels (two, of mid
 and side, can reach more).
+
+  python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
+  python evaluate.py runs/resnet18/best.pth music/dsd100 --estimates other=their/wavs --plot a.svg
+  python evaluate.py bounds music/mir1k --set n_fft=2048        # floor and ceilings
+  python evaluate.py compare a.json b.json                      # is one better, or is it chance?
+  python evaluate.py tune runs/resnet18/best.pth music/dsd100   # choose the mask settings
 """
 
 from __future__ import annotations
@@ -21,13 +27,7 @@ from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
 from sound import tracks, writing
 
-EPILOG = """examples:
-  python evaluate.py runs/resnet18/best.pth music/dsd100 --workers 4
-  python evaluate.py runs/resnet18/best.pth music/dsd100 --estimates other=their/wavs --plot a.svg
-  python evaluate.py bounds music/mir1k --set n_fft=2048        # floor and ceilings
-  python evaluate.py compare a.json b.json                      # is one better, or is it chance?
-  python evaluate.py tune runs/resnet18/best.pth music/dsd100   # choose the mask settings
-"""
+ABOUT = __doc__.rpartition("\n\n")[0]
 BOUNDS = """Score the mixture itself and the ideal masks: what no network changes.
 
 The STFT is that of --set sample_rate, n_fft and hop_length, moved to each song's own rate."""
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser(command: str, text: str) -> argparse.ArgumentParser:
     """Describe the command line of one command; the first one has no name."""
-    parser = cli.make_parser(text, EPILOG)
+    parser = cli.make_parser(__doc__)
     parser.description = text  # all of it: it says what the numbers are
     parser.prog += f" {command}" * bool(command)
     return parser
@@ -117,7 +117,7 @@ def refuse_options(args: argparse.Namespace) -> None:
 
 def score(argv: list[str], has_network: bool = False) -> int:
     """Score songs in parallel, keeping each as it is done; print, draw and store the result."""
-    parser = make_parser("", __doc__) if has_network else make_parser("bounds", BOUNDS)
+    parser = make_parser("", ABOUT) if has_network else make_parser("bounds", BOUNDS)
     parser.set_defaults(checkpoint=None)
     add = parser.add_argument
     if has_network:

@@ -2,6 +2,13 @@
 
 A run writes runs/<name>/last.pth after every epoch, every five minutes and on Ctrl-C, best.pth
 whenever the held-out songs sound better than before, and a log for TensorBoard beside them.
+
+  python train.py data/dsd100
+  python train.py data/mir1k data/produced --share 1 3               # the second thrice as often
+  python train.py data/mir1k --name small --set width=16 --set epochs=20
+  python train.py data/dsd100 --checkpoint runs/resnet18/last.pth    # go on from there
+  torchrun --nproc-per-node 8 train.py data/dsd100                   # on 8 GPUs
+  tensorboard --logdir runs                                          # watch it
 """
 
 from __future__ import annotations
@@ -26,14 +33,6 @@ if TYPE_CHECKING:
 
     from learning.ranks import World
     from learning.run import Run
-
-EPILOG = """examples:
-  python train.py data/dsd100
-  python train.py data/mir1k data/produced --share 1 3               # the second thrice as often
-  python train.py data/mir1k --name small --set width=16 --set epochs=20
-  python train.py data/dsd100 --checkpoint runs/resnet18/last.pth    # go on from there
-  torchrun --nproc-per-node 8 train.py data/dsd100                   # on 8 GPUs
-  tensorboard --logdir runs                                          # watch it"""
 
 
 @cli.script
@@ -155,7 +154,7 @@ def set_up(
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = cli.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("data", type=Path, nargs="+", help="folders that build_dataset.py made")
     text = "how much of an epoch each folder gets (default: as much as it is long)"

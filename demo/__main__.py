@@ -35,7 +35,7 @@ NEEDED_DB = 5.0  # 10 is usual: less than this means that something is broken
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Tell the story from the first song to the last number."""
-    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--song", type=Path, help="a recording of yours to separate at the end")
     args = parser.parse_args(argv)
     if args.song is not None:

@@ -5,8 +5,7 @@ The ranks of a run share the songs, and all of them return the scores of all son
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +37,8 @@ def logits_of(run: Run, mixture: torch.Tensor) -> torch.Tensor:
     """Return the averaged network's answer to every frame, with silence around the excerpt."""
     features = audio.features(mixture, run.curve_db, run.hp.mixture_power, run.hp)
     padded = F.pad(features, (run.hp.lookback, run.hp.lookahead))
-    with _of_any_length():
+    # cuDNN's benchmark would try all its algorithms, for every song anew: each has another length.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
         return run.averaged(padded[:, None].contiguous())
 
 
@@ -64,17 +64,6 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
     losses, *scores = zip(*_for_each(run, songs, score), strict=True)
     scores = zip(("soft", "binary", "floor"), map(_mean_db, scores), strict=True)
     return {"loss": float(np.mean(losses)), **dict(scores)}
-
-
-@contextlib.contextmanager
-def _of_any_length() -> Iterator[None]:
-    """Keep cuDNN from trying all its algorithms: every song has another length."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def _for_each(run: Run, songs: list[OpenSong], score: Callable[[OpenSong], Any]) -> list[Any]:

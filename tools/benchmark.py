@@ -2,6 +2,11 @@
 
 The four figures are the network alone, a song from file to files, a step of training, and live
 sound. Pieces run in alternation and the best of several rounds counts, as machines are noisy.
+
+  python -m tools.benchmark network                      # one pass of the network
+  python -m tools.benchmark train --set width=16         # a step of training
+  python -m tools.benchmark generate --device cuda       # a whole song
+  python -m tools.benchmark live                         # 48 kHz in packets of 20 ms
 """
 
 from __future__ import annotations
@@ -24,11 +29,6 @@ if TYPE_CHECKING:
     from dataset import OpenSong
     from separation import Separator
 
-EPILOG = """examples:
-  python -m tools.benchmark network                      # one pass of the network
-  python -m tools.benchmark train --set width=16         # a step of training
-  python -m tools.benchmark generate --device cuda       # a whole song
-  python -m tools.benchmark live                         # 48 kHz in packets of 20 ms"""
 HERE = Path(__file__).parent.parent
 SONG_RATE = 44100  # Hz
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product as fast as this machine can
@@ -51,7 +51,7 @@ class Bench(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark and print its figures."""
     benchmarks = {"network": network, "generate": generate, "train": training, "live": live}
-    parser = cli.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__)
     add, count = parser.add_argument, cli.positive_count
     add("what", choices=list(benchmarks), help="which part to measure")
     add("--rounds", type=count, default=5, help="in alternation (%(default)s)")

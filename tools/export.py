@@ -30,7 +30,7 @@ SMALL = 1024  # numbers; shorter arrays stay in float32
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Export one checkpoint."""
-    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("output", type=Path, help="the .onnx to write")

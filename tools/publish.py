@@ -21,7 +21,7 @@ from hparams import InputError, UsageError
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Print or publish one checkpoint."""
-    parser = cli.make_parser(__doc__, "examples:\n" + __doc__.split("\n\n")[-1])
+    parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
     add("output", type=Path, nargs="?", help="the .pth to write; without it nothing is written")
