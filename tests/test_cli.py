@@ -62,7 +62,7 @@ def run(command: list[str] | str, **env: str) -> subprocess.CompletedProcess:
         ),
         ("return 1 / 0", 1, b"", b"ZeroDivisionError: division by zero\n"),
         (
-            "cli.make_parser('Hear.', '').parse_args(['--volume=11'])",
+            "cli.make_parser('Hear.\\n\\nsong.py').parse_args(['--volume=11'])",
             2,
             b"",
             b"song.py: error: unrecognized arguments: --volume=11\n",
@@ -151,7 +151,7 @@ def test_the_device_is_told_with_the_reason(n_gpus, choice, local_rank, said, ca
         "get_device_name": lambda device: f"GPU {device.index}",
     }.items():
         monkeypatch.setattr(torch.cuda, name, answer)
-    parser = cli.make_parser("Hear it.", "")
+    parser = cli.make_parser("Hear it.\n\nsong.py")
     cli.add_device_option(parser)
     device = cli.device_of(parser.parse_args(["--device", choice]), parser, local_rank)
     assert str(device) == (f"cuda:{local_rank}" if "GPU" in said else "cpu")
