@@ -185,16 +185,14 @@ def compare(argv: list[str]) -> int:
     add = parser.add_argument
     add("before", type=Path, help="a .json file that evaluate.py wrote")
     add("after", type=Path, help="another one, or the same")
-    text = "whose scores: one name for both files, or one for each (default: model)"
-    add("--systems", nargs="+", default=["model"], metavar="NAME", help=text)
+    text = "whose scores, in the first file and in the second (default: model model)"
+    add("--systems", nargs=2, default=["model", "model"], metavar="NAME", help=text)
     names = [metric.name for metric in tables.METRICS]
     add("--metric", choices=names, help="only this one, with the difference of every song")
     add("--stem", choices=tables.STEMS, default="vocals", help="(default: %(default)s)")
     args = parser.parse_args(argv)
     cli.settings_of(args)
-    if len(args.systems) > 2:
-        raise UsageError("--systems: one name for both files, or one for each")
-    systems, paths = (args.systems[0], args.systems[-1]), (args.before, args.after)
+    systems, paths = tuple(args.systems), (args.before, args.after)
     pairs = tables.pair_songs(paths, systems)
     text = f"{args.stem} of the {len(pairs)} songs in both"
     say(f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {text}")

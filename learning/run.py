@@ -393,38 +393,33 @@ def save(run: Run, folder: Path, name: str, warn: Callable[[str], None] | None =
 
 @contextlib.contextmanager
 def open_log(folder: Path | None, warn: Callable[[str], None]) -> Iterator[Log]:
-    """Open a log for TensorBoard and give the function that adds a point to each named curve.
+    """Give the function that adds a point to each named curve of a log for TensorBoard.
 
     It never ends a run: the first failure is one warning, and nothing more is logged. Points are
     written at once, by this thread: that of torch's SummaryWriter fails with a traceback.
     """
-    writer = None
+    writer, goes_on = None, folder is not None  # else another rank writes it
     with contextlib.ExitStack() as files:
-        if folder is not None:  # else another rank writes it
-            try:
-                with warnings.catch_warnings(action="ignore"):  # deprecations inside tensorboard
-                    from tensorboard.compat.proto.event_pb2 import Event
-                    from tensorboard.summary.writer.record_writer import RecordWriter
 
+        def write(**what: Any) -> None:
+            nonlocal writer
+            with warnings.catch_warnings(action="ignore"):  # deprecations inside tensorboard
+                from tensorboard.compat.proto.event_pb2 import Event
+                from tensorboard.summary.writer.record_writer import RecordWriter
+            if writer is None:
                 name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
-                file = files.enter_context(open(folder / name, "wb", buffering=0))
-                version = Event(wall_time=time.time(), file_version="brain.Event:2")
-                writer = RecordWriter(file)
-                writer.write(version.SerializeToString())
-            except Exception as error:  # beside another protobuf it raises whatever it likes
-                writer = None
-                warn(f"TensorBoard log stopped: {error}; training goes on")
+                writer = RecordWriter(files.enter_context(open(folder / name, "wb", buffering=0)))
+                write(file_version="brain.Event:2")
+            writer.write(Event(wall_time=time.time(), **what).SerializeToString())
 
         def add(values: dict[str, float], step: int) -> None:
-            nonlocal writer
-            if writer is None:
-                return
-            points = [{"tag": name, "simple_value": value} for name, value in values.items()]
-            event = Event(wall_time=time.time(), step=step, summary={"value": points})
-            try:
-                writer.write(event.SerializeToString())
-            except OSError as error:
-                writer = None
-                warn(f"TensorBoard log stopped: {error}; training goes on")
+            nonlocal goes_on
+            if goes_on:
+                points = [{"tag": name, "simple_value": value} for name, value in values.items()]
+                try:
+                    write(step=step, summary={"value": points})
+                except Exception as error:  # beside another protobuf it raises whatever it likes
+                    goes_on = False
+                    warn(f"TensorBoard log stopped: {error}; training goes on")
 
         yield add

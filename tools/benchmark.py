@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent.parent
 SONG_RATE = 44100  # Hz
-MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product as fast as this machine can
 EPOCH_SLICES = 2_000_000  # 100 songs of 4 minutes: the size of DSD100
 
 Figures = dict[str, float | str]
@@ -81,29 +80,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def network(bench: Bench) -> Figures:
-    """Time one dense pass over a block of frames, and the same columns as separate slices."""
+    """Time one dense pass over a block of frames."""
     import torch
 
     from model import operations_per_column
 
-    hp, separator, batch = bench.hp, untrained_separator(bench), 16
-
-    def pass_over(size: int, n_frames: int) -> Callable[[], Any]:
-        x = torch.rand(size, 1, hp.n_bins, n_frames, device=bench.device, dtype=separator.dtype)
-        return torch.inference_mode()(lambda: separator.model(x))
-
-    took = best_seconds(
-        bench,
-        dense=pass_over(1, separator.block_frames + hp.stft_frames - 1),
-        slices=pass_over(batch, hp.stft_frames),
-    )
+    hp, separator = bench.hp, untrained_separator(bench)
+    n_frames = separator.block_frames + hp.stft_frames - 1
+    x = torch.rand(1, 1, hp.n_bins, n_frames, device=bench.device, dtype=separator.dtype)
+    took = best_seconds(bench, dense=torch.inference_mode()(lambda: separator.model(x)))
     column, operations = took["dense"] / separator.block_frames, operations_per_column(hp)
     return {
         "operations per column [MFLOP]": operations / 1e6,
         "dense pass [ms per column]": column * 1e3,
         "dense pass [GFLOP/s]": operations / column / 1e9,
         "real-time factor": column * hp.sample_rate / hp.hop_length,
-        "separate slices / dense pass": took["slices"] / batch / column,
     }
 
 
@@ -135,13 +126,13 @@ def generate(bench: Bench) -> Figures:
 
 
 def training(bench: Bench) -> Figures:
-    """Time a step of training, stage by stage, and compare it with a large matrix product."""
+    """Time a step of training, stage by stage."""
     import torch
 
     from dataset import Feed, batches_of, plan_epoch
     from learning.run import Run, loss_of
     from learning.targets import make_example
-    from model import is_narrow, operations_per_column
+    from model import operations_per_column
 
     hp, songs = bench.hp, [song_in_memory(bench)]
     feed = Feed(songs, hp, bench.device, resident=True)
@@ -156,7 +147,6 @@ def training(bench: Bench) -> Figures:
     took = best_seconds(
         bench,
         step=lambda: run.take_step(next(feed.batches([batch]))),
-        gather=lambda: feed.spectrograms(next(feed.batches([batch]))),
         mix=mix,
         passes=lambda: loss_of(run, *example).backward(),
     )
@@ -165,20 +155,14 @@ def training(bench: Bench) -> Figures:
         figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
     rate = len(batch) * hp.chunk_slices / took["step"]
     operations = 3 * operations_per_column(hp) * hp.stft_stride * rate  # backward takes two thirds
-    dtype = torch.bfloat16 if is_narrow(hp, bench.device) else torch.float32
-    size = MATRIX[bench.device.type]
-    matrix = torch.rand(size, size, device=bench.device, dtype=dtype)
-    peak = 2 * size**3 / best_seconds(bench, product=lambda: matrix @ matrix)["product"]
     return figures | {
         "step": f"{len(batch)} chunks of {hp.chunk_slices}",
         "step [ms]": took["step"] * 1e3,
         "slices per second": rate,
         f"{EPOCH_SLICES} slices [s]": EPOCH_SLICES / rate,
         "forward and backward / step": took["passes"] / took["step"],
-        "gather / step": took["gather"] / took["step"],
         "gather, mix, features, target / step": took["mix"] / took["step"],
         "step [GFLOP/s]": operations / 1e9,
-        "step / matrix product, operations per second": operations / peak,
     }
 
 
