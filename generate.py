@@ -322,7 +322,9 @@ def pass_through(separator: Separator, args: argparse.Namespace) -> int:
     n_block = separation.READ_SAMPLES
     if args.live:
         n_block = round(0.02 * info.sample_rate)
-        separator.warm_up(*form, n_block)
+        warming_up = separator.stream(*form, live=True)
+        for _ in range(50):  # then packets are quick from the first one on
+            warming_up.push(torch.zeros(info.n_channels, n_block))
         reader.n_behind = stream.delay  # samples
         delay_ms = 1000 * (stream.delay + n_block) / info.sample_rate
         print(f"live: {delay_ms:.0f} ms behind its input", file=sys.stderr)

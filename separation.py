@@ -110,12 +110,6 @@ class Separator:
         """Whether a recording is separated as mid and side."""
         return self.stereo == "mid-side" and n_channels == 2
 
-    def warm_up(self, sample_rate: int, n_channels: int, n_samples: int) -> None:
-        """Let live packets of `n_samples` be quick from the first one on."""
-        stream = self.stream(sample_rate, n_channels, live=True)
-        for _ in range(50):
-            stream.push(np.zeros((n_channels, n_samples), np.float32))
-
     def stream(self, sample_rate: int, n_channels: int, live: bool = False) -> Stream:
         """Start on a song of which the samples arrive bit by bit."""
         return Stream(self, sample_rate, n_channels, live)

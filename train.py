@@ -70,7 +70,6 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
     save_best = functools.partial(save, run, run_dir, "best.pth")
     if not (goes_on and args.checkpoint.parent.resolve() == run_dir.resolve()):
         begin_folder(run, run_dir, args, save_last)
-    is_saved = (run_dir / "last.pth").exists()
 
     with open_log(None if world.rank else run_dir, cli.warn) as log, cli.Stop() as stop:
         while not run.is_finished:
@@ -89,7 +88,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
             run.finish_epoch(loss, scores)
             if run.latest_db > run.best_db and save_best(cli.warn):
                 run.best_db = run.latest_db
-            is_saved = save_last(cli.warn)
+            save_last(cli.warn)
             rate = (run.step - first_step) * hp.batch_size * hp.chunk_slices / seconds
             print(
                 f"epoch {run.epoch:3d}  train {loss:.4f}  valid {scores['loss']:.4f}  "
@@ -103,8 +102,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
             world.gather("saved")  # torchrun ends all processes as soon as one has left
             print(f"stopped at step {run.step}; resume with --checkpoint {run_dir / 'last.pth'}")
             return stop.exit_code
-    if not is_saved:  # a full disk, or a finished run under a new name
-        save_last()
+    save_last()  # once more: the disk was full, or this is a finished run under a new name
     if run.latest_db > run.best_db:
         save_best()
     print(f"the run is in {run_dir}")

@@ -25,7 +25,7 @@ def test_every_figure_is_measured(what, capsys):
     assert benchmark.main([what, *words, "--device", "cpu"]) == 0
     torch.set_num_threads(threads)
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
-    assert len(numbers) >= 3
+    assert len(numbers) >= 2
     assert all(0 < float(number) < math.inf for number in numbers)
 
 
