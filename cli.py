@@ -32,7 +32,7 @@ SAME_WISH = 1.0  # seconds within which a second signal is the first one again
 Main = Callable[[list[str] | None], int]
 
 
-def make_parser(doc: str, hints: str = "") -> argparse.ArgumentParser:
+def make_parser(doc: str) -> argparse.ArgumentParser:
     """Make a parser with every script's options.
 
     The first paragraph of a script's `doc` describes it, the last one holds the examples.
@@ -41,7 +41,7 @@ def make_parser(doc: str, hints: str = "") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_script_name(),
         description=description,
-        epilog=f"{hints}examples:\n{examples}",
+        epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, text = parser.add_argument, "override a setting of hparams.py; may be given several times"

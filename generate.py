@@ -3,10 +3,11 @@
 Outputs have the input's sample rate, channels and length; vocals plus accompaniment are the input.
 
   python generate.py song.wav --background --report
+  python generate.py song.wav --set mask_sharpness=1.5  # drier; hparams.py has more of these
   python generate.py albums --format flac --output-dir stems
   ffmpeg -i song.m4a -f wav - | python generate.py - | ffplay -
   python generate.py --live
-  python generate.py runs/resnet18/best.pth song.wav    # a network of your own
+  python generate.py runs/resnet18/best.pth song.wav  # a network of your own
 """
 
 from __future__ import annotations
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
     from sound.reading import AudioInfo, Reader
     from sound.writing import Separated
 
-WHAT_YOU_HEAR = """what you hear:
-  --set mask_at_eval=true        binary mask: cleaner pauses, harsher consonants
-  --set eval_mask_threshold=0.6  binary: drier, less of the band and of the voice
-  --set noise_gate=0.2           soft: fewer remains between the words, thinner voice
-  --set mask_sharpness=1.5       soft: drier; below 1 more of everything
-
-"""
 PIPE = Path("-")
 FILES_ONLY = ("background", "report", "format", "subtype", "start", "duration")
 SUBTYPES = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
@@ -79,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = cli.make_parser(__doc__, WHAT_YOU_HEAR)
+    parser = cli.make_parser(__doc__)
     parser.add_argument(
         "audio",
         type=as_path,
