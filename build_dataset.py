@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,11 +142,7 @@ def build_songs(task: Task, listed: list[Track], n_workers: int | None) -> list[
         # Their arrays will be replaced, so the old dataset ends here.
         (task.output / dataset.MANIFEST).unlink(missing_ok=True)
     jobs.sort(key=tracks.n_bytes, reverse=True)  # a long one at the end keeps all waiting
-    start = time.perf_counter()
     built = dict(cli.in_processes(functools.partial(build_song, task), jobs, n_workers))
-    if built:
-        total, took = sum(song.seconds for song in built.values()), time.perf_counter() - start
-        print(f"built {total:.0f} s of music, {total / took:.0f} s per second")
     return sorted((songs | built).values(), key=lambda song: song.id)
 
 

@@ -187,22 +187,15 @@ def compare(argv: list[str]) -> int:
     add("after", type=Path, help="another one, or the same")
     text = "whose scores, in the first file and in the second (default: model model)"
     add("--systems", nargs=2, default=["model", "model"], metavar="NAME", help=text)
-    names = [metric.name for metric in tables.METRICS]
-    add("--metric", choices=names, help="only this one, with the difference of every song")
-    add("--stem", choices=tables.STEMS, default="vocals", help="(default: %(default)s)")
     args = parser.parse_args(argv)
     cli.settings_of(args)
     systems, paths = tuple(args.systems), (args.before, args.after)
     pairs = tables.pair_songs(paths, systems)
-    text = f"{args.stem} of the {len(pairs)} songs in both"
+    text = f"vocals of the {len(pairs)} songs in both"
     say(f"{args.before} ({systems[0]}) → {args.after} ({systems[1]}): {text}")
     for metric in tables.METRICS:
-        if args.metric not in (None, metric.name):
-            continue
-        differences = tables.song_differences(pairs, systems, args.stem, metric.name)
-        for name, _, before, after in differences if args.metric else ():
-            say(f"{after - before:+8.2f} dB  {before:7.2f} → {after:7.2f}  {name}")
-        print(f"{metric.label:>9}: {tables.verdict(differences)}")
+        gains, groups = tables.gains_of(pairs, systems, metric.name)
+        print(f"{metric.label:>9}: {tables.verdict(gains, groups)}")
     return 0
 
 

@@ -135,15 +135,6 @@ def plot_scores(path: Path, songs: list[Record]) -> None:
     cli.replace_atomically(path, lambda file: picture.savefig(file, format=path.suffix[1:]))
 
 
-class Difference(NamedTuple):
-    """One song's score before and after."""
-
-    name: str
-    group: str  # the song that it is a clip of
-    before: float  # [dB]
-    after: float
-
-
 def write_scores(path: Path, about: dict[str, Any], summary: Summary, songs: list[Record]) -> None:
     """Write the file that `read_scores` reads: every song's scores and what they are of."""
     contents = {"format": FORMAT, "about": about, "summary": summary, "songs": songs}
@@ -191,27 +182,29 @@ def pair_songs(paths: tuple[Path, Path], systems: tuple[str, str]) -> list[tuple
     return pairs
 
 
-def song_differences(
-    pairs: list[tuple[Record, Record]], systems: tuple[str, str], stem: str, metric: str
-) -> list[Difference]:
-    """Take one metric of the songs that have it before and after."""
-    differences = []
-    for both in pairs:
-        before, after = (
-            song_score(song["scores"][system][stem], metric)
-            for song, system in zip(both, systems, strict=True)
-        )
-        if math.isfinite(after - before):
-            differences.append(Difference(both[0]["name"], both[0]["group"], before, after))
-    return differences
+def gains_of(
+    pairs: list[tuple[Record, Record]], systems: tuple[str, str], metric: str
+) -> tuple[np.ndarray, list[str]]:
+    """Return what one metric of the vocals gained, for the songs that have it before and after.
+
+    Returns also which song each of them is a clip of.
+    """
+    before, after = (
+        np.array([song_score(song["scores"][system]["vocals"], metric) for song in songs])
+        for songs, system in zip(zip(*pairs, strict=True), systems, strict=True)
+    )
+    there = np.isfinite(after - before)
+    groups = [song["group"] for (song, _), is_there in zip(pairs, there, strict=True) if is_there]
+    return (after - before)[there], groups
 
 
-def verdict(differences: list[Difference]) -> str:
-    """Say in words how large a difference is on average, and whether it is more than chance."""
-    if not differences:
+def verdict(gains: np.ndarray, groups: list[str]) -> str:
+    """Say in words how large a difference is on average, and whether it is more than chance.
+
+    `groups` are as in `bootstrap`.
+    """
+    if not len(gains):
         return "no song has it in both"
-    gains = np.array([song.after - song.before for song in differences])
-    groups = [song.group for song in differences]
     text, n_groups = f"{gains.mean():+.2f} dB on average", len(set(groups))
     if n_groups < FEWEST:
         return f"{text}; {n_groups} songs are too few to tell"

@@ -124,30 +124,18 @@ def generate(bench: Bench) -> Figures:
 
 
 def training(bench: Bench) -> Figures:
-    """Time a step of training, stage by stage."""
+    """Time a step of training."""
     import torch
 
     from dataset import Feed, batches_of, plan_epoch
-    from learning.run import Run, loss_of
-    from learning.targets import make_example
+    from learning.run import Run
     from model import operations_per_column
 
     hp, songs = bench.hp, [song_in_memory(bench)]
     feed = Feed(songs, hp, bench.device, resident=True)
     run = Run(replace(hp, steps=10**9, schedule="constant"), feed, [])
     batch = batches_of(plan_epoch(songs, hp, 0), hp)[0]
-    (fed,) = feed.batches([batch])
-
-    def mix() -> tuple[torch.Tensor, ...]:
-        return make_example(feed.spectrograms(fed), fed.gains, fed.eq_db, run.curve_db, hp)
-
-    example = mix()
-    took = best_seconds(
-        bench,
-        step=lambda: run.take_step(next(feed.batches([batch]))),
-        mix=mix,
-        passes=lambda: loss_of(run, *example).backward(),
-    )
+    took = best_seconds(bench, step=lambda: run.take_step(next(feed.batches([batch]))))
     figures: Figures = {}
     if bench.device.type == "cuda":
         figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
@@ -158,8 +146,6 @@ def training(bench: Bench) -> Figures:
         "step [ms]": took["step"] * 1e3,
         "slices per second": rate,
         f"{EPOCH_SLICES} slices [s]": EPOCH_SLICES / rate,
-        "forward and backward / step": took["passes"] / took["step"],
-        "gather, mix, features, target / step": took["mix"] / took["step"],
         "step [GFLOP/s]": operations / 1e9,
     }
 
