@@ -1,7 +1,7 @@
 """Measure what the project costs on this machine.
 
 The four figures are the network alone, a song from file to files, a step of training, and live
-sound. Pieces run in alternation and the best of several rounds counts, as machines are noisy.
+sound. The best of several rounds counts, as machines are noisy.
 
   python -m tools.benchmark network                      # one pass of the network
   python -m tools.benchmark train --set width=16         # a step of training
@@ -11,6 +11,7 @@ sound. Pieces run in alternation and the best of several rounds counts, as machi
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.make_parser(__doc__)
     add, count = parser.add_argument, cli.positive_count
     add("what", choices=list(benchmarks), help="which part to measure")
-    add("--rounds", type=count, default=5, help="in alternation (%(default)s)")
+    add("--rounds", type=count, default=5, help="of which the best counts (%(default)s)")
     text = "of music that is separated or learnt from (%(default)s)"
     add("--seconds", type=count, default=240, metavar="N", help=text)
     cli.add_device_option(parser)
@@ -88,8 +89,8 @@ def network(bench: Bench) -> Figures:
     hp, separator = bench.hp, untrained_separator(bench)
     n_frames = separator.block_frames + hp.stft_frames - 1
     x = torch.rand(1, 1, hp.n_bins, n_frames, device=bench.device, dtype=separator.dtype)
-    took = best_seconds(bench, dense=torch.inference_mode()(lambda: separator.model(x)))
-    column, operations = took["dense"] / separator.block_frames, operations_per_column(hp)
+    took = best_seconds(bench, torch.inference_mode()(lambda: separator.model(x)))
+    column, operations = took / separator.block_frames, operations_per_column(hp)
     return {
         "operations per column [MFLOP]": operations / 1e6,
         "dense pass [ms per column]": column * 1e3,
@@ -111,11 +112,8 @@ def generate(bench: Bench) -> Figures:
     song = bench.folder / "song.wav"
     soundfile.write(song, np.tile(noise, (bench.seconds, 1)), SONG_RATE)
     command = [sys.executable, HERE / "generate.py", bench.folder / "network.pth", song, *options]
-
-    def separate() -> None:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-    took = best_seconds(bench, whole=separate)["whole"]
+    run = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+    took = best_seconds(bench, run)
     return {
         "song": f"{bench.seconds} s, {SONG_RATE} Hz stereo",
         "from Enter to vocals and accompaniment [s]": took,
@@ -125,8 +123,6 @@ def generate(bench: Bench) -> Figures:
 
 def training(bench: Bench) -> Figures:
     """Time a step of training."""
-    import torch
-
     from dataset import Feed, batches_of, plan_epoch
     from learning.run import Run
     from model import operations_per_column
@@ -135,15 +131,12 @@ def training(bench: Bench) -> Figures:
     feed = Feed(songs, hp, bench.device, resident=True)
     run = Run(replace(hp, steps=10**9, schedule="constant"), feed, [])
     batch = batches_of(plan_epoch(songs, hp, 0), hp)[0]
-    took = best_seconds(bench, step=lambda: run.take_step(next(feed.batches([batch]))))
-    figures: Figures = {}
-    if bench.device.type == "cuda":
-        figures["most memory [GB]"] = torch.cuda.max_memory_allocated() / 1e9
-    rate = len(batch) * hp.chunk_slices / took["step"]
+    took = best_seconds(bench, lambda: run.take_step(next(feed.batches([batch]))))
+    rate = len(batch) * hp.chunk_slices / took
     operations = 3 * operations_per_column(hp) * hp.stft_stride * rate  # backward takes two thirds
-    return figures | {
+    return {
         "step": f"{len(batch)} chunks of {hp.chunk_slices}",
-        "step [ms]": took["step"] * 1e3,
+        "step [ms]": took * 1e3,
         "slices per second": rate,
         f"{EPOCH_SLICES} slices [s]": EPOCH_SLICES / rate,
         "step [GFLOP/s]": operations / 1e9,
@@ -173,21 +166,20 @@ def live(bench: Bench) -> Figures:
     }
 
 
-def best_seconds(bench: Bench, **work: Callable[[], Any]) -> dict[str, float]:
-    """Run pieces of work in alternation; return the shortest time of each [s]."""
+def best_seconds(bench: Bench, work: Callable[[], Any]) -> float:
+    """Do some work several times; return the shortest time [s]."""
     import torch
 
     wait = torch.cuda.synchronize if bench.device.type == "cuda" else lambda: None
-    best = dict.fromkeys(work, float("inf"))
-    for piece in work.values() if bench.rounds > 1 else ():
-        piece()  # first calls pay for what the later ones find ready
+    best = float("inf")
+    if bench.rounds > 1:
+        work()  # the first call pays for what the later ones find ready
     for _ in range(bench.rounds):
-        for name, piece in work.items():
-            wait()
-            started = time.perf_counter()
-            piece()
-            wait()
-            best[name] = min(best[name], time.perf_counter() - started)
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - started)
     return best
 
 
