@@ -18,9 +18,9 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cli
 from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from separation import Separator
     from sound import writing
     from sound.pipes import PipeReader, SoundCard
-    from sound.reading import AudioInfo, Reader
+    from sound.reading import Reader
     from sound.writing import Separated
 
 PIPE = Path("-")
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     n_words = words.index("--") if "--" in words else len(words)  # behind it all are names
     args = parser.parse_intermixed_args(words[:n_words])  # options may stand between names
     args.audio += map(as_path, words[n_words + 1 :])
-    settings, args.checkpoint = cli.settings_of(args), cli.PRETRAINED
+    cli.settings_of(args)  # a wrong one is told now
+    args.checkpoint = cli.PRETRAINED
     if args.audio and args.audio[0].suffix.lower() == ".pth":
         args.checkpoint, *args.audio = args.audio
     is_pipe = args.live or PIPE in args.audio
@@ -59,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 
         # A pipe's standard output is sound: what there is to say goes beside it.
         with contextlib.redirect_stdout(sys.stderr) if is_pipe else contextlib.nullcontext():
-            device, explicit = cli.device_of(args, parser), parse_settings(args.settings)
-            separator = Separator.load(args.checkpoint, device, settings, explicit)
+            device, settings = cli.device_of(args, parser), parse_settings(args.settings)
+            separator = Separator.load(args.checkpoint, device, settings)
             if separator.licence:
                 print(cli.printable(f"network: {args.checkpoint}: {separator.licence}"))
     if is_pipe:
@@ -253,7 +254,7 @@ def separate_song(
     import separation
     from sound import page, writing
 
-    info, n_limited = reader.info, 0
+    info = reader.info
     fmt = writing.choose_format(info, args.format or "wav", args.subtype)
     stream = separator.stream(info.sample_rate, info.n_channels)
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
@@ -267,26 +268,23 @@ def separate_song(
             else:
                 writer = writing.SoundWriter(path, info, fmt, kind, outputs.record)
             writers.append(stack.enter_context(writer))
-        for part in with_progress(separation.split(stream, blocks, fmt.sample_format), info):
+        write_parts(separation.split(stream, blocks, fmt.sample_format), reader, writers)
+
+
+def write_parts(
+    parts: Iterable[Separated], reader: Reader | PipeReader | SoundCard, writers: list[Any]
+) -> None:
+    """Write a sound as it is separated, with a progress bar; tell what was odd about it."""
+    info, n_limited = reader.info, 0
+    with cli.progress(info.seconds and round(info.seconds, 1), " s") as bar:
+        for part in parts:
             for writer in writers:
                 writer.write(part)
             n_limited += part.n_limited
-    warn_of(reader, n_limited)
-
-
-def with_progress(parts: Iterable[Separated], info: AudioInfo) -> Iterator[Separated]:
-    """Yield the parts of a song; a bar shows how far it is."""
-    with cli.progress(info.seconds and round(info.seconds, 1), " s") as bar:
-        for part in parts:
-            yield part
             bar.update(part.vocals.shape[1] / info.sample_rate)
-
-
-def warn_of(reader: Reader | PipeReader | SoundCard, n_limited: int) -> None:
-    """Tell what was odd about a sound, and what was done about it."""
     limited = f"{n_limited} samples of the vocals limited so that the sum fits"
     for warning in [*reader.warnings, *([limited] if n_limited else [])]:
-        cli.warn(f"{reader.info.path}: {warning}")
+        cli.warn(f"{info.path}: {warning}")
 
 
 # --- Pipes and live sound -----------------------------------------------------------------------
@@ -308,7 +306,7 @@ def pass_through(separator: Separator, args: argparse.Namespace) -> int:
         reader = pipes.PipeReader(sys.stdin, raw, args.allow_truncated)
     else:
         reader = writer = pipes.SoundCard(args.rate or 48000, args.channels or 1, args.stem)
-    info, n_limited = reader.info, 0
+    info = reader.info
     form = info.sample_rate, info.n_channels
     stream = separator.stream(*form, live=args.live)
     if args.audio:  # only now: what cannot be separated is answered by nothing
@@ -323,10 +321,7 @@ def pass_through(separator: Separator, args: argparse.Namespace) -> int:
         delay_ms = 1000 * (stream.delay + n_block) / info.sample_rate
         print(f"live: {delay_ms:.0f} ms behind its input", file=sys.stderr)
     parts = separation.split(stream, reader.blocks(n_block), info.sample_format)
-    for part in with_progress(parts, info):
-        writer.write(part)
-        n_limited += part.n_limited
-    warn_of(reader, n_limited)
+    write_parts(parts, reader, [writer])
     return 0
 
 

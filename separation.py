@@ -69,33 +69,34 @@ class Separator:
         cls,
         path: Path | str,
         device: torch.device | str = "cpu",
-        settings: HParams = hparams,
-        explicit: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> Separator:
         """Load a checkpoint.
 
-        The mask settings of `settings`, where they are not None, go before those tuned for the
-        checkpoint; `explicit` are settings that the user named. InputError if the checkpoint is
-        missing or damaged, or was trained with another value of those, or there is no such device.
+        `settings` go before hparams.py, and mask settings of both, where they are not None, before
+        those tuned for the checkpoint. InputError if the checkpoint is missing or damaged, or was
+        trained with another value of one of `settings`, or if there is no such device.
         """
         kind = torch.device(device).type
         if kind not in BLOCK_FRAMES or (kind == "cuda" and not torch.cuda.is_available()):
             raise InputError(f"device {device}: this torch has no such device (use cpu)")
         checkpoint = networks.load_checkpoint(Path(path))
         model, hp = networks.restore_model(Path(path), checkpoint)
-        for name, value in (explicit or {}).items():
+        settings = settings or {}
+        for name, value in settings.items():
             if name in TRAINED and getattr(hp, name) != value:
                 raise InputError(f"{path}: trained with {name}={getattr(hp, name)}, not {value}")
         for name in ("curve_db", "mask_settings"):
             if name not in checkpoint:
                 raise InputError(f"{path}: holds no {name} (use one that train.py wrote)")
+        asked = replace(hparams, **settings)
         mask_settings = {**UNTUNED_MASK, **checkpoint["mask_settings"]}
         for name in MASK_SETTINGS:
-            if getattr(settings, name) is not None:
-                mask_settings[name] = getattr(settings, name)
-        hp = replace(hp, block_frames=settings.block_frames, precision=settings.precision)
+            if getattr(asked, name) is not None:
+                mask_settings[name] = getattr(asked, name)
+        hp = replace(hp, block_frames=asked.block_frames, precision=asked.precision)
         separator = cls(model, hp, checkpoint["curve_db"], mask_settings, torch.device(device))
-        separator.stereo = settings.stereo or checkpoint.get("stereo", "mid-side")
+        separator.stereo = asked.stereo or checkpoint.get("stereo", "mid-side")
         separator.licence = str(checkpoint.get("licence", ""))
         return separator
 

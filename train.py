@@ -206,18 +206,15 @@ def begin_folder(run: Run, folder: Path, args: argparse.Namespace, save_last: An
 
 
 def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
-    """Take the settings of the run that goes on; one that contradicts them is refused."""
+    """Take the settings of the run that goes on; another network than its own is refused."""
     import model
-    from learning.run import FREE
 
     _, hp = model.restore_model(args.checkpoint, checkpoint)
     asked = parse_settings(args.settings)
-    for name, value in asked.items():
-        stays = name in TRAINED or not (args.adapt or name in FREE)
-        if stays and getattr(hp, name) != value:
-            how = "" if name in TRAINED else "; --adapt starts a new schedule with it"
+    for name in TRAINED:
+        if asked.get(name, getattr(hp, name)) != getattr(hp, name):
             its = f"its {name} is {getattr(hp, name)}"
-            raise InputError(f"{args.checkpoint}: {its}, not {value}{how}")
+            raise InputError(f"{args.checkpoint}: {its}, not {asked[name]}")
     return replace(hp, **asked)
 
 

@@ -63,8 +63,7 @@ class Job(NamedTuple):
 @functools.lru_cache(maxsize=1)  # once in each process
 def load_network(task: Evaluation) -> Separator:
     """Load the network."""
-    settings, explicit = override(hparams, task.settings), parse_settings(task.settings)
-    return Separator.load(task.checkpoint, task.device, settings, explicit)
+    return Separator.load(task.checkpoint, task.device, parse_settings(task.settings))
 
 
 def hparams_of(task: Evaluation) -> HParams:

@@ -24,7 +24,7 @@ from separation import Separator
 GOLDEN = Path(__file__).parent / "golden"
 ASSETS = Path(__file__).parent.parent / "assets"
 PRETRAINED = ASSETS.parent / "pretrained" / "resnet18.pth"
-PRECISE = replace(hparams, precision="float32")
+PRECISE = {"precision": "float32"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -264,7 +264,7 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
         "songs (give what it was trained with, or --adapt)"
     )
     assert refused(capsys, *resume, "--validate-on", others).endswith(said)
-    said = "its epochs is 2, not 9; --adapt starts a new schedule with it"
+    said = "its epochs is 2, not 9 (give what it was trained with, or --adapt)"
     assert refused(capsys, *resume, "--set=epochs=9").endswith(said)
     for adapt in ([], ["--adapt"]):  # another network cannot have its weights
         line = refused(capsys, *resume, *adapt, "--set=width=4")

@@ -195,7 +195,7 @@ def untrained_separator(bench: Bench) -> Separator:
     hp, path = bench.hp, bench.folder / "network.pth"
     about = {"curve_db": audio.weighting_curve_db(hp), "mask_settings": UNTUNED_MASK}
     save_checkpoint(path, build_model(hp), hp, **about)
-    return Separator.load(path, bench.device, settings=hp)
+    return Separator.load(path, bench.device, vars(hp))
 
 
 def song_in_memory(bench: Bench) -> OpenSong:

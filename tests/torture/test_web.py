@@ -59,7 +59,7 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def separator() -> Separator:
-    return Separator.load(CHECKPOINT, settings=replace(hparams, precision="float32"))
+    return Separator.load(CHECKPOINT, settings={"precision": "float32"})
 
 
 @pytest.fixture
