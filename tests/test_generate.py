@@ -21,6 +21,7 @@ import audio
 import cli
 import generate
 import model as networks
+import separation
 from hparams import HParams
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +168,8 @@ def test_the_command_line_goes_before_hparams_and_hparams_before_the_checkpoint(
     song("song.wav")
     tuned, gated = vocals_of(checkpoint), vocals_of(checkpoint, "noise_gate=1")
     assert np.abs(gated).sum() < 0.1 * np.abs(tuned).sum()
-    monkeypatch.setattr(cli, "hparams", replace(HParams(), noise_gate=1.0))
+    for module in (cli, separation):
+        monkeypatch.setattr(module, "hparams", replace(HParams(), noise_gate=1.0))
     np.testing.assert_array_equal(vocals_of(checkpoint), gated)
     np.testing.assert_array_equal(vocals_of(checkpoint, "noise_gate=none"), tuned)
     binary = vocals_of(checkpoint, "mask_at_eval=true")
