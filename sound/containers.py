@@ -76,24 +76,22 @@ class Pieces(io.RawIOBase):
 
 def faults(file: BinaryIO, sound: Any) -> tuple[str, str]:
     """Return what is wrong with a file that libsndfile has opened, and what is merely odd."""
-    problem = warning = ""
     if sound.format == "OGG":
         return _ogg_faults(file)
+    n_held, n_promised, slack = file.seek(0, os.SEEK_END), 0, 0  # bytes
     if sound.format == "MP3" and (xing := _xing(file, 0)):
-        n_held = file.seek(0, os.SEEK_END) - xing.frame
-        if xing.n_bytes > n_held + MOST_FRAME:
-            problem = f"header promises {xing.n_bytes} bytes, file holds {n_held}"
-    if sound.format in ("AU", "W64"):
-        n_held = file.seek(0, os.SEEK_END)
+        n_held, n_promised, slack = n_held - xing.frame, xing.n_bytes, MOST_FRAME
+    elif sound.format == "W64":
         n_promised = int.from_bytes(_read(file, 16, 8), "little")
-        if sound.format == "AU":
-            order = "big" if _read(file, 0, 4) == b".snd" else "little"
-            begin, size = (int.from_bytes(_read(file, at, 4), order) for at in (4, 8))
-            n_promised = 0 if size == 0xFFFFFFFF else begin + size
-        if n_promised > n_held:
-            problem = f"header promises {n_promised} bytes, file holds {n_held}"
+    elif sound.format == "AU":
+        order = "big" if _read(file, 0, 4) == b".snd" else "little"
+        begin, size = (int.from_bytes(_read(file, at, 4), order) for at in (4, 8))
+        n_promised = 0 if size == 0xFFFFFFFF else begin + size
+    if n_promised > n_held + slack:
+        return f"header promises {n_promised} bytes, file holds {n_held}", ""
     if sound.format not in ("WAV", "WAVEX", "RF64", "AIFF", "AIFC"):
-        return problem, warning
+        return "", ""
+    problem = warning = ""
     chunks, n_behind = chunks_of(file)
     n_promised = sound.frames
     if b"COMM" in chunks and sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE")):

@@ -173,9 +173,6 @@ def test_an_excerpt_that_does_not_exist_is_refused_with_both_times(tmp_path):
     for start in (1, 1.5, 99):
         with pytest.raises(InputError, match=rf"begins at {start:.3f} s, .* ends at 1\.000 s"):
             Reader(path, start=start)
-    for options in ({"start": -1}, {"start": np.nan}, {"duration": 0}, {"duration": np.nan}):
-        with pytest.raises(InputError, match="no excerpt of"):
-            Reader(path, **options)
     with Reader(path, start=1 - 0.9 / RATE, duration=1e300) as reader:
         assert reader.info.n_samples == 1 == sum(block.shape[1] for block in reader.blocks(7))
 
