@@ -1,8 +1,9 @@
 """Turn a folder of music into a dataset for train.py: one spectrogram per song, and a manifest.
 
-The layout is recognised and printed: DSD100, MUSDB18(-HQ), MIR-1K, a folder of stems per song, only
-voices or only backings. Songs are built in parallel, finished ones are kept: an interrupted build
-goes on where it was. The manifest is written last; without it there is no dataset.
+The layout is recognised and printed: DSD100, MUSDB18(-HQ), MIR-1K, else a folder of stems per song
+(or, with --as, only voices or only backings). Songs are built in parallel, finished ones are kept:
+an interrupted build goes on where it was. The manifest is written last; without it there is no
+dataset.
 
     python build_dataset.py DSD100 datasets/dsd100
     python build_dataset.py acapellas datasets/voices --as voices
@@ -88,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("root", type=Path, help="folder of music; its layout is recognised and printed")
     add("output", type=Path, help="folder of the dataset; 1.3 GB an hour (4.1 kB a frame)")
-    text = "what a folder without a data set's layout holds (default: its files' names decide)"
+    text = "what a folder without a data set's layout holds (default: songs)"
     add("--as", dest="kind", choices=tracks.KINDS, help=text)
     text = (
         "what is found in the names (lower case, spaces between words) of a song's vocal stems. By "

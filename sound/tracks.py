@@ -52,7 +52,6 @@ _NO_VOICE = (
 )
 # Searched in a stem's name as `_words` gives it: a voice that is not in the part that denies it.
 VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOICE}"
-BACKING_PATTERN = rf"backing|accompaniment|playback|{_NO_VOICE}"
 # What a file's name says beside the song's title, where files lie side by side in one folder.
 _STEM_WORDS = (
     r"\b(no|without)?( ?(lead|main))? ?(vocals?|vox|voice|accompaniment|instrumentals?|inst|karaoke"
@@ -146,8 +145,8 @@ def find_tracks(
     """Recognise the layout of a folder of music and list its songs.
 
     A folder that follows no data set's layout is of this `kind`, one of `KINDS`: songs as folders
-    of stems, those with `voice_pattern` in their names the vocals, or material to remix; by default
-    names decide. InputError if it is missing, holds no songs, or could be read in two ways.
+    of stems (the default), those with `voice_pattern` in their names the vocals, or material to
+    remix. InputError if it is missing, holds no songs, or could be read in two ways.
     """
     _refuse_missing(root)
     try:
@@ -247,31 +246,9 @@ def _track(name: str, is_test: bool, *signals: tuple[Part, ...], is_clip: bool =
 def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Collection:
     """No data set's layout: songs as folders of stems, or a folder of only voices or backings."""
     folders = {folder: files for folder in _walk(root) if (files := _audio_files(folder))}
-    if kind is None and folders:
-        kind = _guess_kind(root, folders, voice)
     if kind in ("voices", "backings"):
         return _material(root, kind, [path for files in folders.values() for path in files])
     return _stems(root, folders, voice)
-
-
-def _guess_kind(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> str:
-    """Decide by the folder's own name, unless what is inside it says otherwise."""
-    name = _words(root.resolve().name)
-    is_backing = re.search(BACKING_PATTERN, name)
-    named = "voices" if voice.search(name) else "backings" if is_backing else None
-    sung = [[_is_voice(path, voice) for path in files] for files in folders.values()]
-    songs = any(any(song) and not all(song) for song in sung)
-    if named and songs:
-        raise InputError(
-            f"{root}: is called {named} but holds songs with and without voice; "
-            f"--as songs reads each folder as a song, --as {named} every file as one of {named}"
-        )
-    if not named and not songs:
-        raise InputError(
-            f"{root}: no folder holds both a file whose name says voice and another; "
-            "for songs see --voice-pattern, for material to remix --as voices or --as backings"
-        )
-    return named or "songs"
 
 
 def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Collection:
@@ -294,9 +271,11 @@ def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) 
         if len(mixture) > 1:
             raise InputError(f"{folder}: {len(mixture)} mixtures among {_names(files)}; keep one")
         if not vocals:
-            raise InputError(f"{folder}: no file's name says voice (see --voice-pattern)")
+            what = "no file's name says voice (see --voice-pattern; for material to remix --as)"
+            raise InputError(f"{folder}: {what}")
         if not mixture and not rest:
-            raise InputError(f"{folder}: only voices; add the other stems or the mixture")
+            what = "only voices; add the other stems or the mixture, or build it --as voices"
+            raise InputError(f"{folder}: {what}")
         name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
         if files != folders[folder]:
             name = title if folder == root else f"{name}/{title}"

@@ -43,7 +43,8 @@ def contents(output: Path) -> dict[str, bytes]:
 def build_first(root: Path, output: Path) -> dataset.Song:
     """Build one song of a folder."""
     task = build_dataset.Task(root=root, output=output, hp=hparams)
-    return build_dataset.build_song(task, tracks.find_tracks(root).tracks[0])
+    kind = "voices" if root.name == "voices" else None
+    return build_dataset.build_song(task, tracks.find_tracks(root, kind).tracks[0])
 
 
 @pytest.fixture
@@ -68,9 +69,9 @@ def test_at_another_speed_a_song_is_what_its_samples_at_another_rate_are(tmp_pat
     for rate, folder in ((RATE, "recorded"), (RATE * 5 // 4, "declared")):
         write_wav(tmp_path / folder / "voices" / "a.wav", noise(1), rate)
     played, declared = tmp_path / "played", tmp_path / "other"
-    voices = str(tmp_path / "recorded" / "voices")
-    assert build_dataset.main([voices, str(played), "--speed", "1.25"]) == 0
-    assert build_dataset.main([str(tmp_path / "declared" / "voices"), str(declared)]) == 0
+    words, voices = ["--as=voices"], str(tmp_path / "recorded" / "voices")
+    assert build_dataset.main([voices, str(played), "--speed", "1.25", *words]) == 0
+    assert build_dataset.main([str(tmp_path / "declared" / "voices"), str(declared), *words]) == 0
     (faster,), (same,) = (dataset.load_manifest(f).songs for f in (played, declared))
     assert (faster.id, faster.speed, same.speed) == (f"{same.id} x1.25", 1.25, 1)
     assert (faster.sample_rate, faster.seconds) == (same.sample_rate, same.seconds)
@@ -246,7 +247,7 @@ def test_what_is_in_the_output_already_is_not_replaced_by_mistake(
         assert "another process works here" in refused(capsys, toy_tree, output)
     write(tmp_path / "voices/a.wav", noise(1))
     before = contents(output)
-    assert "holds 4 songs that" in refused(capsys, tmp_path / "voices", output)
+    assert "holds 4 songs that" in refused(capsys, tmp_path / "voices", output, "--as=voices")
     assert contents(output) == before
     assert "holds other files" in refused(capsys, toy_tree, tmp_path)
     assert not (tmp_path / "songs").exists()
@@ -259,7 +260,13 @@ def test_a_worker_that_dies_ends_the_build_and_is_told_with_its_song(tmp_path):
     with open(tmp_path / "voices/long.wav", "wb") as file:
         file.write(wav_bytes(b"", rate=384_000, size=n_bytes))
         file.truncate(44 + n_bytes)
-    command = [*BUILD, str(tmp_path / "voices"), str(tmp_path / "out"), "--workers", "2"]
+    command = [
+        *BUILD,
+        str(tmp_path / "voices"),
+        str(tmp_path / "out"),
+        "--workers=2",
+        "--as=voices",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not list((tmp_path / "out").glob("songs/.long*.tmp-*")):
             assert process.poll() is None, process.stderr.read()

@@ -119,25 +119,15 @@ def test_pairs_side_by_side_in_one_folder_are_songs_of_their_own(tmp_path):
     assert found.roles == "vocals: vox 1, vox 2; rest: bass, drums"
 
 
-def test_material_for_remixing_is_told_by_the_name_of_its_folder(tmp_path):
-    for name in ("voices", "Backings", "NoVox", "my Karaoke", "Instrumentals"):
-        part = "vocals" if name == "voices" else "accompaniment"
-        found = tracks.find_tracks(write_all(tmp_path / name, "x.wav", "Anna/1.wav", "Anna/2.flac"))
+def test_material_for_remixing_is_told_by_the_option(tmp_path):
+    root = write_all(tmp_path / "voices", "x.wav", "Anna/1.wav", "Anna/2.flac")
+    told = [message.partition(": ")[2] for message in tracks.find_tracks(root).bad]
+    assert [message[:29] for message in told] == ["no file's name says voice (se"] * 2
+    for kind, part in (("voices", "vocals"), ("backings", "accompaniment")):
+        found = tracks.find_tracks(root, kind)
         assert [track.signals for track in found.tracks] == [(part,)] * 3
         assert [track.name for track in found.tracks] == ["Anna/1", "Anna/2", "x"]
         assert [track.singer for track in found.tracks] == ["Anna", "Anna", "x"]
-
-
-def test_what_names_leave_open_needs_the_option(tmp_path):
-    for name, files, kinds, message in (
-        ("takes", ("1.wav", "2.wav"), {"backings": 2, "voices": 2}, "--as voices or --as backings"),
-        ("voices", ("a/vox.wav", "a/drums.wav"), {"songs": 1, "voices": 2}, "--as songs .* --as"),
-    ):
-        root = write_all(tmp_path / name, *files)
-        with pytest.raises(InputError, match=message):
-            tracks.find_tracks(root)
-        for kind, n_tracks in kinds.items():
-            assert len(tracks.find_tracks(root, kind).tracks) == n_tracks
 
 
 def test_a_folder_without_songs_says_what_was_expected(tmp_path):
@@ -190,7 +180,7 @@ def test_only_what_is_known_to_be_no_music_is_ignored(tmp_path):
     write_all(tmp_path / "voices", *left)
     for name in (".DS_Store", "Thumbs.db", ".a.wav.tmp-12", "notes.txt", "x.JPG", "README"):
         (tmp_path / "voices" / name).write_bytes(b"x")
-    found = tracks.find_tracks(tmp_path / "voices")
+    found = tracks.find_tracks(tmp_path / "voices", "voices")
     assert sorted(track.name for track in found.tracks) == sorted(titles)
     assert found.left_out == "not taken: 3 without a sound's extension (.txt, none, .jpg)"
     songs, left_out = tracks.find_songs(tmp_path / "voices")
@@ -234,7 +224,7 @@ def test_links_that_lead_back_are_not_followed_and_dangling_ones_are_told(tmp_pa
     (root / "self").symlink_to("self")
     (root / "gone.wav").symlink_to("nowhere.wav")
     os.rename(root / "a.wav", os.fsencode(root) + b"/\xff.wav")
-    found = tracks.find_tracks(root)
+    found = tracks.find_tracks(root, "voices")
     assert list(splits(found)) == ["folder/b", "gone", "\udcff"]
     with pytest.raises(InputError, match=r"gone\.wav: no such file"):
         tracks.measure(found.tracks[1])
