@@ -15,7 +15,6 @@ import model as networks
 from hparams import HParams, InputError
 
 MASK_SETTINGS = {"mask_at_eval": True, "eval_mask_threshold": 0.3, "noise_gate": 0.1}
-every_model = pytest.mark.parametrize("model_type", networks.MODELS)
 
 
 def lively(hp: HParams, seed: int = 0) -> nn.Module:
@@ -52,7 +51,7 @@ def pad(features: torch.Tensor, hp: HParams) -> torch.Tensor:
     return torch.nn.functional.pad(features, (hp.lookback, hp.lookahead))[None, None]
 
 
-@every_model
+@pytest.mark.parametrize("model_type", networks.MODELS)
 @pytest.mark.parametrize(
     ("stft_frames", "lookahead", "mask_frames", "width"),
     [(1, None, 1, 8), (25, None, 1, 7), (81, None, 1, 4), (91, 12, 1, 8), (97, 10, 2, 8)],

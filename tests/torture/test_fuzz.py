@@ -10,12 +10,14 @@ import functools
 import io
 import multiprocessing
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import test_decoding
 
 from hparams import InputError
 from sound.reading import Reader
@@ -38,17 +40,9 @@ def encode(container: str) -> bytes:
     if container != "m4a":
         soundfile.write(buffer, wav, RATE, format=container)
         return buffer.getvalue()
-    import av
-
-    with av.open(buffer, "w", format="ipod") as file:
-        stream = file.add_stream("aac", RATE, layout="stereo")
-        for start in range(0, N_SAMPLES, 1024):
-            block = np.ascontiguousarray(wav[start : start + 1024].T, np.float32)
-            frame = av.AudioFrame.from_ndarray(block, "fltp", "stereo")
-            frame.sample_rate = RATE
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return buffer.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = test_decoding.encode(Path(folder, "a.m4a"), [wav.T.astype(np.float32)])
+        return path.read_bytes()
 
 
 def damage(content: bytes, container: str, rng: np.random.Generator) -> bytes:
