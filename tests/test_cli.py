@@ -134,30 +134,25 @@ def test_a_name_in_another_alphabet_is_printed_everywhere(script):
     assert ended.stderr.endswith(rb"song.py: error: the error \U0001f600" + b"\n")
 
 
-@pytest.mark.parametrize(
-    ("n_gpus", "choice", "local_rank", "said"),
-    [
-        (0, "auto", 0, "device: CPU, 3 threads (no CUDA device)\n"),
-        (1, "auto", 0, "device: GPU 0 (there is one; --device cpu for the CPU)\n"),
-        (2, "cuda", 1, "device: GPU 1 (as asked)\n"),
-    ],
-)
-def test_the_device_is_told_with_the_reason(n_gpus, choice, local_rank, said, capsys, monkeypatch):
+def test_the_device_is_told_with_the_reason(capsys, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for name, answer in {
-        "is_available": lambda: n_gpus > 0,
-        "device_count": lambda: n_gpus,
-        "set_device": lambda device: None,
-        "get_device_name": lambda device: f"GPU {device.index}",
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     parser = cli.make_parser("Hear it.\n\nsong.py")
     cli.add_device_option(parser)
-    device = cli.device_of(parser.parse_args(["--device", choice]), parser, local_rank)
-    assert str(device) == (f"cuda:{local_rank}" if "GPU" in said else "cpu")
-    assert capsys.readouterr().out == said
-    with pytest.raises((InputError, SystemExit)):  # a process too many
-        cli.device_of(parser.parse_args(["--device", "cuda"]), parser, n_gpus)
+    for n_gpus, choice, name, said in (
+        (0, "auto", "cpu", "device: CPU, 3 threads (no CUDA device)\n"),
+        (1, "auto", "cuda:0", "device: GPU 0 (there is one; --device cpu for the CPU)\n"),
+        (2, "cuda", "cuda:1", "device: GPU 1 (as asked)\n"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda n=n_gpus: n > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda n=n_gpus: n)
+        options = parser.parse_args(["--device", choice])
+        assert str(cli.device_of(options, parser, max(0, n_gpus - 1))) == name
+        assert capsys.readouterr().out == said
+        with pytest.raises((InputError, SystemExit)):  # a process too many
+            cli.device_of(parser.parse_args(["--device", "cuda"]), parser, n_gpus)
+        capsys.readouterr()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

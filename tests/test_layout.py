@@ -27,16 +27,11 @@ STOREY_OF = {name: i for i, names in enumerate(STOREYS) for name in names}
 ROOMS = [name for name in STOREY_OF if (ROOT / name).is_dir()]
 FILES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))
 CODE_LINES, TEST_LINES = 8101, 6500
-TOOLS = ("benchmark", "export", "publish")
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
-SCRIPTS = [*VERBS, "demo", *(f"tools.{name}" for name in TOOLS)]
+SCRIPTS = [*VERBS, "demo", "tools.benchmark", "tools.export", "tools.publish"]
 
 
-def module_of(file: str) -> str:
-    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-MODULES = {module_of(file): file for file in TREES}
+MODULES = {file.removesuffix(".py").replace("/", "."): file for file in TREES}
 
 
 def imports_of(file: str) -> set[str]:
@@ -53,13 +48,13 @@ def imports_of(file: str) -> set[str]:
 
 def test_a_file_imports_only_what_stands_below_it_and_siblings_without_circles():
     siblings = {}
-    for file in TREES:
-        room = file.split("/")[0].removesuffix(".py")
+    for module, file in MODULES.items():
+        room = module.split(".")[0]
         names = imports_of(file)
         outside = {name.split(".")[0] for name in names} - {room}
         too_high = {name for name in outside if STOREY_OF[name] <= STOREY_OF[room]}
         assert not too_high, f"{file} imports {too_high}"
-        siblings[module_of(file)] = {name for name in names if name.startswith(f"{room}.")}
+        siblings[module] = {name for name in names if name.startswith(f"{room}.")}
     graphlib.TopologicalSorter(siblings).prepare()
 
 

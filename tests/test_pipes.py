@@ -19,10 +19,6 @@ def read_all(content: bytes, raw: RawFormat | None = None, n: int = 700, **optio
     return np.concatenate(list(PipeReader(io.BytesIO(content), raw, **options).blocks(n)), axis=1)
 
 
-def part(codes: np.ndarray) -> Separated:
-    return Separated(codes, codes, codes)
-
-
 def test_what_is_sent_is_read_back(tmp_path):
     for encoding, n_channels in itertools.product(ENCODINGS, (1, 6)):
         codes = some_codes(ENCODINGS[encoding].subtype, (n_channels, 2000))
@@ -31,8 +27,8 @@ def test_what_is_sent_is_read_back(tmp_path):
         for has_header in (True, False):
             file = io.BytesIO()
             writer = PipeWriter(file, raw, "vocals", has_header)
-            writer.write(part(codes[:, :1]))
-            writer.write(part(codes[:, 1:]))
+            for part in (codes[:, :1], codes[:, 1:]):
+                writer.write(Separated(part, part, part))
             contents.append(file.getvalue())
             got = read_all(file.getvalue(), None if has_header else raw)
             assert got.dtype == codes.dtype

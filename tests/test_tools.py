@@ -19,11 +19,9 @@ TERMS = "research use, non-commercial"
 
 
 @pytest.mark.parametrize("what", ["network", "generate", "train", "live"])
-def test_every_figure_is_measured(what, capsys):
-    threads = torch.get_num_threads()
+def test_every_figure_is_measured(what, capsys, one_thread):
     words = ["--rounds", "1", "--seconds", "2", "--set", "width=2", "--set", "batch_size=1"]
     assert benchmark.main([what, *words, "--device", "cpu"]) == 0
-    torch.set_num_threads(threads)
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
     assert len(numbers) >= 2
     assert all(0 < float(number) < math.inf for number in numbers)
