@@ -49,7 +49,7 @@ web/node_modules/ready: web/package-lock.json
 	touch $@
 
 web/model.live.onnx: pretrained/resnet18_fast.pth .venv/ready-to-test
-	.venv/bin/python -m tools.export $< $@
+	.venv/bin/python -m tools.export $< web/model.onnx
 
 web/model_small.live.onnx: pretrained/resnet18_small.pth .venv/ready-to-test
-	.venv/bin/python -m tools.export $< $@
+	.venv/bin/python -m tools.export $< web/model_small.onnx

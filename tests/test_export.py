@@ -1,4 +1,4 @@
-"""The exported graph: the same masks as torch, from frame to frame."""
+"""The exported graphs: the same masks as torch, dense and from frame to frame."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,13 @@ pytest.importorskip("onnxscript")
 
 @pytest.mark.torture
 @pytest.mark.parametrize("name", ["resnet18_fast", "resnet18_small"])
-def test_onnxruntime_gives_the_masks_of_torch(tmp_path, name):
+def test_onnxruntime_gives_the_masks_of_torch_dense_and_live(tmp_path, name):
     path = PRETRAINED / f"{name}.pth"
     assert export.main([str(path), str(tmp_path / "m.onnx")]) == 0
-    live = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    assert (tmp_path / "m.onnx").stat().st_size < (5e6 if name == "resnet18_fast" else 2e6)
+    dense, live = (
+        onnxruntime.InferenceSession(tmp_path / file) for file in ("m.onnx", "m.live.onnx")
+    )
+    assert (tmp_path / "m.live.onnx").stat().st_size < (5e6 if name == "resnet18_fast" else 2e6)
 
     checkpoint = networks.load_checkpoint(path)
     network, hp = networks.restore_model(path, checkpoint)
@@ -34,6 +36,7 @@ def test_onnxruntime_gives_the_masks_of_torch(tmp_path, name):
     seen = torch.cat([silence, seen], -1)[None, None]
     expected = networks.for_inference(network)(seen).sigmoid().numpy()
     seen = seen.numpy()
+    np.testing.assert_allclose(dense.run(None, {"features": seen})[0], expected, atol=1e-3)
 
     pasts = live.get_inputs()[1:]
     past = {entry.name: np.zeros(entry.shape, np.float32) for entry in pasts}

@@ -1,9 +1,10 @@
-"""Write a checkpoint's network as an ONNX file that runs where there is no torch, as in a browser.
+"""Write a checkpoint's network as ONNX files that run where there is no torch, as in a browser.
 
-It goes on from call to call: the layers' last frames are further inputs and outputs. Weights are
+The first file maps features to the mask as one dense pass. The second, with "live" in its name,
+goes on from call to call: the layers' last frames are further inputs and outputs. Weights are
 stored in half precision, as published, and computed with in float32.
 
-    python -m tools.export pretrained/resnet18_fast.pth web/model.live.onnx
+    python -m tools.export pretrained/resnet18_fast.pth web/model.onnx
     python -m tools.export runs/resnet18/best.pth mine.onnx
 """
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    add("output", type=Path, help="the .onnx to write")
+    add("output", type=Path, help="the .onnx to write; name.live.onnx is written beside it")
     args = parser.parse_args(argv)
     if args.settings:
         raise UsageError("--set: a network is exported as it is (evaluate.py tune changes it)")
@@ -55,27 +56,29 @@ def main(argv: list[str] | None = None) -> int:
         "stereo": checkpoint.get("stereo", "mid-side"),
         "licence": checkpoint.get("licence", ""),
     }
-    exported = to_onnx(network, hp)
-    for name, value in facts.items():
-        exported.metadata_props.add(key=name, value=json.dumps(value))
-    data = exported.SerializeToString()
-    cli.replace_atomically(args.output, lambda file: file.write(data))
-    print(f"{cli.printable(args.output)}: {len(data) / 1e6:.1f} MB")
+    for path, is_live in ((args.output, False), (args.output.with_suffix(".live.onnx"), True)):
+        exported = to_onnx(network, hp, is_live)
+        for name, value in facts.items():
+            exported.metadata_props.add(key=name, value=json.dumps(value))
+        data = exported.SerializeToString()
+        cli.replace_atomically(path, lambda file, data=data: file.write(data))
+        print(f"{cli.printable(path)}: {len(data) / 1e6:.1f} MB")
     return 0
 
 
-def to_onnx(network: torch.nn.Module, hp: HParams) -> onnx.ModelProto:
+def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelProto:
     """Trace a network: n_columns is any multiple of ``mask_frames``.
 
-    It maps ``features``, (1, 1, n_bins, n_columns), to ``mask``, (1, n_bins, n_columns). In
-    ``past_0``, ``past_1`` … it gets what each layer remembers, and returns that, for the next call,
-    in ``next_0``, ``next_1`` …
+    ``features``, (1, 1, n_bins, n_columns + stft_frames - 1), become ``mask``, (1, n_bins,
+    n_columns). A live network gets n_columns new frames and, in ``past_0``, ``past_1`` …, what each
+    layer remembers; it returns that, for the next call, in ``next_0``, ``next_1`` …
     """
     import torch
 
     past: dict[torch.nn.Module, torch.Tensor] = {}
     step = hp.mask_frames
-    network(torch.zeros(1, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
+    if is_live:
+        network(torch.zeros(1, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
     layers, names = list(past), [f"past_{i}" for i in range(len(past))]
 
     class Graph(torch.nn.Module):
@@ -84,12 +87,13 @@ def to_onnx(network: torch.nn.Module, hp: HParams) -> onnx.ModelProto:
             self.network = network
 
         def forward(self, features: torch.Tensor, pasts: list[torch.Tensor]) -> tuple:
-            past = dict(zip(layers, pasts, strict=True))
+            past = dict(zip(layers, pasts, strict=True)) if is_live else None
             mask = self.network(features, past).sigmoid()
             return (mask, *(past[layer] for layer in layers))
 
-    frames = step * torch.export.Dim("steps", min=1)
-    example = torch.zeros(1, 1, hp.n_bins, 8 * step)
+    least = 1 if is_live else (hp.stft_frames - 1) // step + 1
+    frames = step * torch.export.Dim("steps", min=least)
+    example = torch.zeros(1, 1, hp.n_bins, step * (least + 7))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not missed
     with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(

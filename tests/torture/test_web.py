@@ -52,7 +52,7 @@ def site(tmp_path_factory) -> Path:
     for pattern in ("ort.w*.min.mjs", "ort-wasm-simd-threaded.*"):
         for path in ORT.glob(pattern):
             (site / "ort" / path.name).symlink_to(path)
-    export.main([str(CHECKPOINT), str(site / "model.live.onnx")])
+    export.main([str(CHECKPOINT), str(site / "model.onnx")])
     shutil.copy(site / "model.live.onnx", site / "model_small.live.onnx")
     return site
 
@@ -229,7 +229,7 @@ def test_a_gpu_separates_alike(site, tmp_path):
         curve_db=audio.weighting_curve_db(hp),
     )
     shutil.copytree(site, tmp_path / "site", symlinks=True)
-    export.main([str(tmp_path / "tiny.pth"), str(tmp_path / "site/model.live.onnx")])
+    export.main([str(tmp_path / "tiny.pth"), str(tmp_path / "site/model.onnx")])
     worker = tmp_path / "site/worker.js"
     worker.write_text(worker.read_text().replace(" || adapter.info.isFallbackAdapter", ""))
     wav = np.random.default_rng(0).normal(0, 0.1, (66150, 2))
