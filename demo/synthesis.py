@@ -1,8 +1,8 @@
 """Songs made of arithmetic, whose parts are therefore known: for the demo and the tests.
 
-A voice with vibrato sings syllables over chords, bass and drums, in stereo and in one room.
-`write_dsd100` writes such songs the way DSD100 is distributed. Everything random comes from the one
-`rng`: same seed, same song.
+A voice with vibrato sings vowels over chords, bass and drums, in stereo. `write_dsd100` writes
+such songs the way DSD100 is distributed. Everything random comes from the one `rng`: same seed,
+same song.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ PARTS = ("bass", "drums", "other", "vocals")  # DSD100's sources
 PEAK = 0.8  # of the mixture, full scale 1
 VOCALS_DB = (-3.0, 0.0)  # range of the vocals' level against all the rest
 BALANCE_DB = {"bass": -4.0, "drums": -5.0, "other": 0.0}  # chords loudest: they are the hard part
-ROOM = {"bass": 0.0, "drums": 0.15, "other": 0.3, "vocals": 0.3}  # reverberation, dry sound is 1
 
 SCALE = np.array((0, 2, 4, 5, 7, 9, 11))  # major [semitones]
 PENTATONIC = np.array((0, 2, 4, 7, 9))  # of the melody: it fits every chord of the scale
@@ -49,12 +48,6 @@ VOWELS = {  # resonances of a man's vocal tract [Hz]; the first three from [1], 
     "u": (300, 870, 2240, 3200, 4200),
 }
 BANDWIDTHS = np.array((80, 100, 140, 200, 280))[:, None]  # of the resonances [Hz]
-CONSONANTS = {  # noise before a vowel: centre [Hz], width [octaves], length [s], level of the vowel
-    "s": (6500, 0.45, 0.11, 0.3),
-    "sh": (3200, 0.55, 0.11, 0.35),
-    "h": (1500, 1.0, 0.07, 0.25),
-    "t": (4500, 0.8, 0.03, 0.4),
-}
 VOICES = ((52, 1.05), (57, 1.14), (62, 1.19))  # lowest note, size of the resonances
 DARKNESS, BREATH = 1.8, 0.04  # exponent of the voice's roll-off; noise relative to it
 Sounds = Iterator[tuple[float, float, np.ndarray]]  # beat of the song, place from -1 to 1, samples
@@ -68,14 +61,6 @@ class Sheet(NamedTuple):
     tonic: int
     chords: list[np.ndarray]  # semitones above the tonic, the root first, of every bar
     sample_rate: int
-
-
-class Singer(NamedTuple):
-    """What stays the same while somebody sings."""
-
-    tract: float  # resonances relative to a man's: 1.17 is typical for women
-    vibrato_hz: float
-    vibrato_depth: float  # [semitones]
 
 
 def synthesize_song(
@@ -93,10 +78,6 @@ def synthesize_song(
     bars = range(int(np.ceil(seconds / (4 * beat))))
     chords = [SCALE[(degrees[bar % 4] + np.array((0, 2, 4))) % 7] for bar in bars]
     sheet = Sheet(rng, beat, int(rng.integers(55, 67)), chords, sample_rate)
-    decay = rng.uniform(0.12, 0.3)  # of the room, to 1/e [s]
-    t = np.arange(round(3 * decay * sample_rate)) / sample_rate
-    room = rng.standard_normal((2, len(t))) * np.exp(-t / decay) * (t > 0.012)
-    room /= np.sqrt(np.sum(room**2) / len(t))
     parts = {}
     for name, player in zip(PARTS, (_bass, _drums, _chords, _vocals), strict=True):
         dry = np.zeros((2, round(seconds * sample_rate)))
@@ -104,9 +85,7 @@ def synthesize_song(
             here = dry[:, round(start * beat * sample_rate) :][:, : len(sound)]
             angle = (place + 1) * np.pi / 4  # power stays the same from left to right
             here += np.outer((np.cos(angle), np.sin(angle)), sound[: here.shape[1]])
-        size = 2 ** int(np.ceil(np.log2(dry.shape[1] + len(t))))
-        wet = np.fft.irfft(np.fft.rfft(dry.mean(0), size) * np.fft.rfft(ROOM[name] * room, size))
-        parts[name] = _level(dry + wet[:, : dry.shape[1]])
+        parts[name] = _level(dry)
     for name, level_db in BALANCE_DB.items():
         parts[name] *= 10 ** ((level_db + rng.uniform(-1.5, 1.5)) / 20)
     rest = parts["bass"] + parts["drums"] + parts["other"]
@@ -145,48 +124,40 @@ def write_dsd100(
         os.replace(tree, root)
 
 
-def sing(sheet: Sheet, singer: Singer, pitch: float, seconds: float, syllable: str) -> np.ndarray:
-    """Sing one note, (n_samples,) with an RMS of about 1: a consonant's noise, then a vowel."""
+def sing(sheet: Sheet, tract: float, pitch: float, seconds: float, vowel: str) -> np.ndarray:
+    """Sing one note, (n_samples,) with an RMS of about 1; `tract` scales the resonances."""
     rng, sample_rate = sheet.rng, sheet.sample_rate
-    centre, octaves, length, level = CONSONANTS[syllable[:-1]]
-    resonances = singer.tract * np.array(VOWELS[syllable[-1]])[:, None]  # [Hz]
+    resonances = tract * np.array(VOWELS[vowel])[:, None]  # [Hz]
 
-    def tract(f: np.ndarray) -> np.ndarray:
+    def mouth(f: np.ndarray) -> np.ndarray:
         return (1 / abs(1 + 2j * (f - resonances) / BANDWIDTHS)).sum(0)
 
     def voice(f: np.ndarray) -> np.ndarray:
-        return tract(f) * (1 + f / 600) ** -DARKNESS
+        return mouth(f) * (1 + f / 600) ** -DARKNESS
 
-    def band(f: np.ndarray) -> np.ndarray:
-        return np.exp(-0.5 * (np.log2(np.maximum(f, 1) / centre) / octaves) ** 2)
-
-    n_before = round(length * sample_rate)
-    hiss = _filtered(rng.standard_normal(n_before), band, sample_rate)
-    hiss *= level * np.sin(np.pi * np.linspace(0, 1, n_before))
-    t = np.arange(round(seconds * sample_rate) - n_before) / sample_rate
+    t = np.arange(round(seconds * sample_rate)) / sample_rate
     # A singer slides into the note, and lands on it before vibrato sets in.
-    vibrato = singer.vibrato_depth * np.sin(2 * np.pi * singer.vibrato_hz * t)
+    vibrato = rng.uniform(0.3, 0.7) * np.sin(2 * np.pi * rng.uniform(4.8, 6.2) * t)
     bend = np.clip(t / 0.3, 0, 1) * vibrato + rng.normal() * np.exp(-t / 0.04)
     wav = _filtered(_harmonics(pitch + bend, np.ones(999), sample_rate), voice, sample_rate)
     # The noise misses the harmonics' roll-off: breath is what one hears at the top.
-    wav += BREATH * _filtered(rng.standard_normal(len(t)), tract, sample_rate)
-    wav *= np.sin(np.pi * np.linspace(0.2, 0.9, len(t))) * _ends(t, 0.03)
-    return np.concatenate([hiss, wav])
+    wav += BREATH * _filtered(rng.standard_normal(len(t)), mouth, sample_rate)
+    return wav * np.sin(np.pi * np.linspace(0.2, 0.9, len(t))) * _ends(t, 0.03)
 
 
 def _vocals(sheet: Sheet) -> Sounds:
     """Sing phrases of two bars that end early, so that the singer can breathe."""
     rng = sheet.rng
     lowest, tract = VOICES[rng.integers(len(VOICES))]
-    singer = Singer(tract * rng.uniform(0.96, 1.04), rng.uniform(4.8, 6.2), rng.uniform(0.3, 0.7))
+    tract *= rng.uniform(0.96, 1.04)
     notes = np.add.outer(12 * np.arange(10), PENTATONIC + sheet.tonic % 12).ravel()
     notes, step, place = notes[notes >= lowest], 3, rng.uniform(-0.1, 0.1)
     for bar in range(0, len(sheet.chords), 2):
         beat = 4 * bar
         for length in RHYTHMS[rng.integers(len(RHYTHMS))]:
             step = int(np.clip(step + rng.integers(-2, 3), 0, 7))
-            syllable = str(rng.choice(list(CONSONANTS)) + rng.choice(list(VOWELS)))
-            sound = sing(sheet, singer, notes[step], length * sheet.beat, syllable)
+            vowel = str(rng.choice(list(VOWELS)))
+            sound = sing(sheet, tract, notes[step], length * sheet.beat, vowel)
             yield beat, place, rng.uniform(0.65, 1) * sound
             beat += length
 
