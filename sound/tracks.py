@@ -55,7 +55,8 @@ VOICE_PATTERN = rf"^({_NO_VOICE}|(?!{_NO_VOICE}|{_VOICE}).)*(?!{_NO_VOICE}){_VOI
 # What a file's name says beside the song's title, where files lie side by side in one folder.
 _STEM_WORDS = (
     r"\b(no|without)?( ?(lead|main))? ?(vocals?|vox|voice|accompaniment|instrumentals?|inst|karaoke"
-    r"|backing( ?track)?|band|music|a ?[ck]{1,2}app?ell?a|minus ?one)\b"
+    r"|backing( ?track)?|band|music|a ?[ck]{1,2}app?ell?a|minus ?one|drums|bass|other|guitar"
+    r"|piano)\b"
 )
 _TOLD = r"\((vocals|instrumental)\)"  # as Ultimate Vocal Remover writes, before a network's name
 # What systems, servers and programs leave in folders; whatever else has a dot in front is music.
@@ -292,13 +293,18 @@ def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) 
 
 
 def _by_title(files: list[Path], voice: re.Pattern[str]) -> dict[str, list[Path]]:
-    """Divide a folder into songs if its files are pairs of one title each, as separators write."""
+    """Divide a folder into songs if its files come by title, voice and band, as separators write.
+
+    What follows a stem's name, "vox 1" or "vox L", is no title unless it is a word.
+    """
     songs: dict[str, list[Path]] = {}
     for path in files:
-        title = " ".join(re.sub(_STEM_WORDS, " ", _words(path.stem)).split())
-        songs.setdefault(title, []).append(path)
-    are_pairs = all(len({_is_voice(path, voice) for path in some}) == 2 for some in songs.values())
-    return songs if are_pairs else {"": files}
+        words = _words(path.stem)
+        title = " ".join(re.sub(_STEM_WORDS, " ", words).split())
+        is_title = words.startswith(title) or re.search(r"[^\W\d]{2}", title)
+        songs.setdefault(title if is_title else "", []).append(path)
+    are_whole = all(len({_is_voice(path, voice) for path in some}) == 2 for some in songs.values())
+    return songs if are_whole and "" not in songs else {"": files}
 
 
 def _is_voice(path: Path, voice: re.Pattern[str]) -> bool:

@@ -107,7 +107,9 @@ def test_pairs_side_by_side_in_one_folder_are_songs_of_their_own(tmp_path):
             "B - A,B - A (Acapella),C,C no vocals,C Vocals".replace(" ", "_"),
             ["b - a", "c"],
         ),
-        ("stems", "Vox_1 Vox_2 Drums Bass", ["stems"]),
+        ("demucs", "One_vocals One_drums One_bass Two_vocals Two_drums Two_other", ["one", "two"]),
+        ("numbers", "01_vocals 01_band 02_vocals 02_band", ["01", "02"]),
+        ("stems", "Vox_1 Vox_2 Drums_1 Bass_2", ["stems"]),
     ):
         names = files.replace(",", " ").split()
         write_all(tmp_path / name, *(f"{file.replace('_', ' ')}.wav" for file in names))
@@ -116,7 +118,7 @@ def test_pairs_side_by_side_in_one_folder_are_songs_of_their_own(tmp_path):
         assert not found.bad
         assert all(track.mixture or track.accompaniment for track in found.tracks)
         assert bool(found.tracks[0].mixture) == (name == "mixed")
-    assert found.roles == "vocals: vox 1, vox 2; rest: bass, drums"
+    assert found.roles == "vocals: vox 1, vox 2; rest: bass 2, drums 1"
 
 
 def test_material_for_remixing_is_told_by_the_option(tmp_path):
