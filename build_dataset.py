@@ -256,13 +256,11 @@ def energy_of(wav: np.ndarray) -> np.ndarray:
 def finished(task: Task, track: Track) -> Song | None:
     """Return a song whose array and note are there, if its sources are as they were then."""
     path = task.output / file_of(task, track)
-    try:
+    with contextlib.suppress(InputError, OSError, ValueError, KeyError, TypeError):
         note = json.loads(path.with_suffix(".json").read_text())
         song = dataset.song_of(note["song"])
         if path.is_file() and note["sources"] == sources_of(task, track):
             return replace(song, taught=task.taught)
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        pass
     return None
 
 

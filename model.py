@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import cli
-from hparams import HParams, InputError, from_dict
+from hparams import TRAINED, HParams, InputError, from_dict
 
 FORMAT = "vocal-mask checkpoint 1"
 # What dilations of 1, 1, 2, 2, 4, 4, 8, 8, 1, 2, 4 and 8 look further back than those of 1.
@@ -346,10 +346,13 @@ def song_key(name: str) -> str:
     return re.sub(r"[\s_]+", " ", name).strip().casefold()
 
 
-def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HParams]:
+def restore_model(
+    path: Path, checkpoint: dict[str, Any], settings: dict[str, Any] | None = None
+) -> tuple[nn.Module, HParams]:
     """Build the network of a loaded checkpoint, weights included.
 
-    InputError if the weights do not fit the network that the checkpoint's hparams describe.
+    InputError if the weights do not fit the network that the checkpoint's hparams describe, or if
+    it was trained with another value of one of `settings`.
     """
     try:
         hp = from_dict(checkpoint["hparams"])
@@ -360,5 +363,8 @@ def restore_model(path: Path, checkpoint: dict[str, Any]) -> tuple[nn.Module, HP
     except (InputError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: weights or settings of no network: {reason}") from error
+    for name, value in (settings or {}).items():
+        if name in TRAINED and getattr(hp, name) != value:
+            raise InputError(f"{path}: trained with {name}={getattr(hp, name)}, not {value}")
     # What is published holds its large weights in half precision.
     return model.float().to(memory_format=torch.channels_last), hp

@@ -25,7 +25,7 @@ import torch
 
 import audio
 import model as networks
-from hparams import MASK_SETTINGS, RANGES, TRAINED, UNTUNED_MASK, HParams, InputError, hparams
+from hparams import MASK_SETTINGS, RANGES, UNTUNED_MASK, HParams, InputError, hparams
 from sound import reading
 from sound.writing import Separated
 
@@ -81,15 +81,11 @@ class Separator:
         if kind not in BLOCK_FRAMES or (kind == "cuda" and not torch.cuda.is_available()):
             raise InputError(f"device {device}: this torch has no such device (use cpu)")
         checkpoint = networks.load_checkpoint(Path(path))
-        model, hp = networks.restore_model(Path(path), checkpoint)
-        settings = settings or {}
-        for name, value in settings.items():
-            if name in TRAINED and getattr(hp, name) != value:
-                raise InputError(f"{path}: trained with {name}={getattr(hp, name)}, not {value}")
+        model, hp = networks.restore_model(Path(path), checkpoint, settings)
         for name in ("curve_db", "mask_settings"):
             if name not in checkpoint:
                 raise InputError(f"{path}: holds no {name} (use one that train.py wrote)")
-        asked = replace(hparams, **settings)
+        asked = replace(hparams, **(settings or {}))
         mask_settings = {**UNTUNED_MASK, **checkpoint["mask_settings"]}
         for name in MASK_SETTINGS:
             if getattr(asked, name) is not None:
@@ -202,7 +198,6 @@ class Stream:
         self.is_finished = False
         # Samples that wait for their unit: it begins half a window before its first frame's centre.
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
-        self.n_waiting = grid.n_fft // 2
         # What the first unit remembers is silence.
         n_masks = n_channels if self.is_split else 1
         self.features = torch.zeros(n_masks, hp.n_bins, hp.stft_frames - 1, device=device)
@@ -244,8 +239,8 @@ class Stream:
         wav = audio.mid_side(wav) if self.is_mid_side else wav
         self.n_pushed += wav.shape[-1]
         self.waiting.append(wav)
-        self.n_waiting += wav.shape[-1]
-        n_frames = 1 + (self.n_waiting - self.grid.n_fft) // self.grid.hop_length
+        n_there = 1 + (self.n_pushed - self.grid.n_fft // 2) // self.grid.hop_length  # of the song
+        n_frames = n_there - self.n_seen
         return self._run(n_frames - n_frames % self.least_frames, n_song=None)
 
     def finish(self) -> torch.Tensor:
@@ -271,7 +266,6 @@ class Stream:
             seen = samples[:, begin : begin + (n - 1) * grid.hop_length + grid.n_fft]
             units.append(self._unit(seen, n, n_song))
         self.waiting = [samples[:, n_frames * grid.hop_length :].clone()]
-        self.n_waiting = self.waiting[0].shape[-1]
         finished = torch.cat(units, -1)
         n_dropped = min(self.n_early, finished.shape[-1])
         self.n_early -= n_dropped

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import cli
 import dataset
 from dataset import OpenSong
-from hparams import TRAINED, HParams, InputError, UsageError, parse_settings
+from hparams import HParams, InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
     import torch
@@ -209,12 +209,8 @@ def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HP
     """Take the settings of the run that goes on; another network than its own is refused."""
     import model
 
-    _, hp = model.restore_model(args.checkpoint, checkpoint)
     asked = parse_settings(args.settings)
-    for name in TRAINED:
-        if asked.get(name, getattr(hp, name)) != getattr(hp, name):
-            its = f"its {name} is {getattr(hp, name)}"
-            raise InputError(f"{args.checkpoint}: {its}, not {asked[name]}")
+    _, hp = model.restore_model(args.checkpoint, checkpoint, asked)
     return replace(hp, **asked)
 
 

@@ -5,8 +5,7 @@ The ranks of a run share the songs, and all of them return the scores of all son
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -58,19 +57,17 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
         mask = audio.quantize_mask(logits.sigmoid())
         pieces = (_chunks(x, run.hp) for x in (logits, target, mixture))
         loss = float(targets.mask_loss(*pieces, run.curve_db, run.hp))
+        truth = _waveform(vocals, run.hp)
         masks = [mask, (mask > 0.5).float(), torch.ones_like(mask)]
-        return loss, *_scores(mixture, vocals, masks, run.hp)
+        estimates = (_waveform(mixture * m, run.hp) for m in masks)
+        return loss, *(max(metrics.si_sdr(one, truth), WORST_DB) for one in estimates)
 
-    losses, *scores = zip(*_for_each(run, songs, score), strict=True)
+    n_ranks = run.world.size
+    shares = run.world.gather([score(song) for song in run.world.share(songs)])
+    in_order = [shares[i % n_ranks][i // n_ranks] for i in range(len(songs))]
+    losses, *scores = zip(*in_order, strict=True)
     scores = zip(("soft", "binary", "floor"), map(_mean_db, scores), strict=True)
     return {"loss": float(np.mean(losses)), **dict(scores)}
-
-
-def _for_each(run: Run, songs: list[OpenSong], score: Callable[[OpenSong], Any]) -> list[Any]:
-    """Score songs, a share on every rank; returns the scores in the order of the songs."""
-    world = run.world
-    scores = world.gather([score(song) for song in world.share(songs)])
-    return [scores[i % world.size][i // world.size] for i in range(len(songs))]
 
 
 def _chunks(x: torch.Tensor, hp: HParams) -> torch.Tensor:
@@ -79,14 +76,6 @@ def _chunks(x: torch.Tensor, hp: HParams) -> torch.Tensor:
     if not n_chunks:
         return x
     return x[0, :, : n_chunks * hp.chunk_slices].unflatten(-1, (n_chunks, -1)).movedim(1, 0)
-
-
-def _scores(
-    mixture: torch.Tensor, vocals: torch.Tensor, masks: list[torch.Tensor], hp: HParams
-) -> list[float]:
-    """Return the SI-SDR of each mask's vocals on the network's own grid [dB]; NaN if silent."""
-    truth = _waveform(vocals, hp)
-    return [max(metrics.si_sdr(_waveform(mixture * m, hp), truth), WORST_DB) for m in masks]
 
 
 def _waveform(spec: torch.Tensor, hp: HParams) -> np.ndarray:

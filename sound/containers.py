@@ -115,7 +115,7 @@ def has_mpeg(file: BinaryIO, begin: int, end: int) -> bool:
     for at in range(begin, end, 2**16):
         for found in _LAYER_3.finditer(_read(file, at, 2**16 + 3)):
             frame, n_frames = at + found.start(), 0
-            while n_frames < 3 and (size := _frame_size(_word(file, frame))):
+            while n_frames < 3 and (size := _frame_size(file, frame)):
                 frame, n_frames = frame + size, n_frames + 1
             if n_frames == 3:
                 return True
@@ -254,13 +254,14 @@ def _xing(file: BinaryIO, begin: int) -> _Xing | None:
 def _is_unbroken(file: BinaryIO, at: int, end: int) -> bool:
     """Say whether MPEG frames follow one another to the end, but for tags."""
     file = io.BufferedReader(Pieces(file, [(0, end)]), 2**20)
-    while size := _frame_size(_word(file, at)):
+    while size := _frame_size(file, at):
         at += size
     return at >= end
 
 
-def _frame_size(word: int) -> int:
-    """Return the bytes of an MPEG layer III frame with this header; 0 if it is none."""
+def _frame_size(file: BinaryIO, at: int) -> int:
+    """Return the bytes of the MPEG layer III frame that begins here; 0 if none does."""
+    word = int.from_bytes(_read(file, at, 4), "big")
     version, index, rate = word >> 19 & 3, word >> 12 & 15, word >> 10 & 3
     if word >> 21 != 0x7FF or version == 1 or word >> 17 & 3 != 1 or index in (0, 15) or rate == 3:
         return 0
@@ -287,10 +288,6 @@ def _before_tags(file: BinaryIO, end: int) -> int:
         size, _, flags = struct.unpack("<III", foot[12:24])
         end -= size + 32 * (flags >> 31)  # and its head
     return max(0, end)
-
-
-def _word(file: BinaryIO, at: int) -> int:
-    return int.from_bytes(_read(file, at, 4), "big")
 
 
 def _read(file: BinaryIO, at: int, n_bytes: int) -> bytes:

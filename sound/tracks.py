@@ -159,7 +159,10 @@ def find_tracks(
     readers = {layouts[name] for name in names}
     if kind is None and len(readers) > 1:
         raise InputError(f"{root}: holds {' and '.join(sorted(names))}: two layouts")
-    music = readers.pop()(root) if kind is None and readers else _folder(root, kind, voice)
+    if kind in ("voices", "backings"):
+        music = _material(root, kind)
+    else:
+        music = readers.pop()(root) if kind is None and readers else _stems(root, voice)
     if not music.tracks and not music.bad:
         raise InputError(
             f"{root}: no songs found as {music.layout}; expected for example "
@@ -244,16 +247,9 @@ def _track(name: str, is_test: bool, *signals: tuple[Part, ...], is_clip: bool =
     return Track(name, "test" if is_test else "train", singer, song, *signals)
 
 
-def _folder(root: Path, kind: str | None, voice: re.Pattern[str]) -> Collection:
-    """No data set's layout: songs as folders of stems, or a folder of only voices or backings."""
-    folders = {folder: files for folder in _walk(root) if (files := _audio_files(folder))}
-    if kind in ("voices", "backings"):
-        return _material(root, kind, [path for files in folders.values() for path in files])
-    return _stems(root, folders, voice)
-
-
-def _stems(root: Path, folders: dict[Path, list[Path]], voice: re.Pattern[str]) -> Collection:
+def _stems(root: Path, voice: re.Pattern[str]) -> Collection:
     """Songs as folders: those stems whose names say voice are the vocals, all summed the song."""
+    folders = {folder: files for folder in _walk(root) if (files := _audio_files(folder))}
     roles = {"vocals": Counter(), "rest": Counter()}
 
     def track(job: tuple[Path, str, list[Path]]) -> Track:
@@ -318,10 +314,10 @@ def _counted(names: Counter[str]) -> str:
     return ", ".join(most) + f" and {len(names) - 6} more" * (len(names) > 6)
 
 
-def _material(root: Path, kind: str, files: list[Path]) -> Collection:
+def _material(root: Path, kind: str) -> Collection:
     """Only voices or only backings; a folder inside is a singer or an album."""
     tracks = []
-    for path in files:
+    for path in filter(_is_sound, _files(root)):
         name = _composed(path.relative_to(root).with_suffix("").as_posix())
         signals = ((), (Part(path),), ()) if kind == "voices" else ((), (), (Part(path),))
         tracks.append(Track(name, "train", name.split("/")[0], name, *signals))

@@ -268,7 +268,7 @@ def test_every_difference_is_named_and_how_to_go_on(toy_dataset, whole, capsys):
     assert refused(capsys, *resume, "--set=epochs=9").endswith(said)
     for adapt in ([], ["--adapt"]):  # another network cannot have its weights
         line = refused(capsys, *resume, *adapt, "--set=width=4")
-        assert line.endswith("last.pth: its width is 2, not 4")
+        assert line.endswith("last.pth: trained with width=2, not 4")
 
 
 def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, whole, capsys):

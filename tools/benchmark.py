@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,17 +171,14 @@ def best_seconds(bench: Bench, work: Callable[[], Any]) -> float:
     """Do some work several times; return the shortest time [s]."""
     import torch
 
-    wait = torch.cuda.synchronize if bench.device.type == "cuda" else lambda: None
-    best = float("inf")
-    if bench.rounds > 1:
-        work()  # the first call pays for what the later ones find ready
-    for _ in range(bench.rounds):
-        wait()
-        started = time.perf_counter()
+    def to_the_end() -> None:
         work()
-        wait()
-        best = min(best, time.perf_counter() - started)
-    return best
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    if bench.rounds > 1:
+        to_the_end()  # the first call pays for what the later ones find ready
+    return min(timeit.repeat(to_the_end, number=1, repeat=bench.rounds))
 
 
 def untrained_separator(bench: Bench) -> Separator:
