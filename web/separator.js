@@ -124,7 +124,7 @@ export class Song {
     song.nColumns = 0; // frames of which the mask is known
     song.dropped = 0; // frames of a live song that are forgotten
     song.peakDb = -Infinity;
-    song.fft = new Fft(grid.nFft);
+    song.fft = await Fft.ofSize(grid.nFft);
     const angles = Float64Array.from({ length: grid.nFft }, (_, i) => (2 * Math.PI * i) / grid.nFft);
     song.window = angles.map(angle => (1 - Math.cos(angle)) / 2); // Hann, periodic
     song.re = new Float64Array(grid.nFft);

@@ -24,6 +24,7 @@ from tools import export
 
 ROOT = Path(__file__).parents[2]
 WEB, ORT = ROOT / "web", ROOT / "web/node_modules/onnxruntime-web/dist"
+FFT = "node_modules/@echogarden/kissfft-wasm"
 CHECKPOINT = ROOT / "pretrained/resnet18_small.pth"
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -49,6 +50,7 @@ def site(tmp_path_factory) -> Path:
     (site / "ort").mkdir(parents=True)
     for path in (path for path in WEB.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")):
         shutil.copy(path, site)
+    shutil.copytree(WEB / FFT, site / FFT)
     for pattern in ("ort.w*.min.mjs", "ort-wasm-simd-threaded.*"):
         for path in ORT.glob(pattern):
             (site / "ort" / path.name).symlink_to(path)
