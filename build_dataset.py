@@ -221,7 +221,7 @@ def build_song(task: Task, track: Track) -> Song:
         parts=track.signals,
         n_frames=shape[0],
         sample_rate=extent.sample_rate,
-        seconds=extent.seconds,
+        seconds=extent.n_samples / extent.sample_rate,
         sha256=reading.sha256(path),
         inputs=tuple(inputs),
         taught=task.taught,

@@ -211,15 +211,29 @@ def _script_name() -> str:
     return os.path.basename(folder) if name == "__main__.py" else name or "python"
 
 
+def check_writable(path: Path) -> None:
+    """Make sure that a file can be created or replaced at `path`; creates its directory."""
+    place = path.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        place = path
+        is_other = path.exists() and not path.is_file()  # raises where the name is too long
+    except OSError as error:
+        remedy = "shorten its name" if place is path else "choose another folder"
+        raise InputError(f"{place}: {error.strerror or error} ({remedy})") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):  # false on a read-only disk even for root
+        raise InputError(f"{path.parent}: not writable (choose another folder)")
+    if is_other:  # renaming onto /dev/null would replace the device
+        raise InputError(f"{path}: is not a regular file (choose another name)")
+
+
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[Path]:
     """Name a temporary file, which replaces `path` when it is whole; InputError if it cannot."""
     path = Path(path)
-    if path.exists() and not path.is_file():  # renaming onto /dev/null would replace the device
-        raise InputError(f"{path}: is not a regular file (choose another name)")
+    check_writable(path)
     temporary = path.with_name(f".{path.name[-40:]}.tmp-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())

@@ -25,7 +25,7 @@ import cli
 import dataset
 from hparams import MASK_SETTINGS, InputError, UsageError, parse_settings
 from scoring import tables
-from sound import tracks, writing
+from sound import tracks
 
 ABOUT = __doc__.rpartition("\n\n")[0]
 BOUNDS = """Score the mixture itself and the ideal masks: what no network changes.
@@ -144,7 +144,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
     output = args.output or beside / f"{name}.json"
     tables.refuse_foreign(output)
     folder = output.with_suffix(".songs")
-    writing.check_writable(folder / "song.json")
+    cli.check_writable(folder / "song.json")
 
     from scoring import songs  # here: a wrong path is told before torch is loaded
 

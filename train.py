@@ -74,8 +74,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
     with open_log(None if world.rank else run_dir, cli.warn) as log, cli.Stop() as stop:
         while not run.is_finished:
             started, first_step = time.perf_counter(), run.step
-            with cli.progress(run.slices_left_in_epoch(), " slices") as bar:
-                loss = train_epoch(run, bar.update, log, stop, lambda: save_last(cli.warn))
+            loss = train_epoch(run, log, stop, lambda: save_last(cli.warn))
             if world.any(stop()):
                 break  # also after the last step: the resumed run begins with the validation
             seconds = time.perf_counter() - started

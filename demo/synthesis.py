@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hparams import InputError
-
 PARTS = ("bass", "drums", "other", "vocals")  # DSD100's sources
 PEAK = 0.8  # of the mixture, full scale 1
 VOCALS_DB = (-3.0, 0.0)  # range of the vocals' level against all the rest
@@ -99,13 +97,10 @@ def write_dsd100(
 ) -> None:
     """Write songs as DSD100 is distributed, at most 50 to train and to test; all of `seconds`.
 
-    They do not depend on how many there are. The folder `root` appears only when it is complete;
-    InputError if it exists.
+    They do not depend on how many there are. `root`, a new folder, appears when it is complete.
     """
     import soundfile
 
-    if root.exists():
-        raise InputError(f"{root}: exists already (remove it, or choose another folder)")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as unfinished:
         tree = Path(unfinished) / root.name

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import audio
+import cli
 import dataset
 import model as networks
 from dataset import Batch, Chunks, Feed, OpenSong
@@ -119,11 +120,6 @@ class Run:
         latest = self.history[-1]
         better = max(latest["soft"], latest["binary"])
         return -latest["loss"] if np.isnan(better) else better  # no held-out voice, in any epoch
-
-    def slices_left_in_epoch(self) -> int:
-        """Return how many slices the rest of this epoch trains, for a progress bar."""
-        n = dataset.count_batches(self.songs, self.hp, self.epoch) - self.batch
-        return min(n, self.n_steps - self.step) * self.hp.batch_size * self.hp.chunk_slices
 
     def set_pace(self) -> None:
         """Set the next step's learning rate, and how slowly the averaged weights follow it."""
@@ -313,19 +309,12 @@ class Step:
         return self._result.clone()
 
 
-def train_epoch(
-    run: Run,
-    report: Callable[[int], None],
-    log: Log,
-    stopped: Callable[[], bool],
-    save: Callable[[], None],
-) -> float:
+def train_epoch(run: Run, log: Log, stopped: Callable[[], bool], save: Callable[[], None]) -> float:
     """Train on the rest of the current epoch, or up to the last step; returns its mean loss so far.
 
     Afterwards ``run.batch`` counts its batches: whoever validates then moves on to the next epoch,
-    so that a run stopped in between validates when it is resumed. `report` gets the number of
-    slices of every step; `stopped`, true on any rank, ends the epoch early. InputError, naming the
-    step and its songs, if loss or gradient is not finite.
+    so that a run stopped in between validates when it is resumed. `stopped`, true on any rank, ends
+    the epoch early. InputError, naming the step and its songs, if loss or gradient is not finite.
     """
     hp, world = run.hp, run.world
     run.model.train()
@@ -334,30 +323,32 @@ def train_epoch(
     shares = [world.share(batch) for batch in batches[run.batch :]]
     fresh, saved, checked = [], time.monotonic(), time.perf_counter()
     n_slices = hp.batch_size * hp.chunk_slices
-    for batch in run.feed.batches(shares):
-        fresh.append((run.take_step(batch), batches[run.batch]))
-        run.batch, run.step = run.batch + 1, run.step + 1
-        report(n_slices)
-        stopping = world.any(stopped())  # asked once: what is saved after a stop has been checked
-        if len(fresh) == CHECK_EVERY or stopping or run.batch == len(batches):
-            values = _finite_values(run, fresh)
-            run.losses += [loss for loss, _ in values]
-            now = time.perf_counter()
-            log(
-                {
-                    "loss/train": values[-1][0],
-                    "learning rate": float(run.learning_rate),
-                    "gradient norm": values[-1][1],
-                    "slices per second": len(fresh) * n_slices / (now - checked),
-                },
-                run.step,
-            )
-            fresh, checked = [], now
-        if stopping:
-            break
-        if time.monotonic() - saved > SAVE_EVERY and not fresh:
-            save()
-            saved = time.monotonic()
+    with cli.progress(len(shares) * n_slices, " slices") as bar:
+        for batch in run.feed.batches(shares):
+            fresh.append((run.take_step(batch), batches[run.batch]))
+            run.batch, run.step = run.batch + 1, run.step + 1
+            bar.update(n_slices)
+            # Asked once, as what is saved after a stop has been checked.
+            stopping = world.any(stopped())
+            if len(fresh) == CHECK_EVERY or stopping or run.batch == len(batches):
+                values = _finite_values(run, fresh)
+                run.losses += [loss for loss, _ in values]
+                now = time.perf_counter()
+                log(
+                    {
+                        "loss/train": values[-1][0],
+                        "learning rate": float(run.learning_rate),
+                        "gradient norm": values[-1][1],
+                        "slices per second": len(fresh) * n_slices / (now - checked),
+                    },
+                    run.step,
+                )
+                fresh, checked = [], now
+            if stopping:
+                break
+            if time.monotonic() - saved > SAVE_EVERY and not fresh:
+                save()
+                saved = time.monotonic()
     return float(np.mean(run.losses)) if run.losses else float("nan")
 
 

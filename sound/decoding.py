@@ -7,6 +7,7 @@ container tells them, so that a song in an m4a has the length of the wav it was 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -71,7 +72,7 @@ def open_sound(path: Path, file: BinaryIO, container: str, stream: int = 0) -> S
         raise
 
 
-class Sound:
+class Sound(contextlib.AbstractContextManager):
     """A sound being decoded, with the attributes and the `read` of a SoundFile.
 
     `frames` is what the container promises, and by at most `slack` too many; `UNKNOWN_LENGTH` where
@@ -104,9 +105,6 @@ class Sound:
         self.n_sounds = len(container.streams.audio)
         self._blocks = self._decode()
         self._rest = np.zeros((0, self.channels), np.float32)
-
-    def __enter__(self) -> Sound:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

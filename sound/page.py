@@ -40,7 +40,7 @@ MPEG = {
 }
 
 
-class PageWriter:
+class PageWriter(contextlib.AbstractContextManager):
     """Write a song's page; it appears at the end of the ``with`` block, whole or not at all.
 
     `info` is of the song, `sample_format` of the codes that `write` gets; `settings` are shown as
@@ -69,9 +69,6 @@ class PageWriter:
         self._rows: list[np.ndarray] = []
         self._extremes: list[list[float]] = []
         self._tracks = [_Mp3(rate, info.n_channels) for _ in range(2)]
-
-    def __enter__(self) -> PageWriter:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.closing(self._tracks[0]), contextlib.closing(self._tracks[1]):

@@ -73,7 +73,6 @@ class PipeReader:
             n_channels=self.raw.n_channels,
             n_samples=None if n_bytes is None else n_bytes // self.raw.width,
             sample_format=ENCODINGS[self.raw.encoding],
-            container="RAW" if raw else "WAV",
         )
         self.warnings: list[str] = []
         self.n_read = 0  # samples per channel so far

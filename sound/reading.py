@@ -194,7 +194,7 @@ def _inspect(
     )
 
 
-class Reader:
+class Reader(contextlib.AbstractContextManager):
     """Read a sound file once, block by block; close it by leaving the ``with`` block.
 
     `start` and `duration` [s] choose an excerpt, whose samples are in every format those of a read
@@ -244,9 +244,6 @@ class Reader:
         clipped = f"{self._n_clipped} samples beyond full scale clipped (--subtype FLOAT)"
         told = [clipped if self._n_clipped else "", self._problem]
         return [*self.info.warnings, *filter(None, told)]
-
-    def __enter__(self) -> Reader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._sound.close()

@@ -134,11 +134,6 @@ class Extent(NamedTuple):
     n_channels: int | None  # None where its files have such that do not go together
     notes: tuple[str, ...]  # what was trimmed, and what is odd about a file; for the user to read
 
-    @property
-    def seconds(self) -> float:
-        """Duration [s]."""
-        return self.n_samples / self.sample_rate
-
 
 def find_tracks(
     root: Path, kind: str | None = None, voice_pattern: str = VOICE_PATTERN

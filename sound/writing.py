@@ -99,7 +99,7 @@ def identities(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
 def check_outputs(outputs: Iterable[Path], inputs: dict[tuple[int, int], Path]) -> None:
     """Refuse outputs that cannot be written, or would overwrite one of the `identities`."""
     for path in outputs:
-        check_writable(path)
+        cli.check_writable(path)
         for identity in identities([path]).keys() & inputs.keys():
             raise InputError(
                 f"{path}: would overwrite the input {inputs[identity]} (write to another folder)"
@@ -148,22 +148,6 @@ def are_done(outputs: Iterable[Path], record: Record) -> bool:
             raise InputError(f"{path}: {other} (--overwrite it, or name another --output-dir)")
     here = (record.source, record.how)
     return all(its is not None and (its.source, its.how) == here for its in records.values())
-
-
-def check_writable(path: Path) -> None:
-    """Make sure that a file can be created or replaced at `path`; creates its directory."""
-    place = path.parent
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        place = path
-        is_other = path.exists() and not path.is_file()  # raises where the name is too long
-    except OSError as error:
-        remedy = "shorten the song's name" if place is path else "choose another folder"
-        raise InputError(f"{place}: {error.strerror or error} ({remedy})") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):  # false on a read-only disk even for root
-        raise InputError(f"{path.parent}: not writable (choose another folder)")
-    if is_other:
-        raise InputError(f"{path}: is not a regular file (choose another name)")
 
 
 class Separated(NamedTuple):

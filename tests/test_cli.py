@@ -171,7 +171,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == [path.name]
     for wrong in (tmp_path, path / "below", Path(os.devnull)):
-        with pytest.raises(InputError, match=re.escape(str(wrong))):
+        with pytest.raises(InputError, match=re.escape(str(wrong).removesuffix("/below"))):
             cli.replace_atomically(wrong, lambda file: None)
 
 

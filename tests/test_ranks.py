@@ -93,7 +93,7 @@ def other_ends(here: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     run = make_run(songs, world=here)
     training.train_epoch(
-        run, lambda _: None, lambda *_: None, lambda: here.rank == 1 and run.step == 3, lambda: None
+        run, lambda *_: None, lambda: here.rank == 1 and run.step == 3, lambda: None
     )
     found["stopped"] = run.step
     run = make_run(songs, world=here)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from test_dataset import SMALL
 from test_dataset import song as song_of_frames
+from tqdm import tqdm
 
 import audio
+import cli
 import dataset
 import model
 from dataset import Batch, Feed, OpenSong
@@ -78,9 +80,7 @@ def go(
 ) -> training.Run:
     """Train to the end or up to a step, as train.py does, without the validation."""
     while not run.is_finished and run.step < until:
-        training.train_epoch(
-            run, lambda _: None, log, lambda: run.step >= until, lambda: run.write(last)
-        )
+        training.train_epoch(run, log, lambda: run.step >= until, lambda: run.write(last))
         if run.step >= until:
             break
         run.epoch, run.batch = run.epoch + 1, 0
@@ -194,15 +194,14 @@ def test_after_a_short_training_the_voice_is_clearer_than_in_the_mixture(toy_dat
     assert scores["floor"] + 2 < scores["soft"]
 
 
-def test_a_run_ends_at_the_step_it_is_told(songs):
+def test_a_run_ends_at_the_step_it_is_told(songs, monkeypatch):
+    bars = []
+    monkeypatch.setattr(cli, "progress", lambda n, _: bars.append(tqdm(total=n)) or bars[-1])
     for steps, n_epochs in ((1, 1), (10, 2)):  # 8 an epoch, and 2 epochs are asked for
         run = make_run(songs, replace(HP, steps=steps))
         while not run.is_finished:
-            left = [run.slices_left_in_epoch()]
-            loss = training.train_epoch(
-                run, left.append, lambda *_: None, lambda: False, lambda: None
-            )
-            assert left[0] == sum(left[1:]), "the progress bar of every epoch ends at its end"
+            loss = training.train_epoch(run, lambda *_: None, lambda: False, lambda: None)
+            assert bars[-1].n == bars[-1].total, "the progress bar of every epoch ends at its end"
             assert not run.is_finished, "it is validated first"
             run.finish_epoch(loss, {"loss": 1.0, "soft": 2.0, "binary": 3.0})
         assert run.step == run.n_steps == run.history[-1]["step"] == steps

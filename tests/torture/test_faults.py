@@ -106,7 +106,7 @@ def test_what_cannot_be_separated_is_one_line_each_and_leaves_nothing(capsys):
     assert len(said) == 4
     assert "4 of 4 files failed" in last
     for what in (
-        "File name too long (shorten the song's name)",
+        "File name too long (shorten its name)",
         "1025.wav: not audio that can be read: Too many channels",
         "1e38.wav: sample of 1e+38 at 0.000 s",
         "none.wav: no audio samples",
