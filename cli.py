@@ -117,7 +117,8 @@ def script(main: Main) -> Main:
                 stream.reconfigure(errors="backslashreplace")
         before = None
         with contextlib.suppress(ValueError):  # only the main thread may, not a notebook's
-            before = signal.signal(signal.SIGTERM, _terminate)
+            # The script is unwound, so that temporary files are removed.
+            before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             return main(argv)
         except InputError as error:
@@ -177,11 +178,6 @@ class Stop:
         elif time.monotonic() - self._at > SAME_WISH:
             self.__exit__()
             signal.raise_signal(signum)
-
-
-def _terminate(_signum: int, _frame: object) -> None:
-    """Unwind the script, so that temporary files are removed."""
-    sys.exit(143)
 
 
 def complain(message: object, kind: str = "error") -> None:

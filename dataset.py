@@ -403,7 +403,7 @@ class Batch(NamedTuple):
     starts: torch.Tensor
     gains: torch.Tensor
     eq_db: torch.Tensor
-    spectrograms: torch.Tensor | None  # None: `Feed.spectrograms` gathers them
+    spectrograms: torch.Tensor | None = None  # None: `Feed.spectrograms` gathers them
 
 
 class Feed:
@@ -447,9 +447,7 @@ class Feed:
 
     def batches(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Give one batch after the other."""
-        if not self.resident:
-            return self._read_ahead(batches)
-        return (Batch(*map(self._to_device, vars(batch).values()), None) for batch in batches)
+        return map(self._send, batches) if self.resident else self._read_ahead(batches)
 
     def spectrograms(self, batch: Batch) -> torch.Tensor:
         """Return the frames of a batch on the device: (n, n_frames, 2 or 4, n_bins, 2), float16.
@@ -476,24 +474,21 @@ class Feed:
     def _read_ahead(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Read from the disk, some batches ahead of the one that is given."""
         with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self._read, batch) for batch in batches[:N_AHEAD]]
+            ahead = [reader.submit(self._send, batch) for batch in batches[:N_AHEAD]]
             for i in range(len(batches)):
                 if i + N_AHEAD < len(batches):
-                    ahead.append(reader.submit(self._read, batches[i + N_AHEAD]))
+                    ahead.append(reader.submit(self._send, batches[i + N_AHEAD]))
                 yield ahead.pop(0).result()
 
-    def _read(self, batch: Chunks) -> Batch:
-        spectrograms = read_batch(self.songs, batch, self.hp)
-        return Batch(*(self._to_device(values) for values in (*vars(batch).values(), spectrograms)))
-
-    def _to_device(self, values: np.ndarray) -> torch.Tensor:
-        """Send numbers without waiting: a GPU fetches them from pinned memory by itself."""
+    def _send(self, batch: Chunks) -> Batch:
+        """Send a batch without waiting: a GPU fetches it from pinned memory by itself."""
         import torch
 
-        tensor = torch.from_numpy(values)
+        read = [] if self.resident else [read_batch(self.songs, batch, self.hp)]
+        tensors = map(torch.from_numpy, [*vars(batch).values(), *read])
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+            tensors = map(torch.Tensor.pin_memory, tensors)
+        return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
 
 
 def read_batch(songs: list[OpenSong], batch: Chunks, hp: HParams) -> np.ndarray:

@@ -262,8 +262,13 @@ def separate_song(
         writers = []
         for kind, path in outputs.paths.items():
             if kind == "report":
-                about = separator.description | {"checkpoint": os.fsdecode(args.checkpoint.name)}
-                about["made by"] = f"{writing.MADE_BY} {outputs.record}"
+                hp = separator.hp
+                about = {
+                    "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
+                    **{name: str(value) for name, value in separator.mask_settings.items()},
+                    "checkpoint": os.fsdecode(args.checkpoint.name),
+                    "made by": f"{writing.MADE_BY} {outputs.record}",
+                }
                 writer = page.PageWriter(path, info, fmt.sample_format, about)
             else:
                 writer = writing.SoundWriter(path, info, fmt, kind, outputs.record)

@@ -96,13 +96,6 @@ class Separator:
         separator.licence = str(checkpoint.get("licence", ""))
         return separator
 
-    @property
-    def description(self) -> dict[str, str]:
-        """What a reader of the page of a song wants to know."""
-        hp = self.hp
-        network = f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames"
-        return {"network": network} | {k: str(v) for k, v in self.mask_settings.items()}
-
     def is_mid_side(self, n_channels: int) -> bool:
         """Whether a recording is separated as mid and side."""
         return self.stereo == "mid-side" and n_channels == 2

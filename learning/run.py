@@ -229,27 +229,23 @@ def train_step(run: Run, batch: Batch) -> torch.Tensor:
 
     Returns the loss and the norm of the whole batch's gradient, in one tensor on the device.
     """
-    hp = run.hp
     run.optimizer.zero_grad(set_to_none=True)
-    spectrograms = run.feed.spectrograms(batch)
-    example = targets.make_example(spectrograms, batch.gains, batch.eq_db, run.curve_db, hp)
-    loss = loss_of(run, *example, run.feed.are_taught[batch.songs].any(1) if hp.trim else None)
+    loss = loss_of(run, batch)
     loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), hp.max_grad_norm)
+    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.hp.max_grad_norm)
     run.optimizer.step()
     run.average()
     return torch.stack([loss.detach(), grad_norm.detach()])
 
 
-def loss_of(
-    run: Run,
-    features: torch.Tensor,
-    target: torch.Tensor,
-    mixture: torch.Tensor,
-    are_taught: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return the loss of an example that `targets.make_example` gave."""
+def loss_of(run: Run, batch: Batch) -> torch.Tensor:
+    """Return the loss of a batch."""
     hp, narrow = run.hp, networks.is_narrow(run.hp, run.device)
+    spectrograms = run.feed.spectrograms(batch)
+    features, target, mixture = targets.make_example(
+        spectrograms, batch.gains, batch.eq_db, run.curve_db, hp
+    )
+    are_taught = run.feed.are_taught[batch.songs].any(1) if hp.trim else None
     # A cache of narrowed weights would outlive the CUDA graph that it was made in.
     with torch.autocast(run.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False):
         logits = run.network(features)[..., :: hp.stft_stride].float()

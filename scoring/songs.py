@@ -265,7 +265,9 @@ def score_song(
         for name, score in metrics.bss_eval_v3(truth[:, 0], guesses[:, :, 0]).items():
             most_db = BEST_DB if name == "sdr" else BITS_DB
             scores[f"v3_{name}"] = score.clamp(WORST_DB, most_db)
-    scores = {name: _worst_where_silent(score) for name, score in scores.items()}
+    for name, score in scores.items():  # of a silent estimate the worst, where others have one
+        is_nan = score.isnan()  # (n_systems, 2, ...)
+        scores[name] = torch.where(is_nan & ~is_nan.all(0), WORST_DB, score)
     if is_mono:
         scores["nsdr"] = scores["v3_sdr"] - scores["v3_sdr"][0]
     has_truth = truth.flatten(1).any(-1).all()
@@ -286,12 +288,6 @@ def score_song(
 def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     """Return `metrics.si_sdr`, limited to `WORST_DB` and `BEST_DB`; NaN of a silent reference."""
     return float(np.clip(metrics.si_sdr(estimate, reference), WORST_DB, BEST_DB))
-
-
-def _worst_where_silent(scores: torch.Tensor) -> torch.Tensor:
-    """Give silent estimates, which have no score, the worst one where other systems have one."""
-    is_nan = scores.isnan()  # (n_systems, 2, ...)
-    return torch.where(is_nan & ~is_nan.all(0), WORST_DB, scores)
 
 
 def _to_16_bits(wav: np.ndarray) -> torch.Tensor:

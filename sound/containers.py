@@ -43,10 +43,6 @@ class Pieces(io.RawIOBase):
 
     readable = seekable = lambda _self: True
 
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to another position."""
         self._at = offset + (0, self._at, self._n_bytes)[whence]

@@ -142,7 +142,7 @@ def test_a_step_with_its_pace_on_the_device_is_the_step_with_numbers(songs, kind
         run.step += 1
 
         optimizer.zero_grad()
-        expected = training.loss_of(twin, *example_of(twin, batch))
+        expected = training.loss_of(twin, batch)
         expected.backward()
         np.testing.assert_allclose(loss, expected.detach(), rtol=1e-4)
         n = torch.nn.utils.clip_grad_norm_(twin.model.parameters(), hp.max_grad_norm)
