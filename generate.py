@@ -227,9 +227,8 @@ def attempt(separator: Separator, path: Path, outputs: Outputs, args: argparse.N
     from sound.reading import Reader
 
     started = time.perf_counter()
-    options = args.allow_truncated, args.start, args.duration
     try:
-        with Reader(path, *options) as reader:
+        with Reader(path, args.allow_truncated, args.start, args.duration) as reader:
             separate_song(separator, reader, outputs, args)
     except InputError as error:
         cli.complain(error)
@@ -281,7 +280,8 @@ def write_parts(
 ) -> None:
     """Write a sound as it is separated, with a progress bar; tell what was odd about it."""
     info, n_limited = reader.info, 0
-    with cli.progress(info.seconds and round(info.seconds, 1), " s") as bar:
+    seconds = info.n_samples and round(info.n_samples / info.sample_rate, 1)  # None of a pipe
+    with cli.progress(seconds, " s") as bar:
         for part in parts:
             for writer in writers:
                 writer.write(part)

@@ -185,7 +185,7 @@ class Stream:
         # Many channels go through in shorter blocks, so that memory stays what it is.
         most = max(16, separator.block_frames // -(-n_channels // 4))
         self.block_frames = most // hp.mask_frames * hp.mask_frames
-        self.n_pushed = self.n_returned = 0  # samples
+        self.n_pushed = 0  # samples
         self.n_seen = 0  # frames
         self.peak_db = torch.full((1,), -math.inf, dtype=torch.float64, device=device)
         self.is_finished = False
@@ -202,7 +202,7 @@ class Stream:
             separator.mask(silence, self.past)
         self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
-        # Finished samples that lie before the song: the mask's delay and half a window.
+        # Of what is finished, what lies before the song: the mask's delay and half a window.
         self.n_early = hp.lookahead * grid.hop_length + grid.n_fft // 2
         self.on_mask: Callable[[torch.Tensor], None] | None = None
         self.full_envelope = audio.full_envelope(grid).to(device)
@@ -240,17 +240,19 @@ class Stream:
         """Return the vocals that are left; all together are as long as what was pushed."""
         assert not self.is_finished, "the song has been finished already"
         self.is_finished = True
-        hop, n_left = self.grid.hop_length, self.n_pushed - self.n_returned
-        n_units = -(-(self.n_early + n_left) // (hop * self.least_frames))
-        n_frames = n_units * self.least_frames
+        hop = self.grid.hop_length
+        n_left = self.n_early + self.n_pushed - self.n_seen * hop  # with what lies before the song
+        n_frames = -(-n_left // (hop * self.least_frames)) * self.least_frames
         self.waiting.append(torch.zeros(len(self.carry), n_frames * hop + self.grid.n_fft))
-        return self._run(n_frames, n_song=self.grid.n_frames(self.n_pushed))[:, :n_left]
+        vocals = self._run(n_frames, n_song=self.grid.n_frames(self.n_pushed))
+        return vocals[:, : min(n_left, self.n_pushed)]
 
     def _run(self, n_frames: int, n_song: int | None) -> torch.Tensor:
         """Work off `n_frames` more frames; the song has `n_song`, None while it goes on."""
         if n_frames <= 0:
             return torch.zeros(len(self.carry), 0)
         grid, most = self.grid, self.block_frames
+        n_early = max(0, self.n_early - self.n_seen * grid.hop_length)
         samples = torch.cat(self.waiting, -1)
         units = []
         for start in range(0, n_frames, most):
@@ -259,11 +261,7 @@ class Stream:
             seen = samples[:, begin : begin + (n - 1) * grid.hop_length + grid.n_fft]
             units.append(self._unit(seen, n, n_song))
         self.waiting = [samples[:, n_frames * grid.hop_length :].clone()]
-        finished = torch.cat(units, -1)
-        n_dropped = min(self.n_early, finished.shape[-1])
-        self.n_early -= n_dropped
-        self.n_returned += finished.shape[-1] - n_dropped
-        finished = finished[:, n_dropped:]
+        finished = torch.cat(units, -1)[:, n_early:]
         return audio.left_right(finished) if self.is_mid_side else finished
 
     @torch.inference_mode()

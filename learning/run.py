@@ -14,7 +14,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import cli
 import dataset
 import model as networks
 from dataset import Batch, Chunks, Feed, OpenSong
-from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, differences, from_dict
+from hparams import KINDS, MASK_SETTINGS, UNTUNED_MASK, HParams, InputError, differences, from_dict
 from learning import targets
 from learning.muon import Muon
 from learning.ranks import World
@@ -174,7 +173,7 @@ class Run:
         resume = checkpoint.get("resume", {})
         if "weights" not in resume:
             return {"state": "it holds no training state (a last.pth of this version does)"}
-        bound = [field.name for field in fields(HParams) if field.name not in FREE]
+        bound = [name for name in KINDS if name not in FREE]
         settings = differences(self.hp, from_dict(checkpoint["hparams"]), bound)
         named = {name: f"its {name} is {its}, not {now}" for name, (now, its) in settings.items()}
         saved = {"shares": [], "data": checkpoint["data"], **resume}

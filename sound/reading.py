@@ -62,11 +62,6 @@ class AudioInfo:
     warnings: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict, hash=False)
 
-    @property
-    def seconds(self) -> float | None:
-        """Duration [s], None where `n_samples` is."""
-        return None if self.n_samples is None else self.n_samples / self.sample_rate
-
 
 def probe(path: str | os.PathLike, allow_truncated: bool = False, stream: int = 0) -> AudioInfo:
     """Read a sound file's header and say at once what is wrong with the file.
