@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+# Two threads add up in another order, and wait long for each other where a core is busy.
+os.environ["OMP_NUM_THREADS"] = "1"
 # What is equal to the last bit is so on a CPU; VOCAL_MASK_GPU=0 runs tests/test_cuda.py, too.
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("VOCAL_MASK_GPU", "")
 
@@ -52,15 +53,6 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One thread: two would add up in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -56,4 +56,4 @@ def test_the_demo_runs_the_projects_own_commands_and_reports_true_scores(command
 def test_a_voice_that_is_not_cleaner_fails_the_demo(commands, capsys, monkeypatch):
     monkeypatch.setattr(demo, "GENERATED", Path("noisy"))
     assert demo.main([]) == 1
-    assert re.search(r"the voice gained -?\d+\.\d dB; at least 5", capsys.readouterr().err)
+    assert re.search(r"the voice gained -?\d+\.\d dB; at least 8", capsys.readouterr().err)

@@ -25,7 +25,6 @@ GOLDEN = Path(__file__).parent / "golden"
 ASSETS = Path(__file__).parent.parent / "assets"
 PRETRAINED = ASSETS.parent / "pretrained" / "resnet18.pth"
 PRECISE = {"precision": "float32"}
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def n_moved(found: np.ndarray, golden: np.ndarray, share: float) -> int:

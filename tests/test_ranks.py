@@ -27,13 +27,13 @@ ROOT = Path(__file__).parent.parent
 # No clipping; loud bins count for more.
 WIDE = replace(HP, max_grad_norm=1e6, loss="cross-entropy", loss_weight=1.0)
 LONG = replace(HP, steps=50, epochs=1000)
-pytestmark = pytest.mark.usefixtures("one_thread", "empty_folder")  # the ranks have one thread, too
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def torchrun(*argv: object) -> subprocess.Popen:
     """Start a script on two processes."""
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    more = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    more = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*starter, *map(str, argv)],
         stdout=subprocess.PIPE,
@@ -108,7 +108,6 @@ def other_ends(here: World) -> dict[str, Any]:
 
 def be_a_rank(folder: Path) -> None:
     """What each of the two processes does."""
-    torch.set_num_threads(1)
     here = ranks.world()
     own = folder / str(here.rank)
     own.mkdir()

@@ -19,7 +19,7 @@ TERMS = "research use, non-commercial"
 
 
 @pytest.mark.parametrize("what", ["network", "generate", "train", "live"])
-def test_every_figure_is_measured(what, capsys, one_thread):
+def test_every_figure_is_measured(what, capsys):
     words = ["--rounds", "1", "--seconds", "2", "--set", "width=2", "--set", "batch_size=1"]
     assert benchmark.main([what, *words, "--device", "cpu"]) == 0
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
