@@ -243,14 +243,14 @@ export async function listen(stream) {
   const { port1, port2 } = new MessageChannel();
   await context.audioWorklet.addModule("live-processor.js");
   const name = byId("network").value, rate = context.sampleRate;
-  live = { context, stream, source, begin: message => connect(message, nChannels, port2) };
+  live = { context, stream, source, begin: message => connect(message, name, nChannels, port2) };
   byId("live-status").textContent = "Getting ready …";
   byId("stop").hidden = false;
   liveWorker ??= startWorker();
   liveWorker.postMessage({ type: "live", name, rate, nChannels, changed: settings, port: port1 }, [port1]);
 }
 
-function connect({ delay }, nChannels, port) {
+function connect({ delay }, name, nChannels, port) {
   const { context, source } = live, processorOptions = { nChannels, delay };
   live.node = new AudioWorkletNode(context, "live-processor", {
     processorOptions, outputChannelCount: [nChannels],
@@ -259,7 +259,8 @@ function connect({ delay }, nChannels, port) {
   const milliseconds = Math.round((1000 * delay) / context.sampleRate);
   const show = nLate => {
     byId("live-status").textContent =
-      `${milliseconds} ms behind, and what your device adds. ${nLate} blocks came late.`;
+      `${milliseconds} ms behind, and what your device adds. ${nLate} blocks came late.` +
+      (nLate > 20 && name === "model" ? " Try the small network." : "");
   };
   live.node.port.onmessage = ({ data }) => show(data.nLate);
   show(0);
