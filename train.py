@@ -85,6 +85,8 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
                     "learning_rate; what was saved before is untouched)"
                 )
             run.finish_epoch(loss, scores)
+            if not (run_dir / "last.pth").exists():  # a best.pth alone could not be resumed
+                save_last(cli.warn)
             if run.latest_db > run.best_db and save_best(cli.warn):
                 run.best_db = run.latest_db
             save_last(cli.warn)
