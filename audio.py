@@ -326,10 +326,9 @@ def _overlap_add(frames: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def _largest_prime_factor(number: int) -> int:
     """Return the largest prime that divides `number`; 1 for 1."""
-    factor = 2
-    while factor < number:
-        if number % factor:
-            factor += 1
-        else:
-            number //= factor
-    return number
+    largest, factor = 1, 2
+    while factor * factor <= number:
+        while number % factor == 0:
+            largest, number = factor, number // factor
+        factor += 1
+    return max(largest, number)
