@@ -32,7 +32,7 @@ test: .venv/ready-to-test
 
 # The page that separates in a browser: a folder that any static host can serve.
 ORT = web/node_modules/onnxruntime-web/dist
-FFT = node_modules/@echogarden/kissfft-wasm
+FFT = web/node_modules/@echogarden/kissfft-wasm
 PAGE = $(wildcard web/*.html web/*.css web/*.js web/*.svg)
 
 web: site
@@ -40,8 +40,8 @@ web: site
 	@.venv/bin/python -m http.server --bind localhost --directory site $(PORT)
 
 site: web/node_modules/ready web/model.live.onnx web/model_small.live.onnx
-	mkdir -p site/ort site/$(FFT)
-	cp web/$(FFT)/kissfft.* web/$(FFT)/COPYING site/$(FFT)/
+	mkdir -p site/ort
+	cp $(FFT)/kissfft.* $(FFT)/COPYING site/ort/
 	cp $(PAGE) web/*.live.onnx LICENSE site/
 	cp $(ORT)/ort.wasm.min.mjs $(ORT)/ort-wasm-simd-threaded.mjs $(ORT)/ort-wasm-simd-threaded.wasm site/ort/
 	cp $(ORT)/ort.webgpu.min.mjs $(ORT)/ort-wasm-simd-threaded.asyncify.* site/ort/

@@ -1,17 +1,6 @@
-/** The complex FFT of any size of KISS FFT, which comes from npm. */
-import createKissFft from "./node_modules/@echogarden/kissfft-wasm/kissfft.js";
-
-let kiss;
-const plans = {}; // by size
-
+/** The complex FFT of any size of KISS FFT, a module that comes from npm. */
 export class Fft {
   /** @param {number} n size */
-  static async ofSize(n) {
-    kiss ??= createKissFft();
-    const loaded = await kiss;
-    return (plans[n] ??= new Fft(loaded, n));
-  }
-
   constructor(kiss, n) {
     Object.assign(this, { kiss, n, plan: kiss._kiss_fft_alloc(n, 0, 0, 0) });
     [this.from, this.to] = [kiss._malloc(8 * n), kiss._malloc(8 * n)];

@@ -55,9 +55,10 @@ function* protobufFields(bytes) {
 
 /** A trained network in onnxruntime, and the facts that came with it. */
 export class Network {
-  static async load(ort, bytes, provider = "wasm") {
+  /** @param kiss KISS FFT, loaded */
+  static async load(ort, kiss, bytes, provider = "wasm") {
     const network = new Network();
-    Object.assign(network, { ort, provider });
+    Object.assign(network, { ort, kiss, provider, ffts: {} }); // by size
     network.facts = readFacts(bytes);
     const options = { graphOptimizationLevel: "all", executionProviders: [provider] };
     network.session = await ort.InferenceSession.create(bytes, options);
@@ -124,7 +125,7 @@ export class Song {
     song.nColumns = 0; // frames of which the mask is known
     song.dropped = 0; // frames of a live song that are forgotten
     song.peakDb = -Infinity;
-    song.fft = await Fft.ofSize(grid.nFft);
+    song.fft = network.ffts[grid.nFft] ??= new Fft(network.kiss, grid.nFft);
     const angles = Float64Array.from({ length: grid.nFft }, (_, i) => (2 * Math.PI * i) / grid.nFft);
     song.window = angles.map(angle => (1 - Math.cos(angle)) / 2); // Hann, periodic
     song.re = new Float64Array(grid.nFft);

@@ -1,4 +1,5 @@
 /** The page's second thread: the network, the song that is open, its pictures and its files. */
+import createKissFft from "./ort/kissfft.js";
 import { LiveStream } from "./live.js";
 import { Network, Song, appliedLevels } from "./separator.js";
 import { wavBlob } from "./wav.js";
@@ -27,7 +28,7 @@ async function loadOn(provider, bytes) {
   const ort = await import(`./ort/ort.${provider}.min.mjs`);
   ort.env.wasm.numThreads = 1; // more need headers that plain hosts do not send
   ort.env.logLevel = "error";
-  return Network.load(ort, bytes, provider);
+  return Network.load(ort, await createKissFft(), bytes, provider);
 }
 
 /** The network on a GPU that computes it; null without one. */

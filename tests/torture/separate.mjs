@@ -1,6 +1,7 @@
 /** node separate.mjs model.onnx samples.f32 rate channels out [live | mean]: what the page makes of them. */
 import fs from "node:fs";
 import * as ort from "../../web/node_modules/onnxruntime-web/dist/ort.node.min.mjs";
+import createKissFft from "../../web/node_modules/@echogarden/kissfft-wasm/kissfft.js";
 import { LiveStream } from "../../web/live.js";
 import { Network, Song, appliedLevels } from "../../web/separator.js";
 
@@ -10,7 +11,7 @@ ort.env.logLevel = "error";
 const bytes = fs.readFileSync(input), samples = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
 const nSamples = samples.length / nChannels;
 const wav = Array.from({ length: +nChannels }, (_, c) => samples.subarray(c * nSamples, (c + 1) * nSamples));
-const network = await Network.load(ort, fs.readFileSync(model));
+const network = await Network.load(ort, await createKissFft(), fs.readFileSync(model));
 const levels = appliedLevels(network.facts.mask_settings);
 const seconds = () => process.cpuUsage().user / 1e6; // of this process: others do not count
 const write = (name, wav) => fs.writeFileSync(`${out}.${name}`, Buffer.concat(

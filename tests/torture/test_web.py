@@ -24,7 +24,7 @@ from tools import export
 
 ROOT = Path(__file__).parents[2]
 WEB, ORT = ROOT / "web", ROOT / "web/node_modules/onnxruntime-web/dist"
-FFT = "node_modules/@echogarden/kissfft-wasm"
+FFT = WEB / "node_modules/@echogarden/kissfft-wasm"
 CHECKPOINT = ROOT / "pretrained/resnet18_small.pth"
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -50,7 +50,8 @@ def site(tmp_path_factory) -> Path:
     (site / "ort").mkdir(parents=True)
     for path in (path for path in WEB.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")):
         shutil.copy(path, site)
-    shutil.copytree(WEB / FFT, site / FFT)
+    for path in FFT.glob("kissfft.*"):
+        shutil.copy(path, site / "ort")
     for pattern in ("ort.w*.min.mjs", "ort-wasm-simd-threaded.*"):
         for path in ORT.glob(pattern):
             (site / "ort" / path.name).symlink_to(path)
