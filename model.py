@@ -99,7 +99,7 @@ def delayed(
     """
     before, after = consumed
     if past is not None and layer in past:
-        x, before = torch.cat([past[layer], x], -1), 0
+        x, before = torch.cat([past[layer], x], -1) if after else x, 0
     end = x.shape[-1] - after
     if past is not None:
         past[layer] = x[..., end:]

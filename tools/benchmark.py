@@ -1,18 +1,15 @@
 """Measure what the project costs on this machine.
 
-The four figures are the network alone, a song from file to files, a step of training, and live
-sound. The best of several rounds counts, as machines are noisy.
+The three figures are the network alone, a step of training, and live sound; generate.py itself says
+how long a song took. The best of several rounds counts, as machines are noisy.
 
   python -m tools.benchmark network                      # one pass of the network
   python -m tools.benchmark train --set width=16         # a step of training
-  python -m tools.benchmark generate --device cuda       # a whole song
   python -m tools.benchmark live                         # 48 kHz in packets of 20 ms
 """
 
 from __future__ import annotations
 
-import functools
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,10 +28,6 @@ if TYPE_CHECKING:
     from dataset import OpenSong
     from separation import Separator
 
-HERE = Path(__file__).parent.parent
-SONG_RATE = 44100  # Hz
-EPOCH_SLICES = 2_000_000  # 100 songs of 4 minutes: the size of DSD100
-
 Figures = dict[str, float | str]
 
 
@@ -51,13 +44,12 @@ class Bench(NamedTuple):
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark and print its figures."""
-    benchmarks = {"network": network, "generate": generate, "train": training, "live": live}
+    benchmarks = {"network": network, "train": training, "live": live}
     parser = cli.make_parser(__doc__)
     add, count = parser.add_argument, cli.positive_count
     add("what", choices=list(benchmarks), help="which part to measure")
     add("--rounds", type=count, default=5, help="of which the best counts (%(default)s)")
-    text = "of music that is separated or learnt from (%(default)s)"
-    add("--seconds", type=count, default=240, metavar="N", help=text)
+    add("--seconds", type=count, default=240, metavar="N", help="of music (%(default)s)")
     cli.add_device_option(parser)
     args = parser.parse_args(argv)
     hp = cli.settings_of(args)
@@ -100,28 +92,6 @@ def network(bench: Bench) -> Figures:
     }
 
 
-def generate(bench: Bench) -> Figures:
-    """Time generate.py from Enter to two files."""
-    import numpy as np
-    import soundfile
-
-    untrained_separator(bench)
-    noise = np.random.default_rng(0).normal(0, 0.1, (SONG_RATE, 2))
-    options = ["--background", "--overwrite", "--device", bench.device.type]
-    options += ["--output-dir", bench.folder, "--set", f"precision={bench.hp.precision}"]
-    options += ["--set", f"block_frames={bench.hp.block_frames}"]
-    song = bench.folder / "song.wav"
-    soundfile.write(song, np.tile(noise, (bench.seconds, 1)), SONG_RATE)
-    command = [sys.executable, HERE / "generate.py", bench.folder / "network.pth", song, *options]
-    run = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
-    took = best_seconds(bench, run)
-    return {
-        "song": f"{bench.seconds} s, {SONG_RATE} Hz stereo",
-        "from Enter to vocals and accompaniment [s]": took,
-        "real-time factor": took / bench.seconds,
-    }
-
-
 def training(bench: Bench) -> Figures:
     """Time a step of training."""
     from dataset import Feed, batches_of, plan_epoch
@@ -139,7 +109,6 @@ def training(bench: Bench) -> Figures:
         "step": f"{len(batch)} chunks of {hp.chunk_slices}",
         "step [ms]": took * 1e3,
         "slices per second": rate,
-        f"{EPOCH_SLICES} slices [s]": EPOCH_SLICES / rate,
         "step [GFLOP/s]": operations / 1e9,
     }
 

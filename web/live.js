@@ -2,30 +2,29 @@
 import { Song } from "./separator.js";
 
 const KEPT_HOPS = 64; // of samples and masks, before what is old is forgotten
-
-const WARM_HOPS = 80;
+const WARM_MS = 2000; // until the browser has compiled again what is used most
 
 export class LiveStream {
   /** Start, after some silence through another stream: code that is used often gets quick. */
   static async open(network, rate, nChannels) {
     const warm = await LiveStream.#start(network, rate, nChannels);
     const silence = Array.from({ length: nChannels }, () => new Float32Array(warm.song.grid.hop));
-    for (let i = 0; i < WARM_HOPS; i++) await warm.push(silence, new Float32Array(256));
+    const end = performance.now() + WARM_MS;
+    while (performance.now() < end) await warm.push(silence, new Float32Array(256));
     return LiveStream.#start(network, rate, nChannels);
   }
 
   static async #start(network, rate, nChannels) {
     const stream = new LiveStream();
     const wav = Array.from({ length: nChannels }, () => new Float32Array(0));
-    // One mask for all channels: two take twice the time, which most machines do not have.
-    const song = (stream.song = await Song.open(network, rate, wav, 0, "mean"));
+    const song = (stream.song = await Song.open(network, rate, wav, 0));
     const { hop, nFft } = song.grid, step = network.hp.mask_frames;
     song.nFrames = Infinity;
     song.reserve(2 * KEPT_HOPS);
     song.wav = wav.map(() => new Float32Array(2 * KEPT_HOPS * hop + nFft));
     stream.nSent = 0; // samples of vocals
-    // As Stream.delay, and one block for the way to here, the network and the way back.
-    stream.delay = nFft + (network.hp.lookahead + 2 * step - 1) * hop;
+    // As Stream.delay, one block for the network, and a hop for the device, whose own are 10 ms.
+    stream.delay = nFft + (network.hp.lookahead + 2 * step) * hop;
     stream.turn = Promise.resolve();
     return stream;
   }

@@ -67,31 +67,28 @@ export class Network {
     network.weights = Float64Array.from(curve, db => 10 ** (db / 10)); // of energies
     network.slope = (-5 * hparams.mixture_power) / hparams.min_level_db;
     network.offsets = Float64Array.from(curve, db => 1 - db / hparams.min_level_db);
-    await network.silence();
+    await network.silence(1); // what is wrong with it is told before a song is there
     return network;
   }
 
-  /** The memory of all layers after silence without end. */
-  async silence() {
-    this.quiet ??= this.#silence();
-    return { ...(await this.quiet) };
-  }
-
-  async #silence() {
+  /** The memory of all layers after silence without end, n times. */
+  async silence(n) {
     const { hp } = this, past = {};
-    for (const { name, shape } of this.session.inputMetadata.slice(1)) {
-      const size = shape.reduce((a, b) => a * b, 1);
-      past[name] = new this.ort.Tensor("float32", new Float32Array(size), shape);
-    }
-    const n = Math.ceil(hp.stft_frames / hp.mask_frames) * hp.mask_frames;
-    await this.columns(new Float32Array(hp.n_bins * n), n, past);
+    for (const { name, shape } of this.session.inputMetadata.slice(1))
+      past[name] = this.#tensor([n, ...shape.slice(1)]);
+    const nFrames = Math.ceil(hp.stft_frames / hp.mask_frames) * hp.mask_frames;
+    await this.columns(new Float32Array(n * hp.n_bins * nFrames), n, past);
     return past;
   }
 
-  /** Map n new frames of features, (n_bins, n), to the mask's columns, (n_bins, n), in [0, 1]. */
+  #tensor(shape, numbers = new Float32Array(shape.reduce((a, b) => a * b, 1))) {
+    return new this.ort.Tensor("float32", numbers, shape);
+  }
+
+  /** Map new frames of features, (n, n_bins, n_columns), to the masks' columns, alike, in [0, 1]. */
   async columns(features, n, past) {
-    const shape = [1, 1, this.hp.n_bins, n];
-    const x = new this.ort.Tensor("float32", features, shape);
+    const { n_bins: nBins } = this.hp;
+    const x = this.#tensor([n, 1, nBins, features.length / n / nBins], features);
     const results = await this.session.run({ features: x, ...past });
     for (const name of Object.keys(past)) past[name] = results[name.replace("past", "next")];
     return results.mask.data;
@@ -110,17 +107,15 @@ export function appliedLevels(settings) {
 /** A recording, its masks as far as they are known, and what they make of it. */
 export class Song {
   /** @param wav channels that hold nSamples; a live song starts with none and grows by `push` */
-  static async open(network, rate, wav, nSamples, stereo = network.facts.stereo) {
+  static async open(network, rate, wav, nSamples) {
     const song = new Song();
     const { hp } = network, grid = gridAt(rate, hp);
     Object.assign(song, { network, hp, grid, wav, nSamples });
     const n = wav.length;
-    song.isMidSide = stereo === "mid-side" && n === 2;
-    song.nMasks = n > 1 && stereo !== "mean" ? n : 1;
+    song.isMidSide = n === 2; // a mask for each of them, more channels have their own
     song.nFrames = 1 + Math.floor(nSamples / grid.hop);
-    song.masks = wav.map(() => new Uint8Array(0)).slice(0, song.nMasks);
-    song.pasts = [];
-    for (let i = 0; i < song.nMasks; i++) song.pasts.push(await network.silence());
+    song.masks = wav.map(() => new Uint8Array(0));
+    song.past = await network.silence(n);
     song.nAnalysed = 0; // frames that the network has seen
     song.nColumns = 0; // frames of which the mask is known
     song.dropped = 0; // frames of a live song that are forgotten
@@ -167,12 +162,11 @@ export class Song {
     return [(ar * ar + ai * ai) * scale, (br * br + bi * bi) * scale, ar, ai, br, bi];
   }
 
-  /** Return the energies of a frame that the network sees, (n_masks, n_bins). */
+  /** Return the energies of a frame that the network sees, (n_channels, n_bins). */
   #seen(frame) {
     const nBins = this.hp.n_bins, nKnown = Math.min(nBins, this.grid.nBins);
-    const energies = Array.from({ length: this.nMasks }, () => new Float64Array(nBins));
+    const energies = this.wav.map(() => new Float64Array(nBins));
     if (frame >= this.nFrames) return energies; // after the song there is silence
-    if (this.nMasks < this.wav.length) return this.#seenMean(frame, energies, nKnown);
     for (let pair = 0; 2 * pair < this.wav.length; pair++) {
       this.#transform(frame, pair);
       const [first, second] = [energies[2 * pair], energies[2 * pair + 1]];
@@ -183,22 +177,6 @@ export class Song {
       }
     }
     return energies;
-  }
-
-  /** The same of the mean of all channels. */
-  #seenMean(frame, [energies], nKnown) {
-    const real = new Float64Array(nKnown), imaginary = new Float64Array(nKnown);
-    for (let pair = 0; 2 * pair < this.wav.length; pair++) {
-      this.#transform(frame, pair);
-      for (let k = 0; k < nKnown; k++) {
-        const [, , ar, ai, br, bi] = this.#energies(k);
-        real[k] += ar + br;
-        imaginary[k] += ai + bi;
-      }
-    }
-    const scale = (2 / this.grid.nFft / this.wav.length) ** 2;
-    for (let k = 0; k < nKnown; k++) energies[k] = (real[k] ** 2 + imaginary[k] ** 2) * scale;
-    return [energies];
   }
 
   /** The gain of energies that moves a far too soft or loud recording to where music is. */
@@ -217,7 +195,7 @@ export class Song {
   /** Show the network n further frames; the mask is then known `lookahead` frames less far. */
   async analyse(n) {
     const { network, hp } = this, nBins = hp.n_bins;
-    const features = this.masks.map(() => new Float32Array(nBins * n));
+    const features = new Float32Array(this.masks.length * nBins * n);
     for (let i = 0; i < n; i++) {
       const frame = this.nAnalysed + i, energies = this.#seen(frame);
       if (frame < this.nFrames) this.onFrame?.(frame, energies);
@@ -225,22 +203,22 @@ export class Song {
       for (const [m, energy] of energies.entries())
         for (let k = 0; k < nBins; k++) {
           const level = Math.log10(Math.max(energy[k] * gain, 1e-20)) * network.slope;
-          features[m][k * n + i] = Math.min(1, Math.max(0, level + network.offsets[k]));
+          features[(m * nBins + k) * n + i] = Math.min(1, Math.max(0, level + network.offsets[k]));
         }
     }
-    for (const [m, mask] of this.masks.entries()) {
-      const columns = await network.columns(features[m], n, this.pasts[m]);
-      for (let i = 0; i < n; i++) this.#keep(mask, this.nAnalysed + i - hp.lookahead, columns, i, n);
-    }
+    const columns = await network.columns(features, this.masks.length, this.past);
+    for (const [m, mask] of this.masks.entries())
+      for (let i = 0; i < n; i++)
+        this.#keep(mask, this.nAnalysed + i - hp.lookahead, columns, m * nBins * n + i, n);
     this.nAnalysed += n;
     this.nColumns = Math.min(this.nFrames, Math.max(0, this.nAnalysed - hp.lookahead));
   }
 
-  /** Store column i of n, in 256 levels, as that of a frame of the song. */
-  #keep(mask, frame, columns, i, n) {
+  /** Store a column of n, whose first bin is at `first`, in 256 levels as that of a frame. */
+  #keep(mask, frame, columns, first, n) {
     if (frame < this.dropped || frame >= this.nFrames) return;
     const nBins = this.hp.n_bins, at = (frame - this.dropped) * nBins;
-    for (let k = 0; k < nBins; k++) mask[at + k] = Math.round(255 * columns[k * n + i]);
+    for (let k = 0; k < nBins; k++) mask[at + k] = Math.round(255 * columns[first + k * n]);
   }
 
   /** Samples from the start that can be rendered: the masks of all their frames are known. */
@@ -260,9 +238,8 @@ export class Song {
       const offset = frame * hop - nFft / 2 - start;
       const from = Math.max(0, -offset), to = Math.min(nFft, n - offset);
       for (let i = from; i < to; i++) envelope[offset + i] += window[i] ** 2;
-      const shares = this.nMasks < this.wav.length ? this.#commonShare(frame, levels) : null;
       for (let pair = 0; 2 * pair < this.wav.length; pair++) {
-        this.#masked(frame, pair, levels, shares);
+        this.#masked(frame, pair, levels);
         const [a, b] = [sums[2 * pair], sums[2 * pair + 1]];
         for (let i = from; i < to; i++) {
           a[offset + i] += window[i] * this.re[i];
@@ -277,13 +254,12 @@ export class Song {
   }
 
   /** Leave in (im, re) nFft times the masked frames of two channels, as real and imaginary part. */
-  #masked(frame, pair, levels, commonShare) {
+  #masked(frame, pair, levels) {
     const { re, im, fft } = this, { nFft, nBins } = this.grid;
     this.#transform(frame, pair);
     const at = (frame - this.dropped) * this.hp.n_bins, nKnown = this.hp.n_bins;
-    const maskA = this.masks[Math.min(2 * pair, this.nMasks - 1)];
-    const maskB = this.masks[Math.min(2 * pair + 1, this.nMasks - 1)];
-    const [shareA, shareB] = commonShare ?? this.#shares(maskA, maskB, at, levels);
+    const maskA = this.masks[2 * pair], maskB = this.masks[2 * pair + 1] ?? maskA;
+    const [shareA, shareB] = this.#shares(maskA, maskB, at, levels);
     for (let k = 0; k < nBins; k++) {
       const a = k < nKnown ? levels[maskA[at + k]] : shareA;
       const b = k < nKnown ? levels[maskB[at + k]] : shareB;
@@ -309,22 +285,6 @@ export class Song {
       sums[3] += b;
     }
     return [sums[0] / Math.max(sums[1], 1e-20), sums[2] / Math.max(sums[3], 1e-20)];
-  }
-
-  /** The same of all channels together, where one mask serves them. */
-  #commonShare(frame, levels) {
-    const nKnown = this.hp.n_bins, at = (frame - this.dropped) * nKnown;
-    let voice = 0, all = 0;
-    for (let pair = 0; 2 * pair < this.wav.length; pair++) {
-      this.#transform(frame, pair);
-      for (let k = nKnown - (nKnown >> 4); k < Math.min(nKnown, this.grid.nBins); k++) {
-        const [a, b] = this.#energies(k);
-        voice += levels[this.masks[0][at + k]] * (a + b);
-        all += a + b;
-      }
-    }
-    const share = voice / Math.max(all, 1e-20);
-    return [share, share];
   }
 }
 

@@ -128,9 +128,9 @@ function send({ id, start, n }) {
 }
 
 /** What is kept of a song to draw it: one frame's energies for every column. */
-function newPicture({ nFrames, nMasks, hp }) {
+function newPicture({ nFrames, wav, hp }) {
   const nColumns = Math.min(COLUMNS, nFrames), size = nColumns * hp.n_bins;
-  const energies = Array.from({ length: nMasks }, () => new Float32Array(size));
+  const energies = wav.map(() => new Float32Array(size));
   return { nColumns, energies, nDrawn: 0, frameOf: c => Math.floor((c * nFrames) / nColumns) };
 }
 

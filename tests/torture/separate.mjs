@@ -1,4 +1,4 @@
-/** node separate.mjs model.onnx samples.f32 rate channels out [live | mean]: what the page makes of them. */
+/** node separate.mjs model.onnx samples.f32 rate channels out [live]: what the page makes of them. */
 import fs from "node:fs";
 import * as ort from "../../web/node_modules/onnxruntime-web/dist/ort.node.min.mjs";
 import createKissFft from "../../web/node_modules/@echogarden/kissfft-wasm/kissfft.js";
@@ -29,7 +29,7 @@ async function asLive() {
 }
 
 async function asSong() {
-  const song = await Song.open(network, +rate, wav, nSamples, mode);
+  const song = await Song.open(network, +rate, wav, nSamples);
   const began = seconds();
   while (song.nColumns < song.nFrames) await song.analyse(32);
   const analysed = seconds();
