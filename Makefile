@@ -50,8 +50,8 @@ web/node_modules/ready: web/package-lock.json
 	npm ci --prefix web --no-audit --no-fund
 	touch $@
 
-web/model.live.onnx: pretrained/resnet18_fast.pth .venv/ready-to-test
+web/model.live.onnx: pretrained/resnet18_fast.pth tools/export.py model.py .venv/ready-to-test
 	.venv/bin/python -m tools.export $< web/model.onnx
 
-web/model_small.live.onnx: pretrained/resnet18_small.pth .venv/ready-to-test
+web/model_small.live.onnx: pretrained/resnet18_small.pth tools/export.py model.py .venv/ready-to-test
 	.venv/bin/python -m tools.export $< web/model_small.onnx

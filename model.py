@@ -122,25 +122,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         """Map (n, n_in, bins, frames) to (n, n_out, bins / stride, frames - consumed)."""
         x = with_past(x, self.consumed, past, self)
-        if hasattr(self.conv, "matrix") and x.shape[-1] == self.consumed + 1:
-            return torch.cat([one_column(song[None], self.conv) for song in x])
         return self.norm(self.conv(x))
-
-
-def one_column(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
-    """Map (1, n_in, bins, wide) to (1, n_out, bins', 1), as live sound asks for, with one product.
-
-    In channels-last memory the `high` bins that one answer looks at, with all their frames and
-    channels, lie side by side: every row of the left matrix is a stretch of `rows`. The network of
-    width 32 takes 2.7 ms a column on one core, where convolutions take 3.1.
-    """
-    n_out, n_in, high, wide = layer.weight.shape
-    x = x[..., :: layer.dilation[1]]
-    bins, length, stride, pad = x.shape[2], wide * n_in, layer.stride[0], layer.padding[0]
-    rows = F.pad(x[0].permute(1, 2, 0).reshape(bins, length), (0, 0, pad, pad)).contiguous()
-    n_answers = (bins + 2 * pad - high) // stride + 1
-    seen = rows.as_strided((n_answers, high * length), (stride * length, 1))
-    return layer.bias.addmm(seen, layer.matrix).view(1, n_answers, 1, n_out).permute(0, 3, 1, 2)
 
 
 class BasicBlock(nn.Module):
@@ -258,8 +240,6 @@ def for_inference(model: nn.Module) -> nn.Module:
         if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
-            matrix = module.conv.weight.permute(2, 3, 1, 0).reshape(-1, len(module.conv.weight))
-            module.conv.register_buffer("matrix", matrix.contiguous(), persistent=False)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -29,17 +29,17 @@ def test_onnxruntime_gives_the_masks_of_torch_dense_and_live(tmp_path, name):
 
     checkpoint = networks.load_checkpoint(path)
     network, hp = networks.restore_model(path, checkpoint)
-    noise = 0.1 * torch.randn(2, 39 * hp.hop_length)  # 40 frames of two channels
+    noise = 0.1 * torch.randn(3, 39 * hp.hop_length)  # 40 frames of three channels
     spec = audio.stft(noise, audio.grid_at(hp.sample_rate, hp))
     seen = audio.features(spec, checkpoint["curve_db"], hp.mixture_power, hp)
-    silence = torch.zeros(2, hp.n_bins, hp.stft_frames - 1)
+    silence = torch.zeros(3, hp.n_bins, hp.stft_frames - 1)
     seen = torch.cat([silence, seen], -1)[:, None]
     expected = networks.for_inference(network)(seen).sigmoid().numpy()
     seen = seen.numpy()
     np.testing.assert_allclose(dense.run(None, {"features": seen})[0], expected, atol=1e-3)
 
     pasts = live.get_inputs()[1:]
-    past = {entry.name: np.zeros((2, *entry.shape[1:]), np.float32) for entry in pasts}
+    past = {entry.name: np.zeros((3, *entry.shape[1:]), np.float32) for entry in pasts}
     columns = []
     first, step = hp.stft_frames - 1, hp.mask_frames
     for block in np.split(seen, range(first, seen.shape[-1], step), -1):

@@ -18,7 +18,7 @@ HP = HParams(width=2, stft_frames=3, model_type="convnet")
 TERMS = "research use, non-commercial"
 
 
-@pytest.mark.parametrize("what", ["network", "train", "live"])
+@pytest.mark.parametrize("what", ["network", "generate", "train", "live"])
 def test_every_figure_is_measured(what, capsys):
     words = ["--rounds", "1", "--seconds", "2", "--set", "width=2", "--set", "batch_size=1"]
     assert benchmark.main([what, *words, "--device", "cpu"]) == 0

@@ -1,15 +1,18 @@
 """Measure what the project costs on this machine.
 
-The three figures are the network alone, a step of training, and live sound; generate.py itself says
-how long a song took. The best of several rounds counts, as machines are noisy.
+The four figures are the network alone, a song from file to files, a step of training, and live
+sound. The best of several rounds counts, as machines are noisy.
 
   python -m tools.benchmark network                      # one pass of the network
   python -m tools.benchmark train --set width=16         # a step of training
+  python -m tools.benchmark generate --device cuda       # a whole song, by the shipped network
   python -m tools.benchmark live                         # 48 kHz in packets of 20 ms
 """
 
 from __future__ import annotations
 
+import functools
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from dataset import OpenSong
     from separation import Separator
 
+GENERATE = Path(__file__).parent.parent / "generate.py"
+SONG_RATE = 44100  # Hz
 Figures = dict[str, float | str]
 
 
@@ -35,7 +40,6 @@ class Bench(NamedTuple):
     """What all benchmarks are given."""
 
     hp: HParams
-    folder: Path  # temporary
     device: torch.device
     seconds: int  # of music
     rounds: int
@@ -44,7 +48,7 @@ class Bench(NamedTuple):
 @cli.script
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark and print its figures."""
-    benchmarks = {"network": network, "train": training, "live": live}
+    benchmarks = {"network": network, "generate": generate, "train": training, "live": live}
     parser = cli.make_parser(__doc__)
     add, count = parser.add_argument, cli.positive_count
     add("what", choices=list(benchmarks), help="which part to measure")
@@ -65,9 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         "network": f"{hp.model_type}, width {hp.width}",
         "precision": "bfloat16" if narrow else "float32",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(hp, Path(folder), device, args.seconds, args.rounds)
-        figures |= benchmarks[args.what](bench)
+    figures |= benchmarks[args.what](Bench(hp, device, args.seconds, args.rounds))
     for name, value in figures.items():
         print(f"{name:46} {value:.4g}" if isinstance(value, float) else f"{name:46} {value}")
     return 0
@@ -89,6 +91,27 @@ def network(bench: Bench) -> Figures:
         "dense pass [ms per column]": column * 1e3,
         "dense pass [GFLOP/s]": operations / column / 1e9,
         "real-time factor": column * hp.sample_rate / hp.hop_length,
+    }
+
+
+def generate(bench: Bench) -> Figures:
+    """Time generate.py from Enter to two files of noise."""
+    import numpy as np
+    import soundfile
+
+    noise = np.random.default_rng(0).normal(0, 0.1, (SONG_RATE, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        song = Path(folder) / "song.wav"
+        soundfile.write(song, np.tile(noise, (bench.seconds, 1)), SONG_RATE)
+        options = ["--background", "--overwrite", "--device", bench.device.type]
+        command = [sys.executable, GENERATE, song, *options, "--output-dir", folder]
+        command += ["--set", f"precision={bench.hp.precision}"]
+        run = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+        took = best_seconds(bench, run)
+    return {
+        "song": f"{bench.seconds} s, {SONG_RATE} Hz stereo",
+        "from Enter to vocals and accompaniment [s]": took,
+        "real-time factor": took / bench.seconds,
     }
 
 
@@ -151,18 +174,14 @@ def best_seconds(bench: Bench, work: Callable[[], Any]) -> float:
 
 
 def untrained_separator(bench: Bench) -> Separator:
-    """Load ``network.pth``, written with random weights: the time does not depend on them."""
-    import torch
-
+    """Make one with random weights: the time does not depend on them."""
     import audio
-    from model import build_model, save_checkpoint
+    from model import build_model
     from separation import Separator
 
-    torch.manual_seed(0)
-    hp, path = bench.hp, bench.folder / "network.pth"
-    about = {"curve_db": audio.weighting_curve_db(hp), "mask_settings": UNTUNED_MASK}
-    save_checkpoint(path, build_model(hp), hp, **about)
-    return Separator.load(path, bench.device, vars(hp))
+    hp = bench.hp
+    curve_db = audio.weighting_curve_db(hp)
+    return Separator(build_model(hp), hp, curve_db, UNTUNED_MASK, bench.device)
 
 
 def song_in_memory(bench: Bench) -> OpenSong:

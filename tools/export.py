@@ -10,7 +10,6 @@ stored in half precision, as published, and computed with in float32.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import sys
@@ -49,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     network, hp = model.restore_model(args.checkpoint, checkpoint)
     if "curve_db" not in checkpoint:
         raise InputError(f"{args.checkpoint}: holds no curve_db (use one that train.py wrote)")
+    turn(network.eval().requires_grad_(False))
     facts = {
         "hparams": asdict(hp) | {"lookahead": hp.lookahead, "n_bins": hp.n_bins},
         "curve_db": [round(db, 4) for db in checkpoint["curve_db"].tolist()],
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelProto:
-    """Trace a network: n_columns is any multiple of ``mask_frames``.
+    """Trace a network that was `turn`ed: n_columns is any multiple of ``mask_frames``.
 
     ``features``, (n, 1, n_bins, n_columns + stft_frames - 1), become ``mask``, (n, n_bins,
     n_columns). A live network gets n_columns new frames and, in ``past_0``, ``past_1`` …, what each
@@ -75,11 +75,11 @@ def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelP
     """
     import torch
 
-    network = frames_first(network)
     past: dict[torch.nn.Module, torch.Tensor] = {}
     step = hp.mask_frames
     if is_live:
         network(torch.zeros(2, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
+    # Skips that wait for no later frame remember nothing but that they were called.
     layers = [layer for layer, frames in past.items() if frames.numel()]
     names = [f"past_{i}" for i in range(len(layers))]
 
@@ -116,8 +116,8 @@ def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelP
     return halve(program.model_proto)
 
 
-def frames_first(network: torch.nn.Module) -> torch.nn.Module:
-    """Copy a network whose convolutions then see (n, channels, frames, bins).
+def turn(network: torch.nn.Module) -> None:
+    """Let every convolution see (n, channels, frames, bins), in place.
 
     onnxruntime moves the transposes to where there is nothing to do, and then copies rows of bins
     instead of single numbers: live, the network of width 32 takes half the time.
@@ -126,23 +126,14 @@ def frames_first(network: torch.nn.Module) -> torch.nn.Module:
 
     import model
 
-    class FramesFirst(torch.nn.Module):
-        def __init__(self, layer: model.ConvNorm) -> None:
-            super().__init__()
-            self.consumed, self.conv, self.norm = layer.consumed, layer.conv, layer.norm
-            self.conv.weight = torch.nn.Parameter(self.conv.weight.mT.contiguous())
-            for name in ("kernel_size", "stride", "padding", "dilation"):
-                setattr(self.conv, name, getattr(self.conv, name)[::-1])
-
-        def forward(self, x: torch.Tensor, past: model.Past | None = None) -> torch.Tensor:
-            x = model.with_past(x, self.consumed, past, self)
-            return self.norm(self.conv(x.mT)).mT
-
-    network = copy.deepcopy(network)
-    for name, layer in list(network.named_modules()):
+    for layer in network.modules():
         if isinstance(layer, model.ConvNorm):
-            network.set_submodule(name, FramesFirst(layer))
-    return network.eval().requires_grad_(False)
+            conv = layer.conv
+            conv.weight = torch.nn.Parameter(conv.weight.mT.contiguous(), requires_grad=False)
+            for name in ("kernel_size", "stride", "padding", "dilation"):
+                setattr(conv, name, getattr(conv, name)[::-1])
+            conv.register_forward_pre_hook(lambda _, seen: seen[0].mT)
+            layer.norm.register_forward_hook(lambda _, seen, answer: answer.mT)
 
 
 def halve(exported: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ const worker = startWorker();
 let settings = null; // of the mask, as the network's file says and the sliders change
 let song = null; // { name, rate, nChannels, nSamples, pieces }
 let player = null;
-export let live = null; // { context, stream, source, node }
+export let live = null; // { context, stream, source, nChannels, name, port, node }
 let liveWorker = null; // its own, so that a song that is separated meanwhile makes no block late
 let opened = 0; // counts the files: what belongs to an earlier one is dropped
 const requests = new Map(); // pieces that the worker was asked for
@@ -136,7 +136,7 @@ const answers = {
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     byId(`save-${name}`).disabled = false;
   },
-  live: message => live?.begin(message),
+  live: message => { if (message.id === turn) connect(message); },
   error: ({ text }) => say(`This did not work: ${text}.`, true),
 };
 
@@ -222,13 +222,18 @@ document.ondrop = event => {
 
 const NO_CHANGES = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
+let turn = 0; // counts starts and stops: what belongs to an earlier one is dropped
+
 async function startLive(capture) {
   stopLive();
+  const mine = turn;
   try {
     const stream = await capture();
+    if (mine !== turn) return stop(stream);
     if (!stream.getAudioTracks().length) throw new UserError("That tab was shared without its sound.");
     await listen(stream);
   } catch (error) {
+    if (mine !== turn) return;
     const refused = "There is no sound to listen to: it was not allowed, or there is no device.";
     byId("live-status").textContent = error instanceof UserError ? error.message : refused;
   }
@@ -240,18 +245,19 @@ export async function listen(stream) {
   const context = new AudioContext({ latencyHint: "interactive" });
   const source = context.createMediaStreamSource(stream);
   const nChannels = Math.min(2, stream.getAudioTracks()[0].getSettings().channelCount ?? 1);
-  const { port1, port2 } = new MessageChannel();
-  await context.audioWorklet.addModule("live-processor.js");
   const name = byId("network").value, rate = context.sampleRate;
-  live = { context, stream, source, begin: message => connect(message, name, nChannels, port2) };
+  const { port1, port2: port } = new MessageChannel(), id = turn;
+  live = { context, stream, source, nChannels, name, port };
   byId("live-status").textContent = "Getting ready …";
   byId("stop").hidden = false;
+  await context.audioWorklet.addModule("live-processor.js");
+  if (id !== turn) return;
   liveWorker ??= startWorker();
-  liveWorker.postMessage({ type: "live", name, rate, nChannels, changed: settings, port: port1 }, [port1]);
+  liveWorker.postMessage({ type: "live", id, name, rate, nChannels, changed: settings, port: port1 }, [port1]);
 }
 
-function connect({ delay }, name, nChannels, port) {
-  const { context, source } = live, processorOptions = { nChannels, delay };
+function connect({ delay }) {
+  const { context, source, nChannels, name, port } = live, processorOptions = { nChannels, delay };
   live.node = new AudioWorkletNode(context, "live-processor", {
     processorOptions, outputChannelCount: [nChannels],
   });
@@ -259,7 +265,7 @@ function connect({ delay }, name, nChannels, port) {
   const milliseconds = Math.round((1000 * delay) / context.sampleRate);
   const show = nLate => {
     byId("live-status").textContent =
-      `${milliseconds} ms behind, and what your device adds. ${nLate} blocks came late.` +
+      `${milliseconds} ms behind, and what your device adds. Late ${nLate} times.` +
       (nLate > 20 && name === "model" ? " Try the small network." : "");
   };
   live.node.port.onmessage = ({ data }) => show(data.nLate);
@@ -268,9 +274,14 @@ function connect({ delay }, name, nChannels, port) {
   source.connect(live.node).connect(context.destination);
 }
 
+function stop(stream) {
+  for (const track of stream.getTracks()) track.stop();
+}
+
 function stopLive() {
+  turn++;
   if (!live) return;
-  live.stream.getTracks().forEach(track => track.stop());
+  stop(live.stream);
   live.node?.port.postMessage({ stop: true });
   live.context.close();
   live = null;

@@ -23,7 +23,8 @@ export class LiveStream {
     song.reserve(2 * KEPT_HOPS);
     song.wav = wav.map(() => new Float32Array(2 * KEPT_HOPS * hop + nFft));
     stream.nSent = 0; // samples of vocals
-    // As Stream.delay, one block for the network, and a hop for the device, whose own are 10 ms.
+    // As Stream.delay, which has `step - 1` of these hops, and time for the network, and for devices
+    // that ask for 10 ms at once.
     stream.delay = nFft + (network.hp.lookahead + 2 * step) * hop;
     stream.turn = Promise.resolve();
     return stream;

@@ -71,13 +71,23 @@ export class Network {
     return network;
   }
 
-  /** The memory of all layers after silence without end, n times. */
+  /** The memory of all layers after silence without end, of n masks. */
   async silence(n) {
+    this.quiet ??= await this.#quiet();
+    const past = {};
+    for (const [name, { dims, data }] of Object.entries(this.quiet)) {
+      past[name] = this.#tensor([n, ...dims.slice(1)]);
+      for (let i = 0; i < n; i++) past[name].data.set(data, i * data.length);
+    }
+    return past;
+  }
+
+  async #quiet() {
     const { hp } = this, past = {};
     for (const { name, shape } of this.session.inputMetadata.slice(1))
-      past[name] = this.#tensor([n, ...shape.slice(1)]);
-    const nFrames = Math.ceil(hp.stft_frames / hp.mask_frames) * hp.mask_frames;
-    await this.columns(new Float32Array(n * hp.n_bins * nFrames), n, past);
+      past[name] = this.#tensor([1, ...shape.slice(1)]);
+    const n = Math.ceil(hp.stft_frames / hp.mask_frames) * hp.mask_frames;
+    await this.columns(new Float32Array(hp.n_bins * n), [1, 1, hp.n_bins, n], past);
     return past;
   }
 
@@ -85,10 +95,9 @@ export class Network {
     return new this.ort.Tensor("float32", numbers, shape);
   }
 
-  /** Map new frames of features, (n, n_bins, n_columns), to the masks' columns, alike, in [0, 1]. */
-  async columns(features, n, past) {
-    const { n_bins: nBins } = this.hp;
-    const x = this.#tensor([n, 1, nBins, features.length / n / nBins], features);
+  /** Map n_columns new frames of features, (n, 1, n_bins, n_columns), to masks in [0, 1]. */
+  async columns(features, shape, past) {
+    const x = this.#tensor(shape, features);
     const results = await this.session.run({ features: x, ...past });
     for (const name of Object.keys(past)) past[name] = results[name.replace("past", "next")];
     return results.mask.data;
@@ -106,7 +115,7 @@ export function appliedLevels(settings) {
 
 /** A recording, its masks as far as they are known, and what they make of it. */
 export class Song {
-  /** @param wav channels that hold nSamples; a live song starts with none and grows by `push` */
+  /** @param wav channels that hold nSamples; a live song starts with none and grows */
   static async open(network, rate, wav, nSamples) {
     const song = new Song();
     const { hp } = network, grid = gridAt(rate, hp);
@@ -125,7 +134,7 @@ export class Song {
     song.window = angles.map(angle => (1 - Math.cos(angle)) / 2); // Hann, periodic
     song.re = new Float64Array(grid.nFft);
     song.im = new Float64Array(grid.nFft);
-    song.onFrame = null; // (frame, energies of all masked channels) while they are analysed
+    song.onFrame = null; // (frame, energies of all channels) while they are analysed
     song.reserve(song.nFrames);
     return song;
   }
@@ -159,7 +168,7 @@ export class Song {
     const scale = (2 / nFft) ** 2; // the window's 4 / nFft, and the halves below
     const ar = re[k] + re[mirror], ai = im[k] - im[mirror];
     const br = im[k] + im[mirror], bi = re[mirror] - re[k];
-    return [(ar * ar + ai * ai) * scale, (br * br + bi * bi) * scale, ar, ai, br, bi];
+    return [(ar * ar + ai * ai) * scale, (br * br + bi * bi) * scale];
   }
 
   /** Return the energies of a frame that the network sees, (n_channels, n_bins). */
@@ -206,7 +215,7 @@ export class Song {
           features[(m * nBins + k) * n + i] = Math.min(1, Math.max(0, level + network.offsets[k]));
         }
     }
-    const columns = await network.columns(features, this.masks.length, this.past);
+    const columns = await network.columns(features, [this.masks.length, 1, nBins, n], this.past);
     for (const [m, mask] of this.masks.entries())
       for (let i = 0; i < n; i++)
         this.#keep(mask, this.nAnalysed + i - hp.lookahead, columns, m * nBins * n + i, n);

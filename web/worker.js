@@ -96,14 +96,14 @@ const answers = {
     postMessage({ type: "stem", name, blob: blob.finish() });
   },
 
-  async live({ name, rate, nChannels, changed, port }) {
+  async live({ id, name, rate, nChannels, changed, port }) {
     adjust(changed);
     const stream = await LiveStream.open(await load(name), rate, nChannels);
     port.onmessage = async ({ data }) => {
       const vocals = await stream.push(data, levels);
       if (vocals) port.postMessage(vocals, vocals.map(channel => channel.buffer));
     };
-    postMessage({ type: "live", delay: stream.delay });
+    postMessage({ type: "live", id, delay: stream.delay });
   },
 };
 
