@@ -68,6 +68,7 @@ function begin(description, wav) {
   song = { ...description, pieces: new Map() };
   for (const canvas of canvases) canvas.width = 0;
   byId("song").hidden = byId("progress").hidden = false;
+  byId("progress").value = 0;
   for (const name of ["vocals", "accompaniment"]) byId(`save-${name}`).disabled = true;
   const { rate, nSamples, name } = song, seconds = nSamples / rate;
   song.pieceSamples = Math.ceil(rate / 2); // short, so that the first is soon there
@@ -241,12 +242,14 @@ async function startLive(capture) {
 
 /** Separate a stream as it comes. */
 export async function listen(stream) {
+  const id = turn;
   await hasSettings;
+  if (id !== turn) return stop(stream);
   const context = new AudioContext({ latencyHint: "interactive" });
   const source = context.createMediaStreamSource(stream);
   const nChannels = Math.min(2, stream.getAudioTracks()[0].getSettings().channelCount ?? 1);
   const name = byId("network").value, rate = context.sampleRate;
-  const { port1, port2: port } = new MessageChannel(), id = turn;
+  const { port1, port2: port } = new MessageChannel();
   live = { context, stream, source, nChannels, name, port };
   byId("live-status").textContent = "Getting ready …";
   byId("stop").hidden = false;
@@ -264,9 +267,10 @@ function connect({ delay }) {
   live.node.port.postMessage({ worker: port }, [port]);
   const milliseconds = Math.round((1000 * delay) / context.sampleRate);
   const show = nLate => {
+    const lateMs = Math.ceil((128_000 * nLate) / context.sampleRate);
     byId("live-status").textContent =
-      `${milliseconds} ms behind, and what your device adds. Late ${nLate} times.` +
-      (nLate > 20 && name === "model" ? " Try the small network." : "");
+      `${milliseconds} ms behind, and what your device adds. Late for ${lateMs} ms.` +
+      (lateMs > 200 && name === "model" ? " Try the small network." : "");
   };
   live.node.port.onmessage = ({ data }) => show(data.nLate);
   show(0);

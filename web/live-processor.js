@@ -4,6 +4,7 @@
  */
 const PACKET = 256; // samples to the worker
 const QUANTUM = 128;
+const REPORT = 16; // late quanta between two reports
 const GLIDE = 0.003; // of the way to a new gain, a sample
 
 class LiveProcessor extends AudioWorkletProcessor {
@@ -12,7 +13,7 @@ class LiveProcessor extends AudioWorkletProcessor {
     const size = 2 ** Math.ceil(Math.log2(delay + 16384));
     const rings = () => Array.from({ length: nChannels }, () => new Float32Array(size));
     Object.assign(this, { nChannels, delay, dry: rings(), wet: rings(), last: size - 1 });
-    this.nIn = this.nWet = this.nLate = 0; // samples in, samples answered, fades to dry
+    this.nIn = this.nWet = this.nLate = 0; // samples in, samples answered, quanta without one
     this.share = 0; // of the wet sound, 0 to 1
     this.gains = [1, 1]; // of voice and backing
     this.targets = [1, 1];
@@ -38,11 +39,12 @@ class LiveProcessor extends AudioWorkletProcessor {
   }
 
   process([input], [output]) {
+    if (!this.worker) return !this.isOver; // what it would not get must not be counted, either
     this.take(input);
     const start = this.nIn - QUANTUM - this.delay; // of what is played now
     const isThere = this.nWet >= start + QUANTUM, goesOn = this.nWet >= start + 2 * QUANTUM;
     const from = isThere ? this.share : 0, to = isThere && goesOn ? 1 : 0;
-    if (this.share > 0 && to === 0) this.port.postMessage({ nLate: ++this.nLate });
+    if (to === 0 && this.nLate++ % REPORT === 0) this.port.postMessage({ nLate: this.nLate });
     for (let i = 0; i < QUANTUM; i++) {
       const at = (start + i) & this.last, share = from + ((to - from) * (i + 1)) / QUANTUM;
       for (const g of [0, 1]) this.gains[g] += GLIDE * (this.targets[g] - this.gains[g]);
@@ -68,7 +70,7 @@ class LiveProcessor extends AudioWorkletProcessor {
       }
     }
     this.nIn += QUANTUM;
-    if (this.nIn % PACKET || !this.worker) return;
+    if (this.nIn % PACKET) return;
     this.worker.postMessage(this.packet, this.packet.map(channel => channel.buffer));
     this.packet = this.newPacket();
   }

@@ -2,6 +2,8 @@
 import { Song } from "./separator.js";
 
 const KEPT_HOPS = 64; // of samples and masks, before what is old is forgotten
+const PACKET = 256 + 128; // samples on the way here, and on the way back
+const SPARE = 0.026; // seconds; devices may ask for 10 ms at once
 const WARM_MS = 2000; // until the browser has compiled again what is used most
 
 export class LiveStream {
@@ -23,9 +25,8 @@ export class LiveStream {
     song.reserve(2 * KEPT_HOPS);
     song.wav = wav.map(() => new Float32Array(2 * KEPT_HOPS * hop + nFft));
     stream.nSent = 0; // samples of vocals
-    // As Stream.delay, which has `step - 1` of these hops, and time for the network, and for devices
-    // that ask for 10 ms at once.
-    stream.delay = nFft + (network.hp.lookahead + 2 * step) * hop;
+    // As Stream.delay, and what the way here and back takes: a packet, and time for the network.
+    stream.delay = nFft + (network.hp.lookahead + step - 1) * hop + PACKET + Math.ceil(SPARE * rate);
     stream.turn = Promise.resolve();
     return stream;
   }

@@ -5,6 +5,7 @@
 import { Fft } from "./fft.js";
 
 const QUIET_DB = -35, MUSIC_DB = -20, LOUD_DB = 0, MOST_GAIN_DB = 60; // as in audio.py
+const BLOCK_FRAMES = 32; // a call of the network: between two looks at what a page asks for
 const RELEASE_DB = 2; // a second, at which a loud passage is forgotten
 
 /** Choose window and hop [samples] at a sample rate [Hz], as audio.grid_at does. */
@@ -125,6 +126,7 @@ export class Song {
     song.nFrames = 1 + Math.floor(nSamples / grid.hop);
     song.masks = wav.map(() => new Uint8Array(0));
     song.past = await network.silence(n);
+    song.blockFrames = BLOCK_FRAMES - (BLOCK_FRAMES % hp.mask_frames);
     song.nAnalysed = 0; // frames that the network has seen
     song.nColumns = 0; // frames of which the mask is known
     song.dropped = 0; // frames of a live song that are forgotten

@@ -4,7 +4,6 @@ import { LiveStream } from "./live.js";
 import { Network, Song, appliedLevels } from "./separator.js";
 import { wavBlob } from "./wav.js";
 
-const BLOCK_FRAMES = 32; // between two looks at what the page asks for
 const COLUMNS = 1200, ROWS = 140, LOW_HZ = 62.5, OCTAVES = 7; // of the pictures
 const SPECTROGRAM_DB = [-85, -10]; // black and white, re a full-scale sine
 
@@ -56,7 +55,7 @@ const answers = {
   async open({ name, wav, rate, changed }) {
     const mine = ++turn;
     waiting = [];
-    song = null;
+    song = picture = null;
     adjust(changed);
     const opened = await Song.open(await load(name, true), rate, wav, wav[0].length);
     if (mine !== turn) return;
@@ -64,7 +63,7 @@ const answers = {
     picture = newPicture(song);
     song.onFrame = (frame, energies) => keepColumn(picture, frame, energies);
     while (song.nColumns < song.nFrames) {
-      await song.analyse(BLOCK_FRAMES);
+      await song.analyse(song.blockFrames);
       if (mine !== turn) return;
       waiting = waiting.filter(request => !send(request));
       draw(picture);
@@ -86,10 +85,10 @@ const answers = {
   },
 
   async stem({ name, isVocals }) {
-    const mine = turn, { wav, nSamples, grid } = song, blob = wavBlob(wav, nSamples, grid.rate);
+    const mine = turn, chosen = levels, { wav, nSamples, grid } = song, blob = wavBlob(wav, nSamples, grid.rate);
     for (let start = 0; start < nSamples; start += grid.rate) {
       const n = Math.min(grid.rate, nSamples - start);
-      blob.add(start, song.render(start, n, levels), isVocals);
+      blob.add(start, song.render(start, n, chosen), isVocals);
       await nextTask();
       if (mine !== turn) return;
     }

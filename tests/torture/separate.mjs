@@ -31,7 +31,7 @@ async function asLive() {
 async function asSong() {
   const song = await Song.open(network, +rate, wav, nSamples);
   const began = seconds();
-  while (song.nColumns < song.nFrames) await song.analyse(32);
+  while (song.nColumns < song.nFrames) await song.analyse(song.blockFrames);
   const analysed = seconds();
   for (let start = 0; start < nSamples; start += 50_000)
     parts.push(song.render(start, Math.min(50_000, nSamples - start), levels));
