@@ -22,9 +22,9 @@ def mix(spectrograms: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, 
     Maps (n, n_frames, 2 or 4, n_bins, 2) and gains (n, 2 or 4) to two of (n, n_bins, n_frames),
     complex; second ones, behind the first two, are added to them.
     """
-    scaled = spectrograms.float() * gains[:, None, :, None, None]
+    scaled = spectrograms * gains[:, None, :, None, None]  # float16 times float32: float32
     if scaled.shape[2] > 2:
-        scaled = scaled.unflatten(2, (-1, 2)).sum(2)
+        scaled = scaled[:, :, :2] + scaled[:, :, 2:]
     both = torch.view_as_complex(scaled)  # (n, n_frames, 2, n_bins)
     return both[:, :, 0].mT, both[:, :, 1].mT
 
