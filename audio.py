@@ -98,13 +98,6 @@ def envelope(present: torch.Tensor, grid: Grid) -> torch.Tensor:
     return _overlap_add(present[:, None] * window.square(), grid)
 
 
-def full_envelope(grid: Grid) -> torch.Tensor:
-    """Return one hop of `envelope` inside a song, where all frames that reach in are present."""
-    overlap = grid.n_fft // grid.hop_length
-    whole = envelope(torch.ones(2 * overlap), grid)
-    return whole[grid.n_fft : grid.n_fft + grid.hop_length].clone()
-
-
 def stft(wav: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Transform a whole waveform, full scale 1: centred frames, zeros beyond both ends.
 

@@ -179,7 +179,7 @@ def build_song(task: Task, track: Track) -> Song:
         def blocks() -> Iterator[np.ndarray]:
             for block in tracks.read_blocks(track, BLOCK):  # (n_signals, n_channels, n_samples)
                 mono = block.mean(1) if channel is None else block[:, channel]
-                energies.append(np.stack([energy_of(mono), *energy_of(block).T], 1))
+                energies.append(np.stack([np.vecdot(mono, mono), *np.vecdot(block, block).T], 1))
                 if len(mono) == 2:
                     pair.add(*mono)
                 yield mono
@@ -246,11 +246,6 @@ def cancellation(energies: np.ndarray) -> tuple[float, int]:
     share = (level * is_lost).sum(0) / np.maximum(total, 1e-30)
     loudest = channels.sum(0)[is_audible.argmax()].argmax()
     return share.max(where=is_audible, initial=0), int(loudest)
-
-
-def energy_of(wav: np.ndarray) -> np.ndarray:
-    """Sum the squares of waveforms over the last axis."""
-    return np.einsum("...i,...i->...", wav, wav)
 
 
 def finished(task: Task, track: Track) -> Song | None:

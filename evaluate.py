@@ -238,13 +238,13 @@ def tune(argv: list[str]) -> int:
     settings = tuning.best_settings(mean)
     best = ", ".join(f"{name}={value}" for name, value in settings.items())
     say(f"tuned on {len(tuned)} songs", f"best: {best}: SI-SDR {max(mean):.2f} dB")
-    n_failed = len(listing.bad) + len(new) - len(done)
+    n_failed = len(new) - len(done)
     if n_failed:
         cli.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
     else:
         tuning.store(args.checkpoint, settings, list(tuned))
         say(f"{args.checkpoint}: these are its defaults now")
-    return int(n_failed > 0)
+    return int(bool(n_failed or listing.bad))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,6 @@ class Stream:
         # Of what is finished, what lies before the song: the mask's delay and half a window.
         self.n_early = hp.lookahead * grid.hop_length + grid.n_fft // 2
         self.on_mask: Callable[[torch.Tensor], None] | None = None
-        self.full_envelope = audio.full_envelope(grid).to(device)
 
     @property
     def least_frames(self) -> int:
@@ -302,8 +301,6 @@ class Stream:
     def _envelope(self, first: int, n: int, n_song: int) -> torch.Tensor:
         """Sum the squared windows over the hops that frames `first` … `first` + n - 1 finish."""
         n_before = self.grid.n_fft // self.grid.hop_length - 1  # earlier frames reach in
-        if n_before <= first and first + n <= n_song:
-            return self.full_envelope.repeat(n)
         frames = torch.arange(first - n_before, first + n, device=self.carry.device)
         present = ((frames >= 0) & (frames < n_song)).float()
         hop = self.grid.hop_length

@@ -218,9 +218,7 @@ def verdict(gains: np.ndarray, groups: list[str]) -> str:
     )
 
 
-def bootstrap(
-    gains: np.ndarray, groups: list[str], n_resamples: int = 10_000
-) -> tuple[float, float]:
+def bootstrap(gains: np.ndarray, groups: list[str]) -> tuple[float, float]:
     """Return the 95 % interval of a mean of paired differences [1].
 
     `groups` names the song that each gain belongs to: clips of one song are drawn together, as they
@@ -233,6 +231,6 @@ def bootstrap(
     names, index = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(index, gains), np.bincount(index)
     rng = np.random.default_rng(0)
-    drawn = rng.integers(len(names), size=(n_resamples, len(names)))
+    drawn = rng.integers(len(names), size=(10_000, len(names)))
     low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
     return float(low), float(high)

@@ -35,7 +35,7 @@ class Pair:
         mixture = vocals + accompaniment
         voice, mixture = (wav[:whole].reshape(-1, SEGMENT) for wav in (vocals, mixture))
         products = (voice, voice), (mixture, mixture), (voice, mixture)
-        self._segments.append(np.stack([np.einsum("ij,ij->i", *pair) for pair in products]))
+        self._segments.append(np.stack([np.vecdot(*pair) for pair in products]))
         thin = [wav[:whole].reshape(-1, THINNING).mean(1) for wav in (vocals, accompaniment)]
         here, there = (np.fft.rfft(wav, self._size) for wav in thin)
         self._cross += here.conj() * there

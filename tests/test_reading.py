@@ -1,7 +1,6 @@
 """Sound files: what comes out is what went in, and every bad file gets one true sentence."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +20,6 @@ ROOT = Path(__file__).parent.parent
 def test_paths_that_are_no_sound_files_are_named(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     os.mkfifo(tmp_path / "fifo.wav")
-    with socket.socket(socket.AF_UNIX) as listener:
-        here = os.getcwd()
-        os.chdir(tmp_path)  # a socket's path has at most 107 bytes
-        listener.bind("socket.wav")
-        os.chdir(here)
     (tmp_path / "loop.wav").symlink_to("loop.wav")
     write(tmp_path / "silent.wav", wav_bytes(b""))
     write(tmp_path / "slow.wav", wav_bytes(bytes(2000), rate=3999))
@@ -42,7 +36,6 @@ def test_paths_that_are_no_sound_files_are_named(tmp_path):
         "nu\0ll.wav": "no such file",
         "folder.wav": "is a directory",
         "fifo.wav": "is not a regular file",
-        "socket.wav": "is not a regular file",
         "loop.wav": "Too many levels of symbolic links",
         "silent.wav": "no audio samples",
         "slow.wav": "sample rate 3999 Hz",
@@ -50,15 +43,12 @@ def test_paths_that_are_no_sound_files_are_named(tmp_path):
         "empty.wav": "empty file",
         "text.wav": "not audio",
         "film.m4a": "(m4a needs PyAV|not audio .*m4a, and .* says)",
-        "n" * 300 + ".wav": "name too long",
     }
     for name, what in expected.items():
         with pytest.raises(InputError, match=what) as error:
             probe(tmp_path / name)
         assert str(error.value).startswith(f"{tmp_path / name}: ")
         assert str(error.value).endswith(")"), "every message ends with the fix"
-    with pytest.raises(InputError, match="not a regular file"):
-        probe("/dev/zero")
 
 
 def test_a_forbidden_file_is_told_as_such(tmp_path):

@@ -109,6 +109,7 @@ def generate(bench: Bench) -> Figures:
         run = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
         took = best_seconds(bench, run)
     return {
+        "network": cli.PRETRAINED.name,
         "song": f"{bench.seconds} s, {SONG_RATE} Hz stereo",
         "from Enter to vocals and accompaniment [s]": took,
         "real-time factor": took / bench.seconds,

@@ -11,14 +11,13 @@ const byId = id => document.getElementById(id);
 const canvases = [...document.querySelectorAll("canvas")];
 const worker = startWorker();
 
-let settings = null; // of the mask, as the network's file says and the sliders change
+let settings = null; // of the mask, as the sliders say; null: as the network's file says
 let song = null; // { name, rate, nChannels, nSamples, pieces }
 let player = null;
 export let live = null; // { context, stream, source, nChannels, name, port, node }
 let liveWorker = null; // its own, so that a song that is separated meanwhile makes no block late
 let opened = 0; // counts the files: what belongs to an earlier one is dropped
 const requests = new Map(); // pieces that the worker was asked for
-const { promise: hasSettings, resolve: tellSettings } = withResolver(); // the network is there
 
 // --- A song ------------------------------------------------------------------------------------
 
@@ -54,7 +53,6 @@ async function open(file) {
     const wav = Array.from({ length: numberOfChannels }, (_, c) => audio.getChannelData(c).slice());
     if (!wav.some(channel => channel.some(x => x !== 0))) throw new UserError("holds no sound at all");
     restore16(wav);
-    await hasSettings;
     if (mine === opened) begin({ name: file.name, rate, nSamples: length, nChannels: wav.length }, wav);
   } catch (error) {
     const reason = error instanceof UserError ? error.message : "does not fit this device's memory";
@@ -112,7 +110,6 @@ const answers = {
   facts({ name, facts, provider }) {
     if (name !== byId("network").value) return;
     settings ??= facts.mask_settings;
-    tellSettings();
     const where = provider === "webgpu" ? "on the GPU" : "on one core";
     byId("licence").textContent = `The network, ${where}: ${facts.licence}.`;
     showSettings();
@@ -243,8 +240,6 @@ async function startLive(capture) {
 /** Separate a stream as it comes. */
 export async function listen(stream) {
   const id = turn;
-  await hasSettings;
-  if (id !== turn) return stop(stream);
   const context = new AudioContext({ latencyHint: "interactive" });
   const source = context.createMediaStreamSource(stream);
   const nChannels = Math.min(2, stream.getAudioTracks()[0].getSettings().channelCount ?? 1);

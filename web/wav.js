@@ -66,10 +66,12 @@ export function sampleRate(bytes) {
   if (text.startsWith("OggS") && at("OpusHead") > 0) return 48000;
   if (text.startsWith("OggS") && at("\x01vorbis") > 0) return view.getUint32(at("\x01vorbis") + 12, true);
   if (at("mp4a") > 0 && text.slice(4, 8) === "ftyp") return view.getUint16(at("mp4a") + 28);
-  return mpegRate(bytes);
+  if (text.startsWith("\x1aE\xdf\xa3")) return 48000; // webm: that of Opus
+  const isMpeg = text.startsWith("ID3") || (bytes[0] === 0xff && (bytes[1] & 0xe6) === 0xe2);
+  return isMpeg ? mpegRate(bytes) : null;
 }
 
-/** The rate of the first MPEG frame that another of the same kind follows. */
+/** The rate of the first MPEG frame of layer III. */
 function mpegRate(bytes) {
   const isTagged = bytes[0] === 0x49 && bytes[1] === 0x44 && bytes[2] === 0x33; // ID3
   const tag = isTagged ? 10 + bytes.slice(6, 10).reduce((size, b) => size * 128 + b, 0) : 0;

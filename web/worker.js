@@ -19,6 +19,9 @@ function load(name, mayUseGpu = false) {
     if (!answer.ok) throw new Error(`the network ${name} is not there (make web exports it)`);
     const bytes = new Uint8Array(await answer.arrayBuffer());
     return (mayUseGpu && await loadOnGpu(bytes)) || loadOn("wasm", bytes);
+  }).catch(error => {
+    delete networks[name]; // the next song tries again
+    throw error;
   });
   return networks[name];
 }
@@ -56,8 +59,10 @@ const answers = {
     const mine = ++turn;
     waiting = [];
     song = picture = null;
-    adjust(changed);
-    const opened = await Song.open(await load(name, true), rate, wav, wav[0].length);
+    const network = await load(name, true);
+    if (mine !== turn) return;
+    adjust(changed ?? network.facts.mask_settings);
+    const opened = await Song.open(network, rate, wav, wav[0].length);
     if (mine !== turn) return;
     song = opened;
     picture = newPicture(song);
@@ -96,8 +101,9 @@ const answers = {
   },
 
   async live({ id, name, rate, nChannels, changed, port }) {
-    adjust(changed);
-    const stream = await LiveStream.open(await load(name), rate, nChannels);
+    const network = await load(name);
+    adjust(changed ?? network.facts.mask_settings);
+    const stream = await LiveStream.open(network, rate, nChannels);
     port.onmessage = async ({ data }) => {
       const vocals = await stream.push(data, levels);
       if (vocals) port.postMessage(vocals, vocals.map(channel => channel.buffer));
