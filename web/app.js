@@ -246,6 +246,7 @@ export async function listen(stream) {
   const name = byId("network").value, rate = context.sampleRate;
   const { port1, port2: port } = new MessageChannel();
   live = { context, stream, source, nChannels, name, port };
+  stream.getAudioTracks()[0].onended = stopLive; // the browser's own button, or a plug
   byId("live-status").textContent = "Getting ready …";
   byId("stop").hidden = false;
   await context.audioWorklet.addModule("live-processor.js");

@@ -60,6 +60,7 @@ export class Network {
   static async load(ort, kiss, bytes, provider = "wasm") {
     const network = new Network();
     Object.assign(network, { ort, kiss, provider, ffts: {} }); // by size
+    network.previous = Promise.resolve();
     network.facts = readFacts(bytes);
     const options = { graphOptimizationLevel: "all", executionProviders: [provider] };
     network.session = await ort.InferenceSession.create(bytes, options);
@@ -99,7 +100,9 @@ export class Network {
   /** Map n_columns new frames of features, (n, 1, n_bins, n_columns), to masks in [0, 1]. */
   async columns(features, shape, past) {
     const x = this.#tensor(shape, features);
-    const results = await this.session.run({ features: x, ...past });
+    const call = this.previous.then(() => this.session.run({ features: x, ...past }));
+    this.previous = call.catch(() => {}); // a session takes one call at a time
+    const results = await call;
     for (const name of Object.keys(past)) past[name] = results[name.replace("past", "next")];
     return results.mask.data;
   }

@@ -243,11 +243,14 @@ def test_a_gpu_separates_alike(site, tmp_path):
     worker = tmp_path / "site/worker.js"
     worker.write_text(worker.read_text().replace(" || adapter.info.isFallbackAdapter", ""))
     wav = np.random.default_rng(0).normal(0, 0.1, (22050, 2))
-    soundfile.write(tmp_path / "noise.wav", wav, 44100)
+    for name in ("first.wav", "noise.wav"):
+        soundfile.write(tmp_path / name, wav, 44100)
     stems = []
     for where, flags in (("on one core", ()), ("on the GPU", SOFTWARE_GPU)):
         with browsing(tmp_path / "site", *flags) as page:
             assert where in page.inner_text("#licence")
+            page.set_input_files("#file", tmp_path / "first.wav")
+            until(page, "document.getElementById('progress').value > 0")  # a call is under way
             page.set_input_files("#file", tmp_path / "noise.wav")
             until(page, "!document.getElementById('save-vocals').disabled")
             stems.append(saved(page, "vocals")[0])
