@@ -135,7 +135,10 @@ const answers = {
     byId(`save-${name}`).disabled = false;
   },
   live: message => { if (message.id === turn) connect(message); },
-  error: ({ text }) => say(`This did not work: ${text}.`, true),
+  error({ text, isLive }) {
+    if (isLive) stopLive();
+    say(`This did not work: ${text}.`, true);
+  },
 };
 
 function startWorker() {

@@ -67,19 +67,15 @@ export function sampleRate(bytes) {
   if (text.startsWith("OggS") && at("\x01vorbis") > 0) return view.getUint32(at("\x01vorbis") + 12, true);
   if (at("mp4a") > 0 && text.slice(4, 8) === "ftyp") return view.getUint16(at("mp4a") + 28);
   if (text.startsWith("\x1aE\xdf\xa3")) return 48000; // webm: that of Opus
-  const isMpeg = text.startsWith("ID3") || (bytes[0] === 0xff && (bytes[1] & 0xe6) === 0xe2);
-  return isMpeg ? mpegRate(bytes) : null;
+  return mpegRate(bytes);
 }
 
-/** The rate of the first MPEG frame of layer III. */
+/** The rate of MPEG's layer III, behind a tag and zeros; null of anything else. */
 function mpegRate(bytes) {
   const isTagged = bytes[0] === 0x49 && bytes[1] === 0x44 && bytes[2] === 0x33; // ID3
-  const tag = isTagged ? 10 + bytes.slice(6, 10).reduce((size, b) => size * 128 + b, 0) : 0;
-  for (let i = tag; i + 2 < bytes.length; i++) {
-    if (bytes[i] !== 0xff || (bytes[i + 1] & 0xe6) !== 0xe2) continue; // layer III
-    const version = (bytes[i + 1] >> 3) & 3, index = (bytes[i + 2] >> 2) & 3;
-    if (version !== 1 && index !== 3)
-      return [44100, 48000, 32000][index] / { 3: 1, 2: 2, 0: 4 }[version];
-  }
-  return null;
+  let at = isTagged ? 10 + bytes.slice(6, 10).reduce((size, b) => size * 128 + b, 0) : 0;
+  while (bytes[at] === 0) at++;
+  if (bytes[at] !== 0xff || (bytes[at + 1] & 0xe6) !== 0xe2) return null;
+  const version = (bytes[at + 1] >> 3) & 3, index = (bytes[at + 2] >> 2) & 3;
+  return version !== 1 && index !== 3 ? [44100, 48000, 32000][index] / { 3: 1, 2: 2, 0: 4 }[version] : null;
 }

@@ -26,6 +26,12 @@ function load(name, mayUseGpu = false) {
   return networks[name];
 }
 
+async function loadForSongs(name) {
+  const network = await load(name, true), { facts, provider } = network;
+  postMessage({ type: "facts", name, facts, provider });
+  return network;
+}
+
 async function loadOn(provider, bytes) {
   const ort = await import(`./ort/ort.${provider}.min.mjs`);
   ort.env.wasm.numThreads = 1; // more need headers that plain hosts do not send
@@ -50,18 +56,16 @@ function adjust(changed) {
 }
 
 const answers = {
-  async load({ name }) {
-    const { facts, provider } = await load(name, true);
-    postMessage({ type: "facts", name, facts, provider });
-  },
+  load: ({ name }) => loadForSongs(name),
 
   async open({ name, wav, rate, changed }) {
     const mine = ++turn;
     waiting = [];
     song = picture = null;
-    const network = await load(name, true);
+    if (changed) adjust(changed);
+    const network = await loadForSongs(name);
     if (mine !== turn) return;
-    adjust(changed ?? network.facts.mask_settings);
+    if (!settings) adjust(network.facts.mask_settings);
     const opened = await Song.open(network, rate, wav, wav[0].length);
     if (mine !== turn) return;
     song = opened;
@@ -101,8 +105,9 @@ const answers = {
   },
 
   async live({ id, name, rate, nChannels, changed, port }) {
+    if (changed) adjust(changed);
     const network = await load(name);
-    adjust(changed ?? network.facts.mask_settings);
+    if (!settings) adjust(network.facts.mask_settings);
     const stream = await LiveStream.open(network, rate, nChannels);
     port.onmessage = async ({ data }) => {
       const vocals = await stream.push(data, levels);
@@ -116,7 +121,7 @@ onmessage = async ({ data }) => {
   try {
     await answers[data.type](data);
   } catch (error) {
-    postMessage({ type: "error", text: error.message });
+    postMessage({ type: "error", text: error.message, isLive: data.type === "live" });
   }
 };
 
