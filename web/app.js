@@ -12,7 +12,7 @@ const canvases = [...document.querySelectorAll("canvas")];
 const worker = startWorker();
 
 let settings = null; // of the mask, as the sliders say; null: as the network's file says
-let song = null; // { name, rate, nChannels, nSamples, pieces }
+let song = null; // { file, turn, name, rate, nChannels, nSamples, pieces }
 let player = null;
 export let live = null; // { context, stream, source, nChannels, name, port, node }
 let liveWorker = null; // its own, so that a song that is separated meanwhile makes no block late
@@ -45,7 +45,8 @@ function refuseChannels(n) {
     throw new UserError(`has ${n} channels; at most ${MOST_CHANNELS} can be separated here`);
 }
 
-async function open(file) {
+/** Separate a file; it plays from `at` [s]. */
+async function open(file, at = 0) {
   const mine = ++opened;
   say(`${file.name}: decoding …`);
   try {
@@ -53,14 +54,15 @@ async function open(file) {
     const wav = Array.from({ length: numberOfChannels }, (_, c) => audio.getChannelData(c).slice());
     if (!wav.some(channel => channel.some(x => x !== 0))) throw new UserError("holds no sound at all");
     restore16(wav);
-    if (mine === opened) begin({ name: file.name, rate, nSamples: length, nChannels: wav.length }, wav);
+    const facts = { file, turn: mine, name: file.name, rate, nSamples: length, nChannels: wav.length };
+    if (mine === opened) begin(facts, wav, at);
   } catch (error) {
     const reason = error instanceof UserError ? error.message : "does not fit this device's memory";
     if (mine === opened) say(`${file.name} ${reason}.`, true);
   }
 }
 
-function begin(description, wav) {
+function begin(description, wav, at) {
   player?.close();
   requests.clear();
   song = { ...description, pieces: new Map() };
@@ -75,6 +77,7 @@ function begin(description, wav) {
   worker.postMessage({ type: "open", name: network, wav, rate, changed: settings }, buffers);
   const pieceSeconds = song.pieceSamples / rate;
   player = new Player({ rate, seconds, shownSeconds: seconds, pieceSeconds, piece });
+  player.goTo(at);
   mix();
   say(`${name}: ${clock(seconds)}, ${rate / 1000} kHz, ${wav.length === 1 ? "mono" : wav.length === 2 ? "stereo" : `${wav.length} channels`}`);
 }
@@ -202,7 +205,10 @@ for (const radio of document.querySelectorAll("input[name=track]"))
     byId("fader").value = voice - backing;
     mix();
   });
-byId("network").onchange = () => worker.postMessage({ type: "load", name: byId("network").value });
+byId("network").onchange = () => {
+  worker.postMessage({ type: "load", name: byId("network").value });
+  if (song?.turn === opened) open(song.file, player.position());
+};
 byId("network").onchange();
 for (const name of ["vocals", "accompaniment"])
   byId(`save-${name}`).onclick = () => {
@@ -210,7 +216,10 @@ for (const name of ["vocals", "accompaniment"])
     worker.postMessage({ type: "stem", name, isVocals: name === "vocals" });
   };
 
-byId("file").onchange = ({ target }) => { if (target.files[0]) open(target.files[0]); };
+byId("file").onchange = ({ target }) => {
+  if (target.files[0]) open(target.files[0]);
+  target.value = ""; // the same file may be chosen again
+};
 document.ondragover = event => { event.preventDefault(); byId("drop").classList.add("over"); };
 document.ondragleave = () => byId("drop").classList.remove("over");
 document.ondrop = event => {

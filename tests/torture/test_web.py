@@ -193,6 +193,11 @@ def test_a_song_plays_while_it_is_separated_and_its_stems_add_up(
     until(page, f"{picture} !== {json.dumps(before)}")
     assert np.square(saved(page, "vocals")[0] / 2**23).sum() < np.square(vocals / 2**23).sum()
 
+    page.select_option("#network", "model_small")  # separates it anew
+    until(page, "document.getElementById('save-vocals').disabled")
+    until(page, "!document.getElementById('save-vocals').disabled")
+    assert float(page.input_value("#seek")) > 0.2  # and goes on where it was
+
 
 def test_what_is_wrong_with_a_file_is_one_sentence_and_the_page_goes_on(page, tmp_path):
     tone = 0.2 * np.sin(np.arange(44100) / 20)
