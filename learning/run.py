@@ -76,7 +76,7 @@ class Run:
             if device.type == "cuda":
                 self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
             self.network = torch.nn.parallel.DistributedDataParallel(
-                self.network, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.network, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
         self.curve_db = audio.weighting_curve_db(hp).to(device)
         # What a captured step is to read anew every time lies on the device.
