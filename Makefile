@@ -39,10 +39,10 @@ web: site
 	@echo "Open http://localhost:$(PORT) (Ctrl-C ends it)"
 	@.venv/bin/python -m http.server --bind localhost --directory site $(PORT)
 
-site: web/node_modules/ready web/model.live.onnx web/model_small.live.onnx
+site: web/node_modules/ready web/model.onnx web/model_small.onnx
 	mkdir -p site/ort
 	cp $(FFT)/kissfft.* $(FFT)/COPYING site/ort/
-	cp $(PAGE) web/*.live.onnx LICENSE site/
+	cp $(PAGE) web/model.onnx web/model_small.onnx LICENSE site/
 	cp $(ORT)/ort.wasm.min.mjs $(ORT)/ort-wasm-simd-threaded.mjs $(ORT)/ort-wasm-simd-threaded.wasm site/ort/
 	cp $(ORT)/ort.webgpu.min.mjs $(ORT)/ort-wasm-simd-threaded.asyncify.* site/ort/
 
@@ -50,8 +50,8 @@ web/node_modules/ready: web/package-lock.json
 	npm ci --prefix web --no-audit --no-fund
 	touch $@
 
-web/model.live.onnx: pretrained/resnet18_fast.pth tools/export.py model.py .venv/ready-to-test
+web/model.onnx: pretrained/resnet18_fast.pth tools/export.py model.py .venv/ready-to-test
 	.venv/bin/python -m tools.export $< web/model.onnx
 
-web/model_small.live.onnx: pretrained/resnet18_small.pth tools/export.py model.py .venv/ready-to-test
+web/model_small.onnx: pretrained/resnet18_small.pth tools/export.py model.py .venv/ready-to-test
 	.venv/bin/python -m tools.export $< web/model_small.onnx

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -31,10 +31,10 @@ from hparams import GRID, HParams, InputError
 from sound import pairs, reading, tracks
 from sound.tracks import Track
 
+if TYPE_CHECKING:
+    from audio import Grid
+
 SONGS = "songs"  # folder in the output, beside the manifest: of every song its array and a note
-BLOCK = 2**17  # samples decoded at once
-MAX_LOSS_DB = 3.0  # of a block's voice or accompaniment in the mean of its channels, above chance
-MAX_LOST = 0.1  # share of its energy that may lie in such blocks
 
 
 @dataclass(frozen=True)
@@ -172,38 +172,7 @@ def build_song(task: Task, track: Track) -> Song:
         cli.warn(note)
     grid = audio.grid_at(extent.sample_rate, hp)
     shape = (grid.n_frames(extent.n_samples), len(track.signals), hp.n_bins, 2)
-
-    def write(out: BinaryIO, channel: int | None = None) -> None:
-        pair, energies = pairs.Pair(BLOCK), []
-
-        def blocks() -> Iterator[np.ndarray]:
-            for block in tracks.read_blocks(track, BLOCK):  # (n_signals, n_channels, n_samples)
-                mono = block.mean(1) if channel is None else block[:, channel]
-                energies.append(np.stack([np.vecdot(mono, mono), *np.vecdot(block, block).T], 1))
-                if len(mono) == 2:
-                    pair.add(*mono)
-                yield mono
-
-        about = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(out, about)
-        for data in dataset.spectrogram_blocks(blocks(), grid, hp):
-            out.write(data)
-        lost, loudest = cancellation(np.array(energies, np.float64))
-        if channel is None and lost > MAX_LOST:
-            cli.warn(
-                f"{track.paths[0]}: in {lost:.0%} of its sound the channels cancel out in their "
-                f"mean; channel {loudest + 1} is taken instead"
-            )
-            out.seek(0)
-            return write(out, loudest)
-        if task.check_pairs and len(track.signals) == 2:
-            problem, oddity = pair.findings()
-            if problem:
-                path = track.vocals[0].path
-                raise InputError(f"{path}: {problem} (--no-check-pairs: use as it is)")
-            if oddity:
-                cli.warn(f"{track.vocals[0].path}: {oddity}")
-
+    write = functools.partial(write_spectrogram, task=task, track=track, grid=grid, shape=shape)
     try:
         cli.replace_atomically(path, write)
     except OverflowError as error:
@@ -231,21 +200,39 @@ def build_song(task: Task, track: Track) -> Song:
     return song
 
 
-def cancellation(energies: np.ndarray) -> tuple[float, int]:
-    """Say how much is lost in the mean of a song's channels, and which channel has its voice.
+def write_spectrogram(
+    out: BinaryIO, task: Task, track: Track, grid: Grid, shape: tuple, channel: int | None = None
+) -> None:
+    """Write the spectrogram of the mean of a song's channels; where they cancel out, of one."""
+    pair, energies = pairs.Pair(), []
 
-    `energies`, (n_blocks, n_signals, 1 + n_channels), are those of the mean and of each channel.
-    Returns which share of the worse signal lies in blocks whose mean is softer than that of
-    unrelated channels by more than ``MAX_LOSS_DB``, and the channel with the loudest voice.
-    """
-    channels = energies[..., 1:]
-    level, kept = channels.mean(-1), channels.shape[-1] * energies[..., 0]
-    is_lost = level > 10 ** (MAX_LOSS_DB / 10) * np.maximum(kept, 1e-9 * level)
-    total = level.sum(0)
-    is_audible = total > 1e-6 * total.max()  # beside the other signal
-    share = (level * is_lost).sum(0) / np.maximum(total, 1e-30)
-    loudest = channels.sum(0)[is_audible.argmax()].argmax()
-    return share.max(where=is_audible, initial=0), int(loudest)
+    def blocks() -> Iterator[np.ndarray]:
+        for block in tracks.read_blocks(track, pairs.BLOCK):  # (n_signals, n_channels, n_samples)
+            mono = block.mean(1) if channel is None else block[:, channel]
+            energies.append(np.stack([np.vecdot(mono, mono), *np.vecdot(block, block).T], 1))
+            if len(mono) == 2:
+                pair.add(*mono)
+            yield mono
+
+    out.seek(0)
+    about = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, about)
+    for data in dataset.spectrogram_blocks(blocks(), grid, task.hp):
+        out.write(data)
+    lost, loudest = pairs.cancellation(np.array(energies, np.float64))
+    if channel is None and lost > pairs.MAX_LOST:
+        cli.warn(
+            f"{track.paths[0]}: in {lost:.0%} of its sound the channels cancel out in their "
+            f"mean; channel {loudest + 1} is taken instead"
+        )
+        return write_spectrogram(out, task, track, grid, shape, loudest)
+    if task.check_pairs and len(track.signals) == 2:
+        problem, oddity = pair.findings()
+        if problem:
+            path = track.vocals[0].path
+            raise InputError(f"{path}: {problem} (--no-check-pairs: use as it is)")
+        if oddity:
+            cli.warn(f"{track.vocals[0].path}: {oddity}")
 
 
 def finished(task: Task, track: Track) -> Song | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,7 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
 def load_manifest(folder: Path) -> Manifest:
     """Read a dataset's manifest; InputError if it is not finished, or of another format."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):  # false, too, where the name is too long
         raise InputError(f"{folder}: no {MANIFEST}; not a dataset, or its build did not finish")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def a_system(text: str) -> tuple[str, Path]:
 
 def choose_songs(args: argparse.Namespace) -> tuple[tracks.Collection, list[tracks.Track]]:
     """Return what the folder holds, and its songs of the split that have both signals."""
-    if (args.root / dataset.MANIFEST).is_file():
+    if os.path.isfile(args.root / dataset.MANIFEST):
         what = "a dataset that build_dataset.py made (give the folder of music)"
         raise InputError(f"{args.root}: {what}")
     listing = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
@@ -159,6 +160,8 @@ def score(argv: list[str], has_network: bool = False) -> int:
     done = [result for _, result in cli.in_processes(work, jobs, args.workers)]
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
+    if not done:
+        raise InputError(f"{args.root}: no song could be scored ({output} is left as it is)")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
     summary = tables.summarise(records)
     n_failed = len(listing.bad) + len(lacking) + len(jobs) - len(done)
@@ -212,6 +215,7 @@ def tune(argv: list[str]) -> int:
     if named := parse_settings(args.settings).keys() & set(MASK_SETTINGS):
         raise UsageError(f"--set {min(named)}: is what is being chosen (leave it out)")
     cli.refuse_missing(args.checkpoint)
+    cli.check_writable(args.checkpoint)
     args.split = args.split or "train"
     listing, chosen = choose_songs(args)
 

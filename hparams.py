@@ -20,14 +20,7 @@ UNTUNED_MASK = {
     "mask_sharpness": 1.0,
 }
 MASK_SETTINGS = tuple(UNTUNED_MASK)
-BEFORE = {  # what was done before there was a setting for it
-    "loss": "cross-entropy",
-    "instrumental": 0.0,
-    "optimizer": "adamw",
-    "level_db": 0.0,
-}
-# In older files: names, and values of names that are still there; nothing reads them any more.
-GONE = ("reverb", "compression", "compile", ("schedule", "cyclic"))
+GONE = ("reverb", "compression", "compile", "schedule")  # in older files; nothing reads them
 
 
 class InputError(Exception):
@@ -69,8 +62,7 @@ class HParams:
     epochs: int = 10  # passes over every slice position of the training songs
     steps: int | None = None  # length of the run in steps; None: as many as the epochs have
     optimizer: Literal["muon", "adamw"] = "muon"  # "muon" (Jordan 2024) is for convolutions only
-    learning_rate: float = 1e-2  # peak of the schedule; 0.003 for "adamw"
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"  # Smith 2018
+    learning_rate: float = 1e-2  # at the peak of the run's one cycle; 0.003 for "adamw"
     weight_decay: float = 1e-2  # of all weights, apart from the loss (Loshchilov and Hutter 2019)
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema_decay: float = 0.97  # weights are averaged over some 1 / (1 - this) steps; 0: the last
@@ -113,10 +105,10 @@ class HParams:
                 f"stft_lookahead is {self.lookahead}; of {self.stft_frames} frames, at most "
                 f"{self.stft_frames // 2} may lie ahead"
             )
-        if self.lookahead % self.mask_frames or self.lookback % self.mask_frames:
+        if self.lookahead % self.mask_frames or (self.stft_frames - 1) % (2 * self.mask_frames):
             raise InputError(
-                f"mask_frames is {self.mask_frames}; frames before and after the answered one, "
-                f"{self.lookback} and {self.lookahead}, must be a multiple of it"
+                f"mask_frames is {self.mask_frames}; stft_lookahead, {self.lookahead}, must be a "
+                f"multiple of it, and stft_frames - 1, {self.stft_frames - 1}, of twice that"
             )
         # An odd number of hops could, at another rate, be a window without a middle sample.
         if self.n_fft % (2 * self.hop_length) or self.n_fft < 4 * self.hop_length:
@@ -205,14 +197,14 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 def from_dict(stored: dict[str, Any]) -> HParams:
     """Rebuild hparams that a dataset or checkpoint stored.
 
-    Names that are younger than the file take the values of then, or else today's defaults; what was
-    given up is dropped. InputError if one is unknown: a newer version wrote the file.
+    Names that are younger than the file take today's defaults, what was given up is dropped.
+    InputError if one is unknown: a newer version wrote the file.
     """
-    stored = {k: v for k, v in stored.items() if k not in GONE and (k, v) not in GONE}
+    stored = {name: value for name, value in stored.items() if name not in GONE}
     unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
     if unknown:
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")
-    return replace(HParams(), **(BEFORE | stored))
+    return replace(HParams(), **stored)
 
 
 def differences(one: HParams, other: HParams, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:

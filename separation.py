@@ -77,7 +77,7 @@ class Separator:
         those tuned for the checkpoint. InputError if the checkpoint is missing or damaged, or was
         trained with another value of one of `settings`, or if there is no such device.
         """
-        kind = torch.device(device).type
+        kind = str(device).partition(":")[0]
         if kind not in BLOCK_FRAMES or (kind == "cuda" and not torch.cuda.is_available()):
             raise InputError(f"device {device}: this torch has no such device (use cpu)")
         checkpoint = networks.load_checkpoint(Path(path))

@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     hp, run_dir = cli.settings_of(args), run_folder(args)
     for folder in [*args.data, *args.validate_on]:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder (build_dataset.py makes datasets)")
+        cli.refuse_missing_folder(folder)
     from learning import ranks  # wrong paths are told before torch is loaded
 
     world = ranks.world()
@@ -84,7 +83,7 @@ def train(run: Run, goes_on: bool, args: argparse.Namespace, run_dir: Path) -> i
                     f"the loss on held-out songs is {scores['loss']} after step {run.step} (lower "
                     "learning_rate; what was saved before is untouched)"
                 )
-            run.finish_epoch(loss, scores)
+            run.finish_epoch(scores)
             if not (run_dir / "last.pth").exists():  # a best.pth alone could not be resumed
                 save_last(cli.warn)
             if run.latest_db > run.best_db and save_best(cli.warn):
@@ -123,7 +122,8 @@ def set_up(
     shares = args.share or []
     if checkpoint:
         hp = resumed_settings(args, checkpoint)
-        shares = shares or checkpoint.get("resume", {}).get("shares", [])
+        saved = checkpoint.get("resume", {}).get("shares", [])
+        shares = shares or (saved if len(saved) == len(args.data) else [])
     if hp.batch_size % world.size:
         raise InputError(
             f"batch_size is {hp.batch_size}, which {world.size} processes cannot share evenly "
@@ -175,7 +175,7 @@ def run_folder(args: argparse.Namespace) -> Path:
         cli.refuse_missing(args.checkpoint)
     if args.adapt and not args.checkpoint:
         raise UsageError("--adapt goes with --checkpoint")
-    if args.name is not None and (not args.name or Path(args.name).name != args.name):
+    if args.name is not None and (args.name in ("", "..") or Path(args.name).name != args.name):
         raise UsageError(f"--name {args.name!r}: a name, not a path (runs/<name> is made)")
     if args.adapt and not args.name and args.checkpoint.name != "last.pth":
         raise UsageError(f"--adapt: {args.checkpoint} is no run's last.pth (--name the new run)")

@@ -35,7 +35,7 @@ CHECK_EVERY = 20  # steps between looks at the losses, as every look waits for t
 SAVE_EVERY = 300  # seconds between saves within an epoch
 Log = Callable[[dict[str, float], int], None]  # adds a point to each named curve at a step
 WARM_UP_STEPS = 4  # before a step is captured: cuDNN chooses its kernels, the optimizer its state
-STATE = ("epoch", "batch", "best_db", "history", "losses")  # of a run, beside its weights and step
+STATE = ("epoch", "batch", "best_db", "losses")  # of a run, beside its weights and step
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
 INHERITED = ("licence", "sources", "learnt_before", "stereo")
 DIFFERS = {  # by the names of `Run.origin`
@@ -51,7 +51,7 @@ class Run:
     """A training run: everything that is saved, and that resuming needs.
 
     `model` learns, `averaged` is the running average of its weights; `epoch`, `batch` and `step`
-    say what comes next, and `history` what became of every epoch.
+    say what comes next, and `scores` how good the last epoch's network was.
     """
 
     def __init__(
@@ -98,7 +98,6 @@ class Run:
         self.mask_settings: dict[str, Any] = dict(UNTUNED_MASK)
         self.inherited: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
-        self.history: list[dict[str, float]] = []
         self.losses: list[float] = []  # of the steps of this epoch
         # Lists made once: the averaging of every step goes over them.
         self._learning, self._averaging = (
@@ -114,11 +113,10 @@ class Run:
     @property
     def latest_db(self) -> float:
         """How good the last epoch's network sounded; -inf where there is none or it has moved."""
-        if self.batch or not self.history:
+        if self.batch or not self.scores:
             return -np.inf
-        latest = self.history[-1]
-        better = max(latest["soft"], latest["binary"])
-        return -latest["loss"] if np.isnan(better) else better  # no held-out voice, in any epoch
+        better = max(self.scores["soft"], self.scores["binary"])
+        return -self.scores["loss"] if np.isnan(better) else better  # no held-out voice, ever
 
     def set_pace(self) -> None:
         """Set the next step's learning rate, and how slowly the averaged weights follow it."""
@@ -131,11 +129,10 @@ class Run:
         torch._foreach_mul_(change, 1 - self.decay)
         torch._foreach_add_(self._averaging, change)
 
-    def finish_epoch(self, loss: float, scores: dict[str, float]) -> None:
+    def finish_epoch(self, scores: dict[str, float]) -> None:
         """Note what the epoch came to."""
         self.scores = scores
         self.mask_settings["mask_at_eval"] = scores["binary"] > scores["soft"]
-        self.history.append({"step": self.step, "loss/train": loss, **scores})
         self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
 
     @property
@@ -207,14 +204,11 @@ class Run:
 
 
 def learning_rate(step: int, hp: HParams, n_steps: int) -> float:
-    """Return the learning rate of a step, as ``schedule`` defines it.
+    """Return the learning rate of a step: one cycle (Smith 2018, arXiv 1803.09820).
 
-    "one-cycle" (Smith 2018, arXiv 1803.09820) rises from a 25th over three tenths of the run and
-    falls to almost nothing, both as a cosine does.
+    It rises from a 25th over three tenths of the run and falls to almost nothing, both as a cosine.
     """
     peak = hp.learning_rate
-    if hp.schedule == "constant":
-        return peak
     top = 0.3 * (n_steps + 1) - 1  # the step of the peak
     if step <= top:
         start, end, share = peak / 25, peak, step / top

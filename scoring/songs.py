@@ -41,7 +41,6 @@ CODE = (  # a changed line in these may change every score
     *(f"sound/{name}.py" for name in ("containers", "decoding", "pairs", "reading", "tracks")),
 )
 
-PAIR_BLOCK = 2**17  # samples
 BITS_DB = 98.0  # SIR and SAR of a whole song go no higher: 16 bits hold no more
 
 
@@ -188,9 +187,9 @@ def score_files(task: Evaluation, job: Job) -> Record:
     track, extent = job.track, tracks.measure(job.track)
     rate, notes, systems = extent.sample_rate, list(extent.notes), {}
     references = tracks.read_channels(track)
-    pair, mono = pairs.Pair(PAIR_BLOCK), references.mean(1)
-    for start in range(0, mono.shape[-1], PAIR_BLOCK):
-        pair.add(*mono[:, start : start + PAIR_BLOCK])
+    pair, mono = pairs.Pair(), references.mean(1)
+    for start in range(0, mono.shape[-1], pairs.BLOCK):
+        pair.add(*mono[:, start : start + pairs.BLOCK])
     notes += filter(None, pair.findings())
     whole = references.sum(0)
     references = middle(references, rate, task.seconds)

@@ -275,6 +275,22 @@ def _after_id3(file: BinaryIO, at: int) -> int:
     return at + 10 + sum(byte << 7 * i for i, byte in enumerate(head[:5:-1]))
 
 
+def tell_utf8(file: BinaryIO) -> None:
+    """Say in an MP3 that its tags are UTF-8, as libsndfile gives them to LAME, not Latin-1.
+
+    ID3v2.4 knows that encoding, as 3, and has sizes of 7 bits a byte, where 2.3 had 8.
+    """
+    tag, at = bytearray(_read(file, 0, _after_id3(file, 0))), 10
+    while tag[at : at + 4].isalnum():  # a frame: its name, size, flags, encoding and text
+        size = int.from_bytes(tag[at + 4 : at + 8])
+        tag[at + 4 : at + 8] = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
+        tag[at + 10], at = 3, at + 10 + size
+    if tag:
+        tag[3] = 4
+        file.seek(0)
+        file.write(tag)
+
+
 def _before_tags(file: BinaryIO, end: int) -> int:
     """Return where the tags at the end of an MP3 begin: ID3v1, and before it APEv2."""
     if _read(file, max(0, end - 128), 3) == b"TAG":

@@ -1,4 +1,7 @@
-"""Do vocals belong to the accompaniment that is said to be theirs? Decided by correlation."""
+"""Do vocals belong to the accompaniment that is said to be theirs? Decided by correlation.
+
+And does a song survive the mean of its channels?
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,16 @@ MOST_COPIED = 0.9
 SEGMENT = 4096  # samples
 LEAST_SEGMENTS = 20  # with voice; what is shorter passes
 CERTAIN = 5  # standard deviations
+BLOCK = 2**17  # samples taken at once
+MAX_LOSS_DB = 3.0  # of a block's voice or accompaniment in the mean of its channels, above chance
+MAX_LOST = 0.1  # share of its energy that may lie in such blocks
 THINNING = 4  # samples to one, of what is looked for at other times
 
 
 class Pair:
     """Sums over a song's vocals and accompaniment, which come block by block."""
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int = BLOCK) -> None:
         self._segments: list[np.ndarray] = []
         self._block = -(-block // THINNING)
         self._size = 2 * self._block  # of a transform: room for lags of a block
@@ -78,3 +84,20 @@ class Pair:
         if is_certain and not ORDINARY_GAINS[0] <= gain <= ORDINARY_GAINS[1]:
             return "", f"{told}: the accompaniment holds a part of them?"
         return "", ""
+
+
+def cancellation(energies: np.ndarray) -> tuple[float, int]:
+    """Say how much is lost in the mean of a song's channels, and which channel has its voice.
+
+    `energies`, (n_blocks, n_signals, 1 + n_channels), are those of the mean and of each channel.
+    Returns which share of the worse signal lies in blocks whose mean is softer than that of
+    unrelated channels by more than ``MAX_LOSS_DB``, and the channel with the loudest voice.
+    """
+    channels = energies[..., 1:]
+    level, kept = channels.mean(-1), channels.shape[-1] * energies[..., 0]
+    is_lost = level > 10 ** (MAX_LOSS_DB / 10) * np.maximum(kept, 1e-9 * level)
+    total = level.sum(0)
+    is_audible = total > 1e-6 * total.max()  # beside the other signal
+    share = (level * is_lost).sum(0) / np.maximum(total, 1e-30)
+    loudest = channels.sum(0)[is_audible.argmax()].argmax()
+    return share.max(where=is_audible, initial=0), int(loudest)

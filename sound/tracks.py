@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import cli
 from hparams import InputError
 from sound import decoding, reading, writing
 
@@ -144,7 +145,7 @@ def find_tracks(
     of stems (the default), those with `voice_pattern` in their names the vocals, or material to
     remix. InputError if it is missing, holds no songs, or could be read in two ways.
     """
-    _refuse_missing(root)
+    cli.refuse_missing_folder(root)
     try:
         voice = re.compile(voice_pattern, re.IGNORECASE)
     except re.error as error:
@@ -166,11 +167,6 @@ def find_tracks(
     sounds = {path for track in music.tracks for path in track.paths}
     left_out = _left_out(_files(root), sounds, "that no usable song needs")
     return _without_twins(music)._replace(left_out=left_out)
-
-
-def _refuse_missing(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
 
 
 def _dsd100(root: Path) -> Collection:
@@ -374,7 +370,7 @@ def find_estimates(folder: Path, songs: list[Track]) -> dict[str, dict[str, Path
     called mixture, ``<song>/mixture_vocals.*``; the same with accompaniment. InputError if the
     folder is missing, or holds two files for the same signal of a song.
     """
-    _refuse_missing(folder)
+    cli.refuse_missing_folder(folder)
     place, sounds = folder.resolve().name, filter(_is_sound, _files(folder))
     files = {p: _key(f"/{place}/{p.relative_to(folder).with_suffix('')}") for p in sounds}
     estimates: dict[str, dict[str, Path]] = {track.name: {} for track in songs}

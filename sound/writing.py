@@ -20,13 +20,14 @@ import soundfile
 
 import cli
 from hparams import InputError
+from sound import containers
 from sound.reading import DISK_BLOCK, AudioInfo, Reader, SampleFormat, probe
 
 MADE_BY = "Vocal Mask"
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
-_SUBTYPES = {  # what a container keeps, and the bits of its samples
+SUBTYPES = {  # what a container keeps, and the bits of its samples
     "wav": {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None},
     "flac": {"PCM_16": 16, "PCM_24": 24},
     "ogg": {"VORBIS": None},
@@ -60,7 +61,7 @@ def choose_format(
     container, "wav", "flac", "ogg" or "mp3", has no such subtype, rate or number of channels.
     """
     _check_limits(info, container)
-    known, native = _SUBTYPES[container], info.sample_format.subtype
+    known, native = SUBTYPES[container], info.sample_format.subtype
     if subtype is None:  # in FLAC, 8 bits fit into 16, of all others 24 are kept
         fitting = "PCM_16" if native == "PCM_U8" else "PCM_24"
         subtype = next(name for name in (native, fitting, *known) if name in known)
@@ -119,18 +120,18 @@ class Record(NamedTuple):
 
 def record_in(path: Path) -> Record | None:
     """Return what an output holds about itself; None if nothing, or there is no output."""
-    found, is_whole = None, True
+    found, is_whole = [], True
     with contextlib.suppress(InputError, OSError):
         is_page = path.suffix == ".html"
         info = None if is_page else probe(path, allow_truncated=True)
         text = path.read_text(errors="replace") if is_page else str(info.tags)
-        found = re.search(MADE_BY + 3 * " ?([0-9a-f]{8})", text)
+        found = re.findall(MADE_BY + 3 * " ?([0-9a-f]{8})", text)  # the song may be an output, too
         is_whole = is_page or not info.warnings
         if found and not is_page and info.container == "FLAC":  # its header does not tell
             is_whole = False
             with Reader(path, start=(info.n_samples - 1) / info.sample_rate) as reader:
                 is_whole = reader.read().size > 0
-    record = Record(*found.groups()) if found else None
+    record = Record(*found[-1]) if found else None
     return record if is_whole or not record else record._replace(how="cut")
 
 
@@ -180,7 +181,7 @@ class SoundWriter:
         n_bytes = info.n_samples * info.n_channels * (fmt.sample_format.bits or 64) // 8
         is_long = fmt.container == "wav" and n_bytes > MAX_WAV_BYTES
         with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(cli.new_file(self._path))
+            self._temporary = temporary = stack.enter_context(cli.new_file(self._path))
             try:
                 self._sound = soundfile.SoundFile(
                     str(temporary) if os.name == "nt" else os.fsencode(temporary),
@@ -226,6 +227,9 @@ class SoundWriter:
         except soundfile.LibsndfileError as error:
             if kind is None:  # else that is what is told
                 raise self._failure(error) from error
+        if self._format.container == "mp3":
+            with open(self._temporary, "r+b") as file:
+                containers.tell_utf8(file)
 
     def _failure(self, error: Exception) -> InputError:
         """Explain a failed write: libsndfile does not tell the reason, so the disk is asked."""

@@ -149,7 +149,7 @@ def test_pairs_that_do_not_are_told_in_numbers():
 def test_what_cancels_in_the_mean_of_the_channels_comes_from_one(
     tmp_path, capsys, monkeypatch, voice_gains, band_gains, channel, n_in_phase
 ):
-    monkeypatch.setattr(build_dataset, "BLOCK", RATE)
+    monkeypatch.setattr(pairs, "BLOCK", RATE)
     vocals, band = np.outer(voice(1), voice_gains), np.outer(noise(2, 6 * RATE), band_gains)
     vocals[: n_in_phase * RATE] = vocals[: n_in_phase * RATE, :1]
     song(tmp_path / "songs/a", vocals, vocals + band)

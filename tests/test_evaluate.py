@@ -143,6 +143,8 @@ def test_estimates_that_do_not_fit_are_told_and_the_other_songs_go_on(toy_tree, 
     assert {"86200 samples, the song has 88200" in line for line in errors[1:]} == {True, False}
     assert {"16000 Hz, the song has 22050 Hz" in line for line in errors[1:]} == {True, False}
     assert [song["name"] for song in stored["songs"]] == [listing[3].name]
+    files[3].unlink()
+    assert score(tmp_path / "a.json", "bounds", toy_tree, *words, code=1) == stored
 
 
 def test_what_generate_wrote_scores_as_the_model_does(checkpoint, toy_tree, tmp_path):
@@ -165,6 +167,7 @@ def test_what_is_wrong_is_said_in_one_line(
     for words, code, message in (
         (("gone.pth", toy_tree), 1, "gone.pth: no such checkpoint"),
         (("bounds", "gone"), 1, "gone: no such folder"),
+        (("bounds", "x" * 300), 1, "xxx: no such folder"),
         (("bounds", toy_dataset), 1, "a dataset that build_dataset.py made (give the folder"),
         (("tune", checkpoint, toy_dataset), 1, "a dataset that build_dataset.py made"),
         (("bounds", toy_tree, "--estimates", "x"), 2, "write it as name=folder"),

@@ -1,4 +1,4 @@
-"""The exported graphs: the same masks as torch, dense and from frame to frame."""
+"""The exported graph: the same masks as torch, at once and from frame to frame."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,11 @@ pytest.importorskip("onnxscript")
 
 @pytest.mark.torture
 @pytest.mark.parametrize("name", ["resnet18_fast", "resnet18_small"])
-def test_onnxruntime_gives_the_masks_of_torch_dense_and_live(tmp_path, name):
+def test_onnxruntime_gives_the_masks_of_torch(tmp_path, name):
     path = PRETRAINED / f"{name}.pth"
     assert export.main([str(path), str(tmp_path / "m.onnx")]) == 0
-    dense, live = (
-        onnxruntime.InferenceSession(tmp_path / file) for file in ("m.onnx", "m.live.onnx")
-    )
-    assert (tmp_path / "m.live.onnx").stat().st_size < (5e6 if name == "resnet18_fast" else 2e6)
+    live = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < (5e6 if name == "resnet18_fast" else 2e6)
 
     checkpoint = networks.load_checkpoint(path)
     network, hp = networks.restore_model(path, checkpoint)
@@ -36,17 +34,15 @@ def test_onnxruntime_gives_the_masks_of_torch_dense_and_live(tmp_path, name):
     seen = torch.cat([silence, seen], -1)[:, None]
     expected = networks.for_inference(network)(seen).sigmoid().numpy()
     seen = seen.numpy()
-    np.testing.assert_allclose(dense.run(None, {"features": seen})[0], expected, atol=1e-3)
-
-    pasts = live.get_inputs()[1:]
-    past = {entry.name: np.zeros((3, *entry.shape[1:]), np.float32) for entry in pasts}
-    columns = []
-    first, step = hp.stft_frames - 1, hp.mask_frames
-    for block in np.split(seen, range(first, seen.shape[-1], step), -1):
-        mask, *following = live.run(None, {"features": block, **past})
-        past = dict(zip(past, following, strict=True))
-        columns.append(mask)
-    np.testing.assert_allclose(np.concatenate(columns[1:], -1), expected, atol=1e-3)
+    pasts, first = live.get_inputs()[1:], hp.stft_frames - 1
+    for step in (hp.mask_frames, seen.shape[-1]):
+        past = {entry.name: np.zeros((3, *entry.shape[1:]), np.float32) for entry in pasts}
+        columns = []
+        for block in np.split(seen, range(first, seen.shape[-1], step), -1):
+            mask, *following = live.run(None, {"features": block, **past})
+            past = dict(zip(past, following, strict=True))
+            columns.append(mask)
+        np.testing.assert_allclose(np.concatenate(columns[1:], -1), expected, atol=1e-3)
 
     facts = live.get_modelmeta().custom_metadata_map
     assert json.loads(facts["mask_settings"]) == {**UNTUNED_MASK, **checkpoint["mask_settings"]}

@@ -11,11 +11,13 @@ from sounds import FORMATS, RATE, like, names, read_codes, some_codes
 
 from hparams import InputError
 from sound.reading import AudioInfo, probe
-from sound.writing import Separated, SoundWriter, choose_format
+from sound.writing import Record, Separated, SoundWriter, choose_format, record_in
+
+RECORD = Record("0123abcd", "4567cdef", "89abef01")
 
 
 def save(path: Path, codes: np.ndarray, info: AudioInfo, **options) -> None:
-    with SoundWriter(path, info, choose_format(info, **options), "vocals") as sound:
+    with SoundWriter(path, info, choose_format(info, **options), "vocals", RECORD) as sound:
         for start in range(0, codes.shape[1], 40_000):
             block = codes[:, start : start + 40_000]
             sound.write(Separated(block, block, block * 0))
@@ -77,10 +79,13 @@ def test_the_format_keeps_what_the_container_can_and_tells_what_it_cannot(tmp_pa
 def test_tags_come_along(tmp_path):
     for container in ("wav", "flac", "ogg", "mp3"):
         path = tmp_path / f"x.{container}"
-        tags = {"title": "Ein Lied – 歌", "artist": "somebody"}
+        earlier = f"[Vocal Mask {'0' * 24}] {'é' * 99}"  # the song is an output, too
+        tags = {"title": "Ein Lied – 歌", "artist": "somebody", "comment": earlier}
         info = replace(like(path, n_samples=5000), tags=tags)
         codes = np.zeros((1, 5000), np.float32 if container in ("ogg", "mp3") else np.int32)
         save(path, codes, info, container=container)
         with soundfile.SoundFile(path) as sound:
             assert sound.title == tags["title"]
             assert sound.artist == "somebody"
+            assert sound.comment.startswith(earlier)
+        assert record_in(path) == RECORD

@@ -43,6 +43,7 @@ class Bench(NamedTuple):
     device: torch.device
     seconds: int  # of music
     rounds: int
+    settings: list[str]  # as the command line gives them
 
 
 @cli.script
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         "network": f"{hp.model_type}, width {hp.width}",
         "precision": "bfloat16" if narrow else "float32",
     }
-    figures |= benchmarks[args.what](Bench(hp, device, args.seconds, args.rounds))
+    figures |= benchmarks[args.what](Bench(hp, device, args.seconds, args.rounds, args.settings))
     for name, value in figures.items():
         print(f"{name:46} {value:.4g}" if isinstance(value, float) else f"{name:46} {value}")
     return 0
@@ -105,7 +106,7 @@ def generate(bench: Bench) -> Figures:
         soundfile.write(song, np.tile(noise, (bench.seconds, 1)), SONG_RATE)
         options = ["--background", "--overwrite", "--device", bench.device.type]
         command = [sys.executable, GENERATE, song, *options, "--output-dir", folder]
-        command += ["--set", f"precision={bench.hp.precision}"]
+        command += [f"--set={setting}" for setting in bench.settings]
         run = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
         took = best_seconds(bench, run)
     return {
@@ -124,7 +125,7 @@ def training(bench: Bench) -> Figures:
 
     hp, songs = bench.hp, [song_in_memory(bench)]
     feed = Feed(songs, hp, bench.device, resident=True)
-    run = Run(replace(hp, steps=10**9, schedule="constant"), feed, [])
+    run = Run(replace(hp, steps=10**9), feed, [])
     batch = batches_of(plan_epoch(songs, hp, 0), hp)[0]
     took = best_seconds(bench, lambda: run.take_step(next(feed.batches([batch]))))
     rate = len(batch) * hp.chunk_slices / took

@@ -1,7 +1,6 @@
-"""Write a checkpoint's network as ONNX files that run where there is no torch, as in a browser.
+"""Write a checkpoint's network as an ONNX file that runs where there is no torch, as in a browser.
 
-The first file maps features to the mask as one dense pass. The second, with "live" in its name,
-goes on from call to call: the layers' last frames are further inputs and outputs. Weights are
+It goes on from call to call: the layers' last frames are further inputs and outputs. Weights are
 stored in half precision, as published, and computed with in float32.
 
     python -m tools.export pretrained/resnet18_fast.pth web/model.onnx
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, help="a .pth file that train.py wrote")
-    add("output", type=Path, help="the .onnx to write; name.live.onnx is written beside it")
+    add("output", type=Path, help="the .onnx to write")
     args = parser.parse_args(argv)
     if args.settings:
         raise UsageError("--set: a network is exported as it is (evaluate.py tune changes it)")
@@ -55,30 +54,27 @@ def main(argv: list[str] | None = None) -> int:
         "mask_settings": {**UNTUNED_MASK, **checkpoint.get("mask_settings", {})},
         "licence": checkpoint.get("licence", ""),
     }
-    for path, is_live in ((args.output, False), (args.output.with_suffix(".live.onnx"), True)):
-        exported = to_onnx(network, hp, is_live)
-        for name, value in facts.items():
-            exported.metadata_props.add(key=name, value=json.dumps(value))
-        data = exported.SerializeToString()
-        cli.replace_atomically(path, lambda file, data=data: file.write(data))
-        print(f"{cli.printable(path)}: {len(data) / 1e6:.1f} MB")
+    exported = to_onnx(network, hp)
+    for name, value in facts.items():
+        exported.metadata_props.add(key=name, value=json.dumps(value))
+    data = exported.SerializeToString()
+    cli.replace_atomically(args.output, lambda file: file.write(data))
+    print(f"{cli.printable(args.output)}: {len(data) / 1e6:.1f} MB")
     return 0
 
 
-def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelProto:
+def to_onnx(network: torch.nn.Module, hp: HParams) -> onnx.ModelProto:
     """Trace a network that was `turn`ed: n_columns is any multiple of ``mask_frames``.
 
-    ``features``, (n, 1, n_bins, n_columns + stft_frames - 1), become ``mask``, (n, n_bins,
-    n_columns). A live network gets n_columns new frames and, in ``past_0``, ``past_1`` …, what each
-    layer remembers, (n, n_channels, n_frames, n_bins); it returns that, for the next call, in
-    ``next_0``, ``next_1`` …
+    ``features``, n_columns new frames, (n, 1, n_bins, n_columns), become ``mask``, (n, n_bins,
+    n_columns). In ``past_0``, ``past_1`` … it gets what each layer remembers, (n, n_channels,
+    n_frames, n_bins), and returns that, for the next call, in ``next_0``, ``next_1`` …
     """
     import torch
 
     past: dict[torch.nn.Module, torch.Tensor] = {}
     step = hp.mask_frames
-    if is_live:
-        network(torch.zeros(2, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
+    network(torch.zeros(2, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
     # Skips that wait for no later frame remember nothing but that they were called.
     layers = [layer for layer, frames in past.items() if frames.numel()]
     names = [f"past_{i}" for i in range(len(layers))]
@@ -89,14 +85,12 @@ def to_onnx(network: torch.nn.Module, hp: HParams, is_live: bool) -> onnx.ModelP
             self.network = network
 
         def forward(self, features: torch.Tensor, pasts: list[torch.Tensor]) -> tuple:
-            seen = dict(zip(layers, (frames.mT for frames in pasts), strict=True))
-            memory = past | seen if is_live else None
+            memory = past | dict(zip(layers, (frames.mT for frames in pasts), strict=True))
             mask = self.network(features, memory).sigmoid()
             return (mask, *(memory[layer].mT for layer in layers))
 
-    least = 1 if is_live else (hp.stft_frames - 1) // step + 1
-    n, frames = torch.export.Dim("n"), step * torch.export.Dim("steps", min=least)
-    example = torch.zeros(2, 1, hp.n_bins, step * (least + 7))
+    n, frames = torch.export.Dim("n"), step * torch.export.Dim("steps", min=1)
+    example = torch.zeros(2, 1, hp.n_bins, 8 * step)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not missed
     with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(

@@ -58,7 +58,9 @@ async function open(file, at = 0) {
     if (mine === opened) begin(facts, wav, at);
   } catch (error) {
     const reason = error instanceof UserError ? error.message : "does not fit this device's memory";
-    if (mine === opened) say(`${file.name} ${reason}.`, true);
+    if (mine !== opened) return;
+    say(`${file.name} ${reason}.`, true);
+    if (song) song.turn = opened; // it is still the one that is open
   }
 }
 
@@ -86,19 +88,14 @@ function begin(description, wav, at) {
 function piece(number) {
   const { pieces, rate, nChannels, pieceSamples: n } = song;
   if (!pieces.has(number)) {
-    const { promise, resolve } = withResolver(), id = `${opened} ${number} ${Math.random()}`;
-    requests.set(id, tracks => resolve(tracks.map(wav => toBuffer(wav, nChannels, rate))));
+    const id = `${opened} ${number} ${Math.random()}`;
+    pieces.set(number, new Promise(resolve => {
+      requests.set(id, tracks => resolve(tracks.map(wav => toBuffer(wav, nChannels, rate))));
+    }));
     worker.postMessage({ type: "piece", id, start: number * n, n });
-    pieces.set(number, promise);
     if (pieces.size > 8) pieces.delete(pieces.keys().next().value);
   }
   return pieces.get(number);
-}
-
-function withResolver() {
-  let resolve;
-  const promise = new Promise(done => { resolve = done; });
-  return { promise, resolve };
 }
 
 function toBuffer(wav, nChannels, rate) {
@@ -114,7 +111,7 @@ const answers = {
     if (name !== byId("network").value) return;
     settings ??= facts.mask_settings;
     const where = provider === "webgpu" ? "on the GPU" : "on one core";
-    byId("licence").textContent = `The network, ${where}: ${facts.licence}.`;
+    byId("licence").textContent = `The network, ${where}: ${facts.licence || "no licence told"}.`;
     showSettings();
   },
   progress({ share }) {
@@ -182,6 +179,7 @@ function showSettings() {
 
 /** Take the sliders; what plays is rendered again, the network does not run again. */
 function adjust() {
+  if (!settings) return; // the network is on its way, and says where the others begin
   settings = { mask_at_eval: byId("mask_at_eval").checked };
   for (const name of SLIDERS) settings[name] = +byId(name).value;
   showSettings();
@@ -198,8 +196,13 @@ function mix() {
 }
 
 for (const name of [...SLIDERS, "mask_at_eval"]) byId(name).oninput = adjust;
-byId("fader").oninput = mix;
-for (const radio of document.querySelectorAll("input[name=track]"))
+const radios = document.querySelectorAll("input[name=track]");
+byId("fader").oninput = () => {
+  for (const radio of radios) radio.checked = false; // so that each can be chosen again
+  player?.choose();
+  mix();
+};
+for (const radio of radios)
   radio.addEventListener("change", () => {
     const [voice, backing] = GAINS[radio.value];
     byId("fader").value = voice - backing;
@@ -271,6 +274,7 @@ function connect({ delay }) {
   const { context, source, nChannels, name, port } = live, processorOptions = { nChannels, delay };
   live.node = new AudioWorkletNode(context, "live-processor", {
     processorOptions, outputChannelCount: [nChannels],
+    channelCount: nChannels, channelCountMode: "explicit", // the browser mixes others
   });
   live.node.port.postMessage({ worker: port }, [port]);
   const milliseconds = Math.round((1000 * delay) / context.sampleRate);

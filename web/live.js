@@ -52,11 +52,11 @@ export class LiveStream {
     return vocals;
   }
 
-  /** Drop what no later frame needs. */
+  /** Drop what no later frame needs: those whose windows reach what is still to be sent. */
   #forget() {
-    const { song } = this, { hop } = song.grid, nBins = song.hp.n_bins;
+    const { song } = this, { hop, nFft } = song.grid, nBins = song.hp.n_bins;
     if (song.nSamples < (song.dropped + 2 * KEPT_HOPS - 8) * hop) return;
-    const n = song.nColumns - 8 - song.dropped; // frames
+    const n = song.nColumns - (2 * nFft) / hop - song.dropped; // frames
     for (const channel of song.wav) channel.copyWithin(0, n * hop);
     for (const mask of song.masks) mask.copyWithin(0, n * nBins);
     song.dropped += n;

@@ -15,7 +15,7 @@ let waiting = []; // pieces that the mask does not reach yet
 const nextTask = () => new Promise(resolve => setTimeout(resolve));
 
 function load(name, mayUseGpu = false) {
-  networks[name] ??= fetch(`${name}.live.onnx`).then(async answer => {
+  networks[name] ??= fetch(`${name}.onnx`).then(async answer => {
     if (!answer.ok) throw new Error(`the network ${name} is not there (make web exports it)`);
     const bytes = new Uint8Array(await answer.arrayBuffer());
     return (mayUseGpu && await loadOnGpu(bytes)) || loadOn("wasm", bytes);

@@ -57,7 +57,7 @@ def site(tmp_path_factory) -> Path:
             (site / "ort" / path.name).symlink_to(path)
     (site / "recorder.js").write_text(RECORDER)
     export.main([str(CHECKPOINT), str(site / "model.onnx")])
-    shutil.copy(site / "model.live.onnx", site / "model_small.live.onnx")
+    shutil.copy(site / "model.onnx", site / "model_small.onnx")
     return site
 
 
@@ -99,7 +99,7 @@ def browsing(site: Path, *flags: str):
         yield page
         browser.close()
         server.shutdown()
-    assert any(url.endswith("model.live.onnx") for url in requests)
+    assert any(url.endswith("model.onnx") for url in requests)
     assert all(url.startswith((origin, f"blob:{origin}")) for url in requests)
 
 
@@ -141,7 +141,7 @@ def test_masks_and_vocals_are_those_of_python(data_folder, tmp_path, site, separ
     recordings["five channels"] = np.concatenate([odd, odd[:, ::-1], odd[:1] / 2]), 22050
     recordings |= {"low rate": (odd[:, :30_000], 16000), "short": (odd[:, :300], 44100)}
     for name, (song, rate) in recordings.items():
-        vocals, _ = in_node(site / "model.live.onnx", song, rate, tmp_path)
+        vocals, _ = in_node(site / "model.onnx", song, rate, tmp_path)
         expected = separator.song_mask(song, rate).numpy()  # (n_masks, n_bins, n_frames)
         mask = np.fromfile(tmp_path / "out.mask", np.uint8).reshape(len(expected), -1, 513) / 255
         off = np.abs(mask.swapaxes(1, 2) - expected)
@@ -152,8 +152,8 @@ def test_masks_and_vocals_are_those_of_python(data_folder, tmp_path, site, separ
 
 def test_live_sound_is_the_song_one_delay_later(data_folder, tmp_path, site):
     wav = excerpt(data_folder, "Lithium", 4)
-    whole, _ = in_node(site / "model.live.onnx", wav, 44100, tmp_path)
-    live, measured = in_node(site / "model.live.onnx", wav, 44100, tmp_path, "live")
+    whole, _ = in_node(site / "model.onnx", wav, 44100, tmp_path)
+    live, measured = in_node(site / "model.onnx", wav, 44100, tmp_path, "live")
     assert wav.shape[1] - live.shape[1] <= measured["delay"]
     assert difference_db(live, whole[:, : live.shape[1]]) < -100
 
@@ -213,10 +213,10 @@ def test_what_is_wrong_with_a_file_is_one_sentence_and_the_page_goes_on(page, tm
         "text.mp3": "cannot be decoded",
         "huge.wav": "is larger than 1 GB",
     }
-    page.context.route("**/model_small.live.onnx", lambda route: route.fulfill(status=404))
+    page.context.route("**/model_small.onnx", lambda route: route.fulfill(status=404))
     page.select_option("#network", "model_small")
     until(page, "document.getElementById('status').textContent.includes('is not there')")
-    page.context.unroute("**/model_small.live.onnx")
+    page.context.unroute("**/model_small.onnx")
     for name, fault in faults.items():
         page.set_input_files("#file", tmp_path / name)
         until(page, "document.querySelector('#status.wrong')")
