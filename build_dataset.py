@@ -227,12 +227,11 @@ def write_spectrogram(
         )
         return write_spectrogram(out, task, track, grid, shape, loudest)
     if task.check_pairs and len(track.signals) == 2:
-        problem, oddity = pair.findings()
+        path, (problem, oddity) = track.vocals[0].path, pair.findings()
         if problem:
-            path = track.vocals[0].path
             raise InputError(f"{path}: {problem} (--no-check-pairs: use as it is)")
         if oddity:
-            cli.warn(f"{track.vocals[0].path}: {oddity}")
+            cli.warn(f"{path}: {oddity}")
 
 
 def finished(task: Task, track: Track) -> Song | None:

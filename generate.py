@@ -88,8 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output-dir", type=as_path, default=folder, help="made if missing (%(default)s)")
     add("--background", action="store_true", help="also write <name>_accompaniment.wav")
     add("--format", choices=["wav", "flac", "ogg", "mp3"], help="of the sound (wav)")
-    what = "of its samples: PCM_16, PCM_24, of wav also PCM_U8, PCM_32, FLOAT, DOUBLE (the song's)"
-    add("--subtype", help=what)
+    add("--subtype", help="PCM_16, PCM_24, of wav also PCM_U8, PCM_32, FLOAT, DOUBLE (the song's)")
     add("--report", action="store_true", help="also write <name>.html, to listen and compare")
     add("--overwrite", action="store_true", help="separate again what is already there")
     add = parser.add_argument_group("how a song is taken").add_argument
@@ -141,10 +140,8 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
     if args.subtype:
         from sound.writing import SUBTYPES
 
-        fmt = args.format or "wav"
-        if args.subtype not in SUBTYPES[fmt]:
-            known = ", ".join(SUBTYPES[fmt])
-            raise UsageError(f"--subtype {args.subtype}: {fmt} has only {known}")
+        if args.subtype not in (known := SUBTYPES[args.format or "wav"]):
+            raise UsageError(f"--subtype {args.subtype}: choose one of {', '.join(known)}")
     if not args.start >= 0:
         raise UsageError(f"--start {args.start}: is not 0 or more")
     if not is_pipe and args.stem != "vocals":
@@ -188,8 +185,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
             reading.check_path(path)
             place = args.output_dir / folder
             paths = {kind: place / f"{path.stem}{end}" for kind, end in suffixes.items()}
-            same = str(paths["vocals"]).casefold()  # one file, on Windows and macOS
-            if (other := taken.setdefault(same, path)) is not path:
+            # On Windows and macOS, names that differ in case are those of one file.
+            if (other := taken.setdefault(str(paths["vocals"]).casefold(), path)) is not path:
                 raise InputError(
                     f"{path}: {other} already becomes {paths['vocals']} "
                     "(separate them in two runs with different --output-dir)"

@@ -80,13 +80,19 @@ def unfold(logits: torch.Tensor, n_frames: int, x: torch.Tensor) -> torch.Tensor
     return logits[..., : logits.shape[-1] - -x.shape[-1] % n_frames]
 
 
+def _last(x: torch.Tensor, n_frames: int) -> torch.Tensor:
+    """Return the last frames of `x`, alone in memory if it is much longer."""
+    frames = x[..., x.shape[-1] - n_frames :]
+    return frames.clone() if x.shape[-1] > 2 * n_frames else frames
+
+
 def with_past(x: torch.Tensor, n_frames: int, past: Past | None, layer: nn.Module) -> torch.Tensor:
     """Put the last `n_frames` of the calls before in front of what `layer` is about to consume."""
     if past is None or n_frames == 0:
         return x
     if layer in past:
         x = torch.cat([past[layer], x], -1)
-    past[layer] = x[..., x.shape[-1] - n_frames :]
+    past[layer] = _last(x, n_frames)
     return x
 
 
@@ -102,7 +108,7 @@ def delayed(
         x, before = torch.cat([past[layer], x], -1) if after else x, 0
     end = x.shape[-1] - after
     if past is not None:
-        past[layer] = x[..., end:]
+        past[layer] = _last(x, after)
     return x[..., before:end]
 
 

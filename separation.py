@@ -4,12 +4,13 @@
 
 Recordings that are far softer or louder than music are moved to where it is before the network
 sees them; what the mask is applied to is the recording as it came.
-One unit of work is N = `block_frames` frames, counted from the start of the song, always of the
-same shape: how the samples arrive changes nothing. Live audio works off the frames that are there.
-The network looks `lookahead` (12) frames ahead, so a unit's mask columns lie that much behind:
+One unit of work is N = `block_frames` frames, counted from the start of the song: how the samples
+arrive changes nothing. Live audio works off the frames that are there. The network's layers
+remember what they saw of the units before, so that no frame is computed twice. It looks `lookahead`
+(12) frames ahead, so a unit's mask columns lie that much behind:
 
-    frames of unit k          │◀─ 24 remembered ─▶│ kN ……………………… kN + N - 1 │
-    mask columns, vocals            kN - 12 ……………………… kN + N - 13 │
+    frames of unit k               │ kN ……………………… kN + N - 1 │
+    mask columns, vocals     kN - 12 ……………………… kN + N - 13 │
 """
 
 from __future__ import annotations
@@ -151,23 +152,21 @@ class Separator:
         return torch.cat(masks, -1)[..., first : first + stream.grid.n_frames(wav.shape[-1])]
 
     @torch.inference_mode()
-    def mask(self, features: torch.Tensor, past: networks.Past | None = None) -> torch.Tensor:
-        """Return the network's answer in 256 levels, (..., n_bins, n_columns), in [0, 1].
+    def mask(self, features: torch.Tensor, past: networks.Past) -> torch.Tensor:
+        """Return the network's answer in 256 levels, (n_masks, n_bins, n_columns), in [0, 1].
 
-        `features` are (..., n_bins, n_columns + stft_frames - 1), or with a `past`, the network's
-        memory, from the second call on n_columns new frames.
+        `features` are n_columns new frames, and in the first call with a `past`, the network's
+        memory, stft_frames - 1 before them.
         """
-        x = features.to(self.dtype).reshape(-1, 1, *features.shape[-2:])
-        logits = self.model(x, past).float()
-        return audio.quantize_mask(logits.sigmoid()).reshape(*features.shape[:-1], -1)
+        logits = self.model(features.to(self.dtype)[:, None], past).float()
+        return audio.quantize_mask(logits.sigmoid())
 
 
 class Stream:
     """The state of one song that is being separated: what later units need of earlier ones.
 
     A `live` stream works off every frame as soon as it is there, for the least delay: what comes
-    out lies at most `delay` samples behind what went in. The network remembers its layers' last
-    frames, so that a frame costs one column of work; masks are those of a file to rounding.
+    out lies at most `delay` samples behind what went in; masks are those of a file to rounding.
     """
 
     def __init__(
@@ -185,6 +184,7 @@ class Stream:
         # Many channels go through in shorter blocks, so that memory stays what it is.
         most = max(16, separator.block_frames // -(-n_channels // 4))
         self.block_frames = most // hp.mask_frames * hp.mask_frames
+        self.least_frames = hp.mask_frames if live else self.block_frames  # worked off at once
         self.n_pushed = 0  # samples
         self.n_seen = 0  # frames
         self.peak_db = torch.full((1,), -math.inf, dtype=torch.float64, device=device)
@@ -193,23 +193,13 @@ class Stream:
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         # What the first unit remembers is silence.
         n_masks = n_channels if self.is_split else 1
-        self.features = torch.zeros(n_masks, hp.n_bins, hp.stft_frames - 1, device=device)
-        self.past: networks.Past | None = None
-        if live:
-            self.past = {}
-            n_frames = hp.stft_frames - 1 + hp.mask_frames
-            silence = torch.zeros(n_masks, hp.n_bins, n_frames, device=device)
-            separator.mask(silence, self.past)
+        n_frames, self.past = hp.stft_frames - 1 + hp.mask_frames, {}
+        separator.mask(torch.zeros(n_masks, hp.n_bins, n_frames, device=device), self.past)
         self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Of what is finished, what lies before the song: the mask's delay and half a window.
         self.n_early = hp.lookahead * grid.hop_length + grid.n_fft // 2
         self.on_mask: Callable[[torch.Tensor], None] | None = None
-
-    @property
-    def least_frames(self) -> int:
-        """Frames that must be there before they are worked off."""
-        return self.block_frames if self.past is None else self.separator.hp.mask_frames
 
     @property
     def delay(self) -> int:
@@ -239,9 +229,9 @@ class Stream:
         """Return the vocals that are left; all together are as long as what was pushed."""
         assert not self.is_finished, "the song has been finished already"
         self.is_finished = True
-        hop = self.grid.hop_length
+        hop, hp = self.grid.hop_length, self.separator.hp
         n_left = self.n_early + self.n_pushed - self.n_seen * hop  # with what lies before the song
-        n_frames = -(-n_left // (hop * self.least_frames)) * self.least_frames
+        n_frames = -(-n_left // (hop * hp.mask_frames)) * hp.mask_frames
         self.waiting.append(torch.zeros(len(self.carry), n_frames * hop + self.grid.n_fft))
         vocals = self._run(n_frames, n_song=self.grid.n_frames(self.n_pushed))
         return vocals[:, : min(n_left, self.n_pushed)]
@@ -270,12 +260,7 @@ class Stream:
         n_song = first + n if n_song is None else n_song
         spec = audio.frames_to_spec(samples.to(separator.device), grid)
         spec[..., max(0, n_song - first) :] = 0  # after the song there is silence, as before it
-
-        features = self._features(spec)
-        if self.past is None:
-            features = torch.cat([self.features, features], -1)  # … stft_frames - 1 + n
-            self.features = features[..., n:]
-        mask = separator.mask(features, self.past)  # (n_masks, n_bins, n)
+        mask = separator.mask(self._features(spec), self.past)  # (n_masks, n_bins, n)
         if self.on_mask is not None:
             self.on_mask(mask)
         spec = torch.cat([self.spec.mT, spec.mT], -2).mT  # (n_channels, n_bins, lookahead + n)

@@ -116,13 +116,14 @@ def set_up(
     import torch
 
     from learning.run import Run
-    from model import load_checkpoint
+    from model import load_checkpoint, restore_model
 
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else None
     shares = args.share or []
     if checkpoint:
-        hp = resumed_settings(args, checkpoint)
-        saved = checkpoint.get("resume", {}).get("shares", [])
+        asked = parse_settings(args.settings)
+        _, hp = restore_model(args.checkpoint, checkpoint, asked)  # another network is refused
+        hp, saved = replace(hp, **asked), checkpoint.get("resume", {}).get("shares", [])
         shares = shares or (saved if len(saved) == len(args.data) else [])
     if hp.batch_size % world.size:
         raise InputError(
@@ -204,15 +205,6 @@ def begin_folder(run: Run, folder: Path, args: argparse.Namespace, save_last: An
         if not run.world.rank:
             for path in [folder / "best.pth", *folder.glob("events.out.tfevents.*")]:
                 path.unlink(missing_ok=True)
-
-
-def resumed_settings(args: argparse.Namespace, checkpoint: dict[str, Any]) -> HParams:
-    """Take the settings of the run that goes on; another network than its own is refused."""
-    import model
-
-    asked = parse_settings(args.settings)
-    _, hp = model.restore_model(args.checkpoint, checkpoint, asked)
-    return replace(hp, **asked)
 
 
 def resume(run: Run, checkpoint: dict[str, Any], args: argparse.Namespace) -> bool:

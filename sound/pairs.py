@@ -1,7 +1,4 @@
-"""Do vocals belong to the accompaniment that is said to be theirs? Decided by correlation.
-
-And does a song survive the mean of its channels?
-"""
+"""Whether vocals belong to their accompaniment, and a song survives its channels' mean."""
 
 from __future__ import annotations
 

@@ -57,16 +57,14 @@ def choose_format(
 ) -> OutputFormat:
     """Choose how to write a sound like an input: its rate, channels and sample format.
 
-    `subtype` is libsndfile's name, by default the input's where there is room. InputError if the
-    container, "wav", "flac", "ogg" or "mp3", has no such subtype, rate or number of channels.
+    `subtype` is one of the container's ``SUBTYPES``, by default the input's where there is room.
+    InputError if the container has no such rate or number of channels.
     """
     _check_limits(info, container)
     known, native = SUBTYPES[container], info.sample_format.subtype
     if subtype is None:  # in FLAC, 8 bits fit into 16, of all others 24 are kept
         fitting = "PCM_16" if native == "PCM_U8" else "PCM_24"
         subtype = next(name for name in (native, fitting, *known) if name in known)
-    if subtype not in known:
-        raise InputError(f"{container} has no subtype {subtype} (choose one of {', '.join(known)})")
     codes = "FLOAT" if container in _LOSSY else subtype
     return OutputFormat(container, subtype, SampleFormat(codes, known[subtype]))
 

@@ -434,6 +434,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(checkpoint, capsys):
         (["-", "--background"], "--background: is for files"),
         (["-", "--rate", "8000"], "describe raw PCM from -, all three"),
         (["song.wav", "--stem", "accompaniment"], "--stem: is for pipes"),
+        (["song.wav", "--format=flac", "--subtype=FLOAT"], "FLOAT: choose one of PCM_16, PCM_24"),
         (["--live", "--sample-format", "f32le"], "--sample-format: is for pipes"),
     ):
         assert generate.main([str(checkpoint), *words]) == 2

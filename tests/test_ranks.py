@@ -74,7 +74,7 @@ def fifty_steps(here: World, folder: Path) -> dict[str, Any]:
     run = make_run(songs, LONG, world=here, valid=songs)
     losses = []
     go(run, log=lambda values, _step: losses.append(values["loss/train"]))
-    run.finish_epoch(0.5, validation.validate(run, songs))
+    run.finish_epoch(validation.validate(run, songs))
     training.save(run, folder, "best.pth")
     training.save(run, folder, "last.pth")
     return {

@@ -65,13 +65,8 @@ def test_the_format_keeps_what_the_container_can_and_tells_what_it_cannot(tmp_pa
         ("PCM_16", "mp3", None, "MPEG_LAYER_III"),
     ):
         assert choose_format(like(tmp_path, subtype), container, wanted).subtype == found
-    for container, wanted, what in (
-        ("mp3", None, "at most 2 channels"),
-        ("flac", "FLOAT", "flac has no subtype FLOAT"),
-        ("ogg", "PCM_16", "ogg has no subtype PCM_16 .choose one of VORBIS"),
-    ):
-        with pytest.raises(InputError, match=what):
-            choose_format(like(tmp_path, n_channels=3), container, wanted)
+    with pytest.raises(InputError, match="at most 2 channels"):
+        choose_format(like(tmp_path, n_channels=3), "mp3")
     with pytest.raises(InputError, match="MP3 allows only"):
         choose_format(replace(like(tmp_path), sample_rate=44_000), "mp3")
 
@@ -85,7 +80,6 @@ def test_tags_come_along(tmp_path):
         codes = np.zeros((1, 5000), np.float32 if container in ("ogg", "mp3") else np.int32)
         save(path, codes, info, container=container)
         with soundfile.SoundFile(path) as sound:
-            assert sound.title == tags["title"]
-            assert sound.artist == "somebody"
+            assert (sound.title, sound.artist) == (tags["title"], "somebody")
             assert sound.comment.startswith(earlier)
         assert record_in(path) == RECORD

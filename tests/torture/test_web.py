@@ -192,7 +192,6 @@ def test_a_song_plays_while_it_is_separated_and_its_stems_add_up(
     }""")
     until(page, f"{picture} !== {json.dumps(before)}")
     assert np.square(saved(page, "vocals")[0] / 2**23).sum() < np.square(vocals / 2**23).sum()
-
     page.select_option("#network", "model_small")  # separates it anew
     until(page, "document.getElementById('save-vocals').disabled")
     until(page, "!document.getElementById('save-vocals').disabled")
