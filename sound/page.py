@@ -121,8 +121,8 @@ class PageWriter(contextlib.AbstractContextManager):
     def _page(self) -> str:
         """Fill the template."""
         info, n_samples, rate = self._info, self._n_samples, self._info.sample_rate
-        many = f"{info.n_channels} channels as mono"
-        layout = {1: "mono", 2: "stereo"}.get(info.n_channels, many)
+        n, known = info.n_channels, {1: "mono", 2: "stereo"}
+        layout = known.get(n, f"{n} channels as mono")
         facts = [_clock(info.n_samples / rate), f"{rate / 1000:g} kHz", layout]
         if n_samples < info.n_samples:
             facts.append(f"the first {_clock(n_samples / rate)} are shown here")
@@ -135,10 +135,10 @@ class PageWriter(contextlib.AbstractContextManager):
         low, high, voice_low, voice_high = np.array(self._extremes).T
         shown = self._n_columns * self._width / rate
         sounds = [base64.b64encode(track.finish()).decode() for track in self._tracks]
-        template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-        player = Path(__file__).parents[1] / "web/player.js"  # the browser's separator has it, too
-        return Template(template).substitute(
-            player=player.read_text(encoding="utf-8"),
+        web = Path(__file__).parents[1] / "web"  # the browser's separator looks and plays alike
+        return Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
+            style=(web / "style.css").read_text(encoding="utf-8"),
+            player=(web / "player.js").read_text(encoding="utf-8"),
             title=_text(info.tags.get("title") or info.path.stem),
             facts=" · ".join(facts),
             seconds=f"{n_samples / rate:.6f}",
