@@ -110,6 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def the_only_build_in(output: Path) -> Iterator[None]:
     """Make the output folder and keep a second build out of it."""
+    cli.check_writable(output / dataset.MANIFEST)
     if {path.name for path in output.glob("[!.]*")} - {SONGS, dataset.MANIFEST}:
         raise InputError(f"{output}: holds other files (choose a new or empty folder)")
     with cli.locked(output):
@@ -204,7 +205,7 @@ def write_spectrogram(
     out: BinaryIO, task: Task, track: Track, grid: Grid, shape: tuple, channel: int | None = None
 ) -> None:
     """Write the spectrogram of the mean of a song's channels; where they cancel out, of one."""
-    pair, energies = pairs.Pair(), []
+    pair, energies = pairs.Pair(pairs.BLOCK), []
 
     def blocks() -> Iterator[np.ndarray]:
         for block in tracks.read_blocks(track, pairs.BLOCK):  # (n_signals, n_channels, n_samples)

@@ -104,11 +104,11 @@ def refuse_missing(checkpoint: Path) -> None:
         raise InputError(f"{checkpoint}: {what} (name a .pth file that train.py wrote)")
 
 
-def refuse_missing_folder(folder: Path) -> None:
+def refuse_missing_folder(folder: Path, remedy: str = "check the name") -> None:
     """Tell a folder's wrong path."""
     if not os.path.isdir(folder):  # false, too, where the name is too long
         what = "not a folder" if os.path.exists(folder) else "no such folder"
-        raise InputError(f"{folder}: {what}")
+        raise InputError(f"{folder}: {what} ({remedy})")
 
 
 def script(main: Main) -> Main:
@@ -297,7 +297,7 @@ def _results(
     function: Callable[[Any], Any], jobs: list[Any], n_workers: int | None
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each job with what its function returned, or the InputError that it raised."""
-    n_workers = min(n_workers or os.cpu_count() or 1, len(jobs), 61)  # Windows allows no more
+    n_workers = min(n_workers or os.cpu_count() or 1, len(jobs))
     if n_workers <= 1:
         yield from ((job, _attempt(function, job)) for job in jobs)
         return

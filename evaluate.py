@@ -161,7 +161,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
     if n_old := sum(not is_new for _, is_new in done):
         say(f"{n_old} of {len(jobs)} songs were scored before")
     if not done:
-        raise InputError(f"{args.root}: no song could be scored ({output} is left as it is)")
+        raise InputError(f"{args.root}: no song could be scored (nothing is written)")
     records = sorted((record for record, _ in done), key=lambda record: record["name"])
     summary = tables.summarise(records)
     n_failed = len(listing.bad) + len(lacking) + len(jobs) - len(done)

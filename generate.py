@@ -104,10 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     what = "what a pipe or the loudspeakers get (%(default)s)"
     add("--stem", choices=STEMS, default="vocals", help=what)
-    what = "the pipe holds raw PCM, in and out, and not wav"
-    add("--sample-format", choices=["s16le", "f32le"], help=what)
-    what = "raw and live: samples a second (live: 48000)"
-    add("--rate", type=cli.positive_count, help=what)
+    add("--sample-format", choices=["s16le", "f32le"], help="raw PCM in and out, and not wav")
+    add("--rate", type=cli.positive_count, help="raw and live: samples a second (live: 48000)")
     add("--channels", type=cli.positive_count, help="raw and live (live: 1)")
     cli.add_device_option(parser)
     return parser
@@ -137,7 +135,7 @@ def check_usage(args: argparse.Namespace, is_pipe: bool) -> None:
         raise UsageError(
             "--sample-format, --rate and --channels describe raw PCM from -, all three"
         )
-    if args.subtype:
+    if args.subtype is not None:
         from sound.writing import SUBTYPES
 
         if args.subtype not in (known := SUBTYPES[args.format or "wav"]):
@@ -185,8 +183,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
             reading.check_path(path)
             place = args.output_dir / folder
             paths = {kind: place / f"{path.stem}{end}" for kind, end in suffixes.items()}
-            # On Windows and macOS, names that differ in case are those of one file.
-            if (other := taken.setdefault(str(paths["vocals"]).casefold(), path)) is not path:
+            if (other := taken.setdefault(os.path.normcase(paths["vocals"]), path)) is not path:
                 raise InputError(
                     f"{path}: {other} already becomes {paths['vocals']} "
                     "(separate them in two runs with different --output-dir)"

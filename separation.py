@@ -3,11 +3,10 @@
     samples ──▶ STFT ──▶ features ──▶ network ──▶ mask ──× STFT──▶ inverse ──▶ vocals
 
 Recordings that are far softer or louder than music are moved to where it is before the network
-sees them; what the mask is applied to is the recording as it came.
-One unit of work is N = `block_frames` frames, counted from the start of the song: how the samples
-arrive changes nothing. Live audio works off the frames that are there. The network's layers
-remember what they saw of the units before, so that no frame is computed twice. It looks `lookahead`
-(12) frames ahead, so a unit's mask columns lie that much behind:
+sees them; the mask is applied to the recording as it came. A unit of work is N = `block_frames`
+frames, counted from the start of the song: how samples arrive changes nothing. Live, it is what is
+there. The network's layers remember what they saw before, so that no frame is computed twice. It
+looks `lookahead` (12) frames ahead, so a unit's mask columns lie that much behind:
 
     frames of unit k               │ kN ……………………… kN + N - 1 │
     mask columns, vocals     kN - 12 ……………………… kN + N - 13 │
@@ -193,8 +192,9 @@ class Stream:
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         # What the first unit remembers is silence.
         n_masks = n_channels if self.is_split else 1
-        n_frames, self.past = hp.stft_frames - 1 + hp.mask_frames, {}
-        separator.mask(torch.zeros(n_masks, hp.n_bins, n_frames, device=device), self.past)
+        n_frames, quiet = hp.stft_frames - 1 + hp.mask_frames, {}
+        separator.mask(torch.zeros(1, hp.n_bins, n_frames, device=device), quiet)
+        self.past = {layer: torch.cat([frames] * n_masks) for layer, frames in quiet.items()}
         self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Of what is finished, what lies before the song: the mask's delay and half a window.

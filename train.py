@@ -18,6 +18,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     hp, run_dir = cli.settings_of(args), run_folder(args)
     for folder in [*args.data, *args.validate_on]:
-        cli.refuse_missing_folder(folder)
+        cli.refuse_missing_folder(folder, "build_dataset.py makes datasets")
     from learning import ranks  # wrong paths are told before torch is loaded
 
     world = ranks.world()
@@ -189,7 +190,10 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
     """Raise InputError if a folder holds a run that nobody said to overwrite."""
-    if any((folder / name).exists() for name in ("last.pth", "best.pth")) and not args.overwrite:
+    if (
+        any(os.path.exists(folder / name) for name in ("last.pth", "best.pth"))
+        and not args.overwrite
+    ):
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"

@@ -26,7 +26,7 @@ THINNING = 4  # samples to one, of what is looked for at other times
 class Pair:
     """Sums over a song's vocals and accompaniment, which come block by block."""
 
-    def __init__(self, block: int = BLOCK) -> None:
+    def __init__(self, block: int) -> None:
         self._segments: list[np.ndarray] = []
         self._block = -(-block // THINNING)
         self._size = 2 * self._block  # of a transform: room for lags of a block

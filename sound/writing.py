@@ -33,10 +33,8 @@ SUBTYPES = {  # what a container keeps, and the bits of its samples
     "ogg": {"VORBIS": None},
     "mp3": {"MPEG_LAYER_III": None},
 }
-# Measured on a minute of a song, 44.1 kHz stereo (SNR is no measure of how it sounds, but it ranks
-# the settings of one encoder): Vorbis at 0, 0.1, 0.2 and libsndfile's own choice takes 295, 221,
-# 179 and 101 kbit/s for 37, 32, 29 and 21 dB; MP3 with a variable rate at 0, 0.1 and 0.2 takes
-# 194, 169 and 146 kbit/s for 34, 31 and 28 dB, a constant 320 kbit/s has 45 dB.
+# Of one song, Vorbis at 0, 0.1, 0.2 and libsndfile's own choice makes 295, 221, 179 and 101 kbit/s,
+# with an SNR of 37, 32, 29 and 21 dB; MP3 at 0, 0.1 and 0.2 194, 169, 146 (34, 31, 28 dB).
 _LOSSY = {
     "ogg": {"compression_level": 0.1},
     "mp3": {"compression_level": 0.0, "bitrate_mode": "VARIABLE"},
@@ -225,7 +223,7 @@ class SoundWriter:
         except soundfile.LibsndfileError as error:
             if kind is None:  # else that is what is told
                 raise self._failure(error) from error
-        if self._format.container == "mp3":
+        if self._format.container == "mp3" and kind is None:
             with open(self._temporary, "r+b") as file:
                 containers.tell_utf8(file)
 

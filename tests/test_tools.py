@@ -20,9 +20,8 @@ TERMS = "research use, non-commercial"
 
 @pytest.mark.parametrize("what", ["network", "generate", "train", "live"])
 def test_every_figure_is_measured(what, capsys):
-    words = ["--rounds", "1", "--seconds", "2", "--set", "stereo=mean", "--set", "batch_size=1"]
-    words += ["--set", "width=2"] * (what != "generate")  # which takes the project's network
-    assert benchmark.main([what, *words, "--device", "cpu"]) == 0
+    settings = "--set=width=2", "--set=batch_size=1", "--set=stereo=mean"
+    assert benchmark.main([what, "--rounds=1", "--seconds=2", *settings, "--device=cpu"]) == 0
     numbers = re.findall(r" ([-\d.e+]+|nan|inf)$", capsys.readouterr().out, re.MULTILINE)
     assert len(numbers) >= 2
     assert all(0 < float(number) < math.inf for number in numbers)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cli
-from hparams import UNTUNED_MASK, HParams
+from hparams import MASK_SETTINGS, UNTUNED_MASK, HParams
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,6 @@ class Bench(NamedTuple):
     device: torch.device
     seconds: int  # of music
     rounds: int
-    settings: list[str]  # as the command line gives them
 
 
 @cli.script
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         "network": f"{hp.model_type}, width {hp.width}",
         "precision": "bfloat16" if narrow else "float32",
     }
-    figures |= benchmarks[args.what](Bench(hp, device, args.seconds, args.rounds, args.settings))
+    figures |= benchmarks[args.what](Bench(hp, device, args.seconds, args.rounds))
     for name, value in figures.items():
         print(f"{name:46} {value:.4g}" if isinstance(value, float) else f"{name:46} {value}")
     return 0
@@ -106,7 +105,8 @@ def generate(bench: Bench) -> Figures:
         soundfile.write(song, np.tile(noise, (bench.seconds, 1)), SONG_RATE)
         options = ["--background", "--overwrite", "--device", bench.device.type]
         command = [sys.executable, GENERATE, song, *options, "--output-dir", folder]
-        command += [f"--set={setting}" for setting in bench.settings]
+        names = (*MASK_SETTINGS, "stereo", "precision", "block_frames")  # the network has the rest
+        command += [f"--set={name}={getattr(bench.hp, name)}" for name in names]
         run = functools.partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
         took = best_seconds(bench, run)
     return {

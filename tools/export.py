@@ -72,8 +72,7 @@ def to_onnx(network: torch.nn.Module, hp: HParams) -> onnx.ModelProto:
     """
     import torch
 
-    past: dict[torch.nn.Module, torch.Tensor] = {}
-    step = hp.mask_frames
+    past, step = {}, hp.mask_frames
     network(torch.zeros(2, 1, hp.n_bins, hp.stft_frames - 1 + step), past)
     # Skips that wait for no later frame remember nothing but that they were called.
     layers = [layer for layer, frames in past.items() if frames.numel()]

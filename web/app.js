@@ -26,11 +26,14 @@ class UserError extends Error {}
 /** Decode a file at its own rate. */
 async function decode(file) {
   if (file.size > MOST_BYTES) throw new UserError("is larger than 1 GB");
-  const bytes = new Uint8Array(await file.arrayBuffer()), rate = sampleRate(bytes) ?? 44100;
+  const buffer = await file.arrayBuffer().catch(() => {
+    throw new UserError("cannot be read any more (choose it again)");
+  });
+  const bytes = new Uint8Array(buffer), rate = sampleRate(bytes) ?? 44100;
   refuseChannels(wavChannels(bytes)); // not every browser decodes so many
   let audio;
   try {
-    audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes.buffer);
+    audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(buffer);
   } catch {
     throw new UserError("cannot be decoded by this browser (try wav, mp3, m4a or flac)");
   }
