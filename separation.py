@@ -63,6 +63,8 @@ class Separator:
         self.hp, self.device, self.mask_settings = hp, device, mask_settings
         self.curve_db, self.stereo, self.licence = curve_db.to(device), "mid-side", ""
         self.block_frames = hp.block_frames or BLOCK_FRAMES[device.type]
+        n_frames, self.silence = hp.stft_frames - 1 + hp.mask_frames, {}  # as layers remember it
+        self.mask(torch.zeros(1, hp.n_bins, n_frames, device=device), self.silence)
 
     @classmethod
     def load(
@@ -192,9 +194,7 @@ class Stream:
         self.waiting = [torch.zeros(n_channels, grid.n_fft // 2)]
         # What the first unit remembers is silence.
         n_masks = n_channels if self.is_split else 1
-        n_frames, quiet = hp.stft_frames - 1 + hp.mask_frames, {}
-        separator.mask(torch.zeros(1, hp.n_bins, n_frames, device=device), quiet)
-        self.past = {layer: torch.cat([frames] * n_masks) for layer, frames in quiet.items()}
+        self.past = {layer: torch.cat([x] * n_masks) for layer, x in separator.silence.items()}
         self.spec = torch.zeros(n_channels, hp.lookahead, grid.n_bins, device=device).mT + 0j
         self.carry = torch.zeros(n_channels, grid.n_fft - grid.hop_length, device=device)
         # Of what is finished, what lies before the song: the mask's delay and half a window.

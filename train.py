@@ -190,10 +190,8 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 def refuse_overwriting(folder: Path, args: argparse.Namespace) -> None:
     """Raise InputError if a folder holds a run that nobody said to overwrite."""
-    if (
-        any(os.path.exists(folder / name) for name in ("last.pth", "best.pth"))
-        and not args.overwrite
-    ):
+    paths = folder / "last.pth", folder / "best.pth"
+    if any(map(os.path.exists, paths)) and not args.overwrite:  # false, too, for too long a name
         raise InputError(
             f"{folder}: holds a run (--name another one, --overwrite it, "
             f"or resume it with --checkpoint {folder / 'last.pth'})"

@@ -74,7 +74,7 @@ def summarise(songs: list[Record]) -> Summary:
 
     Returns, by system, stem and metric: ``value`` [dB], and ``n_songs`` that have it.
     """
-    systems = list(songs[0]["scores"]) if songs else []
+    systems = list(songs[0]["scores"])
     summary: Summary = {system: {stem: {} for stem in STEMS} for system in systems}
     for stem, metric in product(STEMS, METRICS):
         weights = np.array([s["seconds"] if metric.across == "length" else 1.0 for s in songs])
@@ -102,7 +102,7 @@ def tables(summary: Summary) -> list[str]:
     ]
     width = max([len(system) for system in summary] + [13]) + 1
     lines = []
-    for stem in STEMS if summary else ():
+    for stem in STEMS:
         lines += ["", stem.ljust(width) + "".join(f"{metric.label:>9}" for metric in names)]
         for system in ordered(summary):
             values = [summary[system][stem][metric.name]["value"] for metric in names]
@@ -118,7 +118,7 @@ def plot_scores(path: Path, songs: list[Record]) -> None:
     except ImportError as error:
         raise InputError("pictures need matplotlib (pip install matplotlib)") from error
     picture = Figure((9.6, 5.6), dpi=100, layout="constrained")
-    systems = ordered(songs[0]["scores"]) if songs else []
+    systems = ordered(songs[0]["scores"])
     metrics = [metric for metric in METRICS if metric.name in ("sdr", "si_sdr")]
     for row, stem in zip(picture.subplots(2, 2), STEMS, strict=True):
         for axes, metric in zip(row, metrics, strict=True):

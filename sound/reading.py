@@ -30,8 +30,8 @@ MP3_FRAME = 1152  # samples; an MP3 header may promise up to one frame more than
 # Written blocks stay below 65536 samples, above which libsndfile's Vorbis encoder crashes.
 DISK_BLOCK = 16384
 
-_BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None}
-_EXACT = (*_BITS, "PCM_S8")  # what libsndfile gives as it stands in the file, and seeks in exactly
+BITS = {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None}
+_EXACT = (*BITS, "PCM_S8")  # what libsndfile gives as it stands in the file, and seeks in exactly
 
 OpenSound = soundfile.SoundFile | decoding.Sound  # what both of them can
 
@@ -97,8 +97,8 @@ def check_path(path: str | os.PathLike) -> None:
 def sample_format(subtype: str) -> SampleFormat:
     """Choose what to write for a libsndfile subtype: itself, or PCM_16 where that is not kept."""
     subtype = "PCM_U8" if subtype == "PCM_S8" else subtype  # as a WAV calls the same codes
-    subtype = subtype if subtype in _BITS else "PCM_16"
-    return SampleFormat(subtype, _BITS[subtype])
+    subtype = subtype if subtype in BITS else "PCM_16"
+    return SampleFormat(subtype, BITS[subtype])
 
 
 def _open(path: Path, allow_truncated: bool, stream: int) -> tuple[BinaryIO, OpenSound, AudioInfo]:

@@ -21,14 +21,14 @@ import soundfile
 import cli
 from hparams import InputError
 from sound import containers
-from sound.reading import DISK_BLOCK, AudioInfo, Reader, SampleFormat, probe
+from sound.reading import BITS, DISK_BLOCK, AudioInfo, Reader, SampleFormat, probe
 
 MADE_BY = "Vocal Mask"
 MAX_WAV_BYTES = 2**32 - 2**20  # the sizes in a WAV header have 32 bits; RF64 beyond this
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 SUBTYPES = {  # what a container keeps, and the bits of its samples
-    "wav": {"PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": None, "DOUBLE": None},
+    "wav": BITS,
     "flac": {"PCM_16": 16, "PCM_24": 24},
     "ogg": {"VORBIS": None},
     "mp3": {"MPEG_LAYER_III": None},
