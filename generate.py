@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,7 +154,7 @@ class Outputs(NamedTuple):
     """What is to be written of one song."""
 
     paths: dict[str, Path]  # of "vocals", and "accompaniment" and "report"
-    record: writing.Record  # what they are made of; the files hold it
+    record: Callable[[], writing.Record]  # what they are made of, read when asked; they hold it
 
 
 def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int]:
@@ -189,7 +190,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[Path, Outputs], list[Path], int
                     "(separate them in two runs with different --output-dir)"
                 )
             writing.check_outputs(paths.values(), inputs)
-            record = record_of(path, network, args)
+            record = functools.cache(functools.partial(record_of, path, network, args))
             if not args.overwrite and writing.are_done(paths.values(), record):
                 n_done += 1
                 continue
@@ -255,7 +256,7 @@ def separate_song(
     import separation
     from sound import page, writing
 
-    info = reader.info
+    info, record = reader.info, outputs.record()
     fmt = writing.choose_format(info, args.format or "wav", args.subtype)
     stream = separator.stream(info.sample_rate, info.n_channels)
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
@@ -268,11 +269,11 @@ def separate_song(
                     "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
                     **{name: str(value) for name, value in separator.mask_settings.items()},
                     "checkpoint": os.fsdecode(args.checkpoint.name),
-                    "made by": f"{writing.MADE_BY} {outputs.record}",
+                    "made by": f"{writing.MADE_BY} {record}",
                 }
                 writer = page.PageWriter(path, info, fmt.sample_format, about)
             else:
-                writer = writing.SoundWriter(path, info, fmt, kind, outputs.record)
+                writer = writing.SoundWriter(path, info, fmt, kind, record)
             writers.append(stack.enter_context(writer))
         write_parts(separation.split(stream, blocks, fmt.sample_format), reader, writers)
 

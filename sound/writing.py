@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -131,20 +131,22 @@ def record_in(path: Path) -> Record | None:
     return record if is_whole or not record else record._replace(how="cut")
 
 
-def are_done(outputs: Iterable[Path], record: Record) -> bool:
+def are_done(outputs: Iterable[Path], identify: Callable[[], Record]) -> bool:
     """Say whether all outputs of a song are there, whole, as they would be made now.
 
     InputError if others are there: of another song of that name, or not of this program.
     """
-    records = {path: record_in(path) for path in outputs}
+    paths = [*outputs]
+    records = {path: record_in(path) for path in paths if path.exists()}
+    record = identify() if records else None  # a new song is not read for this
     for path, its in records.items():
         other = "is there and was not made by this program" if its is None else ""
         if its and its.source != record.source and its.place != record.place:
             other = "is made of another song of that name"
-        if other and path.exists():
+        if other:
             raise InputError(f"{path}: {other} (--overwrite it, or name another --output-dir)")
-    here = (record.source, record.how)
-    return all(its is not None and (its.source, its.how) == here for its in records.values())
+    as_now = [(its.source, its.how) == (record.source, record.how) for its in records.values()]
+    return len(as_now) == len(paths) and all(as_now)
 
 
 class Separated(NamedTuple):
