@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sound.writing import Separated
 
 PIPE = Path("-")
-FILES_ONLY = ("background", "report", "format", "subtype", "start", "duration")
+FILES_ONLY = ("background", "report", "format", "subtype", "start", "duration", "overwrite")
 STEMS = ("vocals", "accompaniment")
 LEFT_BEHIND = 3600  # seconds after which a temporary file is one of a run that was killed
 
@@ -217,7 +217,7 @@ def record_of(path: Path, network: str, args: argparse.Namespace) -> writing.Rec
 
     hp = vars(cli.settings_of(args))
     settings = {name: hp[name] for name in (*MASK_SETTINGS, "stereo", "precision")}
-    excerpt = args.start, args.duration, args.allow_truncated
+    excerpt = args.start, args.duration
     texts = os.path.realpath(path), repr([network, settings, excerpt, args.subtype])
     place, how = (hashlib.sha256(os.fsencode(text)).hexdigest()[:8] for text in texts)
     return writing.Record(reading.sha256(path)[:8], place, how)

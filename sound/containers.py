@@ -281,9 +281,8 @@ def tell_utf8(file: BinaryIO) -> None:
     ID3v2.4 knows that encoding, as 3, and has sizes of 7 bits a byte, where 2.3 had 8.
     """
     tag, at = bytearray(_read(file, 0, _after_id3(file, 0))), 10
-    while (
-        at + 10 < len(tag) and tag[at : at + 4].isalnum()
-    ):  # a frame: its name, size, flags, encoding and text
+    # Of every frame: its name, size, flags, encoding and text.
+    while at + 10 < len(tag) and tag[at : at + 4].isalnum():
         size = int.from_bytes(tag[at + 4 : at + 8])
         tag[at + 4 : at + 8] = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
         tag[at + 10], at = 3, at + 10 + size

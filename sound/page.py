@@ -34,10 +34,7 @@ N_WINDOWS = 3  # spread over each column of a spectrogram
 HEAT = ((4, 5, 20), (70, 22, 95), (165, 45, 95), (240, 110, 50), (252, 235, 160))
 
 # Of what LAME offers, V4: at most 150 kbit/s for noise, so that 4 minutes stay below 15 MB.
-MPEG = {
-    **{"format": "MP3", "subtype": "MPEG_LAYER_III"},
-    **{"bitrate_mode": "VARIABLE", "compression_level": 0.4},
-}
+MPEG = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.4}
 
 
 class PageWriter(contextlib.AbstractContextManager):
@@ -52,10 +49,11 @@ class PageWriter(contextlib.AbstractContextManager):
     ) -> None:
         self._path, self._info, self._settings = path, info, settings
         self._sample_format = sample_format
-        rate, self._n_added = info.sample_rate, 0
-        self._n_samples = min(info.n_samples, MAX_SECONDS * rate)
+        rate, self._n_added, self._n_total = info.sample_rate, 0, 0
+        self._n_samples = MAX_SECONDS * rate  # at most: what a header promises may be a guess
+        n_promised = min(info.n_samples, self._n_samples)
         # A column shows its own samples, and the spectra of no less than one window around them.
-        self._width = width = max(rate // 100, -(-self._n_samples // COLUMNS))
+        self._width = width = max(rate // 100, -(-n_promised // COLUMNS))
         self._n_columns = -(-self._n_samples // width)
         self._window = max(2, round(WINDOW * rate))
         self._span = max(width, self._window)
@@ -77,6 +75,7 @@ class PageWriter(contextlib.AbstractContextManager):
 
     def write(self, part: Separated) -> None:
         """Take the next samples; what lies beyond the part that is shown is ignored."""
+        self._n_total += part.vocals.shape[1]
         n = min(part.vocals.shape[1], self._n_samples - self._n_added)
         if n:
             self._n_added += n
@@ -112,7 +111,7 @@ class PageWriter(contextlib.AbstractContextManager):
 
     def _finish(self) -> None:
         """Draw the last columns and write the page."""
-        self._n_samples = max(1, self._n_added)  # the header may have promised more
+        self._n_samples = max(1, self._n_added)
         self._n_columns = -(-self._n_samples // self._width)
         self._draw(np.zeros((2, self._info.n_channels, self._span + self._width), np.float32))
         page = self._page().encode()
@@ -123,8 +122,8 @@ class PageWriter(contextlib.AbstractContextManager):
         info, n_samples, rate = self._info, self._n_samples, self._info.sample_rate
         n, known = info.n_channels, {1: "mono", 2: "stereo"}
         layout = known.get(n, f"{n} channels as mono")
-        facts = [_clock(info.n_samples / rate), f"{rate / 1000:g} kHz", layout]
-        if n_samples < info.n_samples:
+        facts = [_clock(self._n_total / rate), f"{rate / 1000:g} kHz", layout]
+        if n_samples < self._n_total:
             facts.append(f"the first {_clock(n_samples / rate)} are shown here")
         settings = [f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in self._settings.items()]
         rows = np.stack(self._rows, -1)  # (3, ROWS, n_columns)

@@ -29,7 +29,6 @@ STDIN, STDOUT = Path("standard input"), Path("standard output")
 _DTYPES = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 _WAV_TAGS = {(1, 16): "s16le", (3, 32): "f32le"}
 _EXTENSIBLE = 0xFFFE  # the format tag of a WAV that keeps its true tag further behind
-_UNKNOWN_BYTES = 0xFFFFFFFF
 _MAX_SKIPPED = 2**28  # bytes of chunks before the sound: no cover art is larger
 
 
@@ -155,8 +154,8 @@ class PipeWriter:
     """
 
     def __init__(self, file: IO | None, raw: RawFormat, stem: str, has_header: bool) -> None:
-        if file is None or file.closed:
-            raise InputError(f"{STDOUT}: closed (pipe it into a program or a file)")
+        if file is None or file.closed or file.isatty():
+            raise InputError(f"{STDOUT}: closed, or a terminal (pipe it into a program or a file)")
         self._file, self._dtype = getattr(file, "buffer", file), _DTYPES[raw.encoding]
         self._stem = stem
         if has_header:
@@ -164,7 +163,7 @@ class PipeWriter:
             sizes = raw.sample_rate * raw.width, raw.width, 8 * self._dtype.itemsize
             fmt = struct.pack("<HHIIHH", tag, raw.n_channels, raw.sample_rate, *sizes)
             head = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt
-            unknown = struct.pack("<I", _UNKNOWN_BYTES)
+            unknown = b"\xff\xff\xff\xff"  # the length
             self._put(b"RIFF" + unknown + head + b"data" + unknown)
 
     def write(self, part: Separated) -> None:
@@ -207,20 +206,18 @@ class SoundCard:
         self._stem = stem
 
     def blocks(self, n_samples: int) -> Iterator[np.ndarray]:
-        """Yield what the microphone hears, (n_channels, n_samples), for ever."""
-        rate, n_channels, self._n_block = self.info.sample_rate, self.info.n_channels, n_samples
+        """Yield what the microphone hears, (n_channels, n_samples), for ever; play as much."""
+        rate, n_channels = self.info.sample_rate, self.info.n_channels
         self._line = np.zeros((n_channels, self.n_behind), np.float32)  # waits to be played
         try:
-            with self._module.Stream(
-                rate, n_samples, channels=n_channels, dtype="float32"
-            ) as self._card:
+            with self._module.Stream(rate, n_samples, channels=n_channels, dtype="float32") as card:
                 while True:
-                    yield self._card.read(n_samples)[0].T
+                    yield card.read(n_samples)[0].T
+                    card.write(np.ascontiguousarray(self._line[:, :n_samples].T))
+                    self._line = self._line[:, n_samples:]
         except self._module.PortAudioError as error:
             raise InputError(f"--live: {error} (see python -m sounddevice)") from error
 
     def write(self, part: Separated) -> None:
-        """Play as much as was heard since the last part."""
+        """Take what is to be played."""
         self._line = np.concatenate([self._line, getattr(part, self._stem)], axis=1)
-        self._card.write(np.ascontiguousarray(self._line[:, : self._n_block].T))
-        self._line = self._line[:, self._n_block :]

@@ -12,7 +12,7 @@ const canvases = [...document.querySelectorAll("canvas")];
 const worker = startWorker();
 
 let settings = null; // of the mask, as the sliders say; null: as the network's file says
-let song = null; // { file, turn, name, rate, nChannels, nSamples, pieces }
+let song = null; // { file, turn, asOf, name, rate, nChannels, nSamples, pieces }
 let player = null;
 export let live = null; // { context, stream, source, nChannels, name, port, node }
 let liveWorker = null; // its own, so that a song that is separated meanwhile makes no block late
@@ -63,23 +63,23 @@ async function open(file, at = 0) {
     const reason = error instanceof UserError ? error.message : "does not fit this device's memory";
     if (mine !== opened) return;
     say(`${file.name} ${reason}.`, true);
-    if (song) song.turn = opened; // it is still the one that is open
+    if (song) song.asOf = opened; // it is still the one that is open
   }
 }
 
 function begin(description, wav, at) {
   player?.close();
   requests.clear();
-  song = { ...description, pieces: new Map() };
+  song = { ...description, asOf: description.turn, pieces: new Map() };
   for (const canvas of canvases) canvas.width = 0;
-  byId("song").hidden = byId("progress").hidden = false;
-  byId("progress").value = 0;
-  for (const name of ["vocals", "accompaniment"]) byId(`save-${name}`).disabled = true;
+  byId("song").hidden = false;
+  answers.progress({ share: 0 });
   const { rate, nSamples, name } = song, seconds = nSamples / rate;
   song.pieceSamples = Math.ceil(rate / 2); // short, so that the first is soon there
   const buffers = wav.map(channel => channel.buffer);
   const network = byId("network").value;
-  worker.postMessage({ type: "open", name: network, wav, rate, changed: settings }, buffers);
+  const { turn } = song;
+  worker.postMessage({ type: "open", turn, name: network, wav, rate, changed: settings }, buffers);
   const pieceSeconds = song.pieceSamples / rate;
   player = new Player({ rate, seconds, shownSeconds: seconds, pieceSeconds, piece });
   player.goTo(at);
@@ -146,7 +146,9 @@ const answers = {
 
 function startWorker() {
   const started = new Worker("worker.js", { type: "module" });
-  started.onmessage = ({ data }) => answers[data.type](data);
+  started.onmessage = ({ data }) => {
+    if (data.turn === undefined || data.turn === song.turn) answers[data.type](data);
+  };
   started.onerror = () => say("The page's second thread did not start: a newer browser is needed.", true);
   return started;
 }
@@ -213,7 +215,7 @@ for (const radio of radios)
   });
 byId("network").onchange = () => {
   worker.postMessage({ type: "load", name: byId("network").value });
-  if (song?.turn === opened) open(song.file, player.position());
+  if (song?.asOf === opened) open(song.file, player.position());
 };
 byId("network").onchange();
 for (const name of ["vocals", "accompaniment"])
@@ -243,13 +245,16 @@ let turn = 0; // counts starts and stops: what belongs to an earlier one is drop
 async function startLive(capture) {
   stopLive();
   const mine = turn;
+  let stream;
   try {
-    const stream = await capture();
+    stream = await capture();
     if (mine !== turn) return stop(stream);
     if (!stream.getAudioTracks().length) throw new UserError("That tab was shared without its sound.");
     await listen(stream);
   } catch (error) {
+    if (stream) stop(stream);
     if (mine !== turn) return;
+    stopLive();
     const refused = "There is no sound to listen to: it was not allowed, or there is no device.";
     byId("live-status").textContent = error instanceof UserError ? error.message : refused;
   }

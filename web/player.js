@@ -200,9 +200,10 @@ export class Player {
 
   #key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const { target } = event, step = { ArrowLeft: -5, ArrowRight: 5 }[event.key];
-    const isOwn = target.type === "range" && target.id !== "seek"; // other sliders keep their keys
-    if (event.key === " " && target.tagName !== "BUTTON" && target.type !== "checkbox") this.toggle();
+    const { target } = event, { type } = target, step = { ArrowLeft: -5, ArrowRight: 5 }[event.key];
+    if (type === "select-one") return;
+    const isOwn = type === "range" && target.id !== "seek"; // other sliders keep their keys
+    if (event.key === " " && !["button", "submit", "checkbox", "file"].includes(type)) this.toggle();
     else if (step && target.name !== "track" && !isOwn) this.goTo(this.position() + step);
     else if ("123".includes(event.key) && event.key) this.radios[event.key - 1].click();
     else return;

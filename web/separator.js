@@ -127,7 +127,6 @@ export class Song {
     const n = wav.length;
     song.isMidSide = n === 2; // a mask for each of them, more channels have their own
     song.nFrames = 1 + Math.floor(nSamples / grid.hop);
-    song.masks = wav.map(() => new Uint8Array(0));
     song.past = await network.silence(n);
     song.blockFrames = BLOCK_FRAMES - (BLOCK_FRAMES % hp.mask_frames);
     song.nAnalysed = 0; // frames that the network has seen
@@ -146,11 +145,7 @@ export class Song {
 
   /** Make room for the masks of so many frames. */
   reserve(nFrames) {
-    this.masks = this.masks.map(mask => {
-      const larger = new Uint8Array(nFrames * this.hp.n_bins);
-      larger.set(mask);
-      return larger;
-    });
+    this.masks = this.wav.map(() => new Uint8Array(nFrames * this.hp.n_bins));
   }
 
   /** Transform two channels at once, as real and imaginary part; what is outside is silence. */

@@ -65,7 +65,12 @@ export function sampleRate(bytes) {
   if (text.startsWith("fLaC")) return view.getUint32(18) >>> 12;
   if (text.startsWith("OggS") && at("OpusHead") > 0) return 48000;
   if (text.startsWith("OggS") && at("\x01vorbis") > 0) return view.getUint32(at("\x01vorbis") + 12, true);
-  if (at("mp4a") > 0 && text.slice(4, 8) === "ftyp") return view.getUint16(at("mp4a") + 28);
+  if (text.slice(4, 8) === "ftyp") { // its header may be at the end, as ffmpeg leaves it
+    const from = at("mp4a") > 0 ? 0 : Math.max(0, bytes.length - 2 ** 22);
+    const tail = new TextDecoder("latin1").decode(bytes.subarray(from, from + 2 ** 22));
+    const found = tail.indexOf("mp4a");
+    return found > 0 ? view.getUint16(from + found + 28) : null;
+  }
   if (text.startsWith("\x1aE\xdf\xa3")) return 48000; // webm: that of Opus
   return mpegRate(bytes);
 }

@@ -8,8 +8,8 @@ const COLUMNS = 1200, ROWS = 140, LOW_HZ = 62.5, OCTAVES = 7; // of the pictures
 const SPECTROGRAM_DB = [-85, -10]; // black and white, re a full-scale sine
 
 const networks = {}; // by name: promises
-let song, picture, settings, levels;
-let turn = 0; // counts the songs: what belongs to an earlier one stops
+let song, picture, levels;
+let turn; // of the song that is open: what belongs to an earlier one stops
 let waiting = []; // pieces that the mask does not reach yet
 
 const nextTask = () => new Promise(resolve => setTimeout(resolve));
@@ -50,22 +50,17 @@ async function loadOnGpu(bytes) {
   }
 }
 
-function adjust(changed) {
-  settings = changed;
-  levels = appliedLevels(settings);
-}
-
 const answers = {
   load: ({ name }) => loadForSongs(name),
 
-  async open({ name, wav, rate, changed }) {
-    const mine = ++turn;
+  async open({ turn: mine, name, wav, rate, changed }) {
+    turn = mine;
     waiting = [];
     song = picture = null;
-    if (changed) adjust(changed);
+    if (changed) levels = appliedLevels(changed);
     const network = await loadForSongs(name);
     if (mine !== turn) return;
-    if (!settings) adjust(network.facts.mask_settings);
+    levels ??= appliedLevels(network.facts.mask_settings);
     const opened = await Song.open(network, rate, wav, wav[0].length);
     if (mine !== turn) return;
     song = opened;
@@ -76,14 +71,14 @@ const answers = {
       if (mine !== turn) return;
       waiting = waiting.filter(request => !send(request));
       draw(picture);
-      postMessage({ type: "progress", share: song.nColumns / song.nFrames });
+      postMessage({ type: "progress", turn, share: song.nColumns / song.nFrames });
       await nextTask();
       if (mine !== turn) return;
     }
   },
 
   adjust({ changed }) {
-    adjust(changed);
+    levels = appliedLevels(changed);
     if (!picture) return;
     picture.nDrawn = 0;
     draw(picture);
@@ -101,13 +96,13 @@ const answers = {
       await nextTask();
       if (mine !== turn) return;
     }
-    postMessage({ type: "stem", name, blob: blob.finish() });
+    postMessage({ type: "stem", turn, name, blob: blob.finish() });
   },
 
   async live({ id, name, rate, nChannels, changed, port }) {
-    if (changed) adjust(changed);
+    if (changed) levels = appliedLevels(changed);
     const network = await load(name);
-    if (!settings) adjust(network.facts.mask_settings);
+    levels ??= appliedLevels(network.facts.mask_settings);
     const stream = await LiveStream.open(network, rate, nChannels);
     port.onmessage = async ({ data }) => {
       const vocals = await stream.push(data, levels);
@@ -159,7 +154,7 @@ function draw(picture) {
   const levelsOf = Array.from({ length: 4 }, () => new Uint8Array(n * ROWS));
   for (let column = 0; column < n; column++) drawColumn(picture, first + column, levelsOf, column);
   picture.nDrawn += n;
-  postMessage({ type: "picture", first, nColumns: picture.nColumns, rows: ROWS, levels: levelsOf });
+  postMessage({ type: "picture", turn, first, nColumns: picture.nColumns, rows: ROWS, levels: levelsOf });
 }
 
 function drawColumn({ energies, frameOf }, column, pictures, at) {
