@@ -205,7 +205,7 @@ def write_spectrogram(
     out: BinaryIO, task: Task, track: Track, grid: Grid, shape: tuple, channel: int | None = None
 ) -> None:
     """Write the spectrogram of the mean of a song's channels; where they cancel out, of one."""
-    pair, energies = pairs.Pair(pairs.BLOCK), []
+    pair, energies = pairs.Pair(), []
 
     def blocks() -> Iterator[np.ndarray]:
         for block in tracks.read_blocks(track, pairs.BLOCK):  # (n_signals, n_channels, n_samples)

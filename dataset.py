@@ -423,18 +423,16 @@ class Feed:
         self.are_taught = torch.tensor([song.song.taught for song in songs], device=device)
         if not resident:
             return
-        n_rows = 1 + sum(len(s.spectrogram) * len(s.song.parts) for s in songs)
-        self._frames = torch.empty(n_rows, hp.n_bins, 2, dtype=torch.float16, device=device)
-        self._frames[0] = 0  # what lies outside the songs
-        n = 1
-        for song in songs:
-            rows = torch.tensor(song.spectrogram).flatten(0, 1)
-            self._frames[n : n + len(rows)] = rows
-            n += len(rows)
-        # The row of a part's frame t is its first row plus t times the song's number of parts.
         n_parts = np.array([len(song.song.parts) for song in songs])
         n_frames = np.array([song.song.n_frames for song in songs])
-        before = 1 + np.cumsum(n_parts * n_frames) - n_parts * n_frames
+        ends = 1 + np.cumsum(n_parts * n_frames)
+        self._frames = torch.empty(ends[-1], hp.n_bins, 2, dtype=torch.float16, device=device)
+        self._frames[0] = 0  # what lies outside the songs
+        for song, end in zip(songs, ends, strict=True):
+            rows = torch.tensor(song.spectrogram).flatten(0, 1)
+            self._frames[end - len(rows) : end] = rows
+        # The row of a part's frame t is its first row plus t times the song's number of parts.
+        before = ends - n_parts * n_frames
         place = [[p in s.song.parts and s.song.parts.index(p) for p in PARTS] for s in songs]
         self._first_rows = torch.from_numpy(before[:, None] + np.array(place, int)).to(device)
         self._parts = torch.arange(4, device=device) % 2  # of the columns of `Chunks`

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -114,6 +115,8 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output}: is written as json (call it something.json)")
     if args.plot and args.plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"{args.plot}: a picture's name ends in .svg, .png or .pdf")
+    if args.plot and not importlib.util.find_spec("matplotlib"):
+        raise InputError("pictures need matplotlib (pip install matplotlib)")
 
 
 def score(argv: list[str], has_network: bool = False) -> int:
@@ -145,7 +148,8 @@ def score(argv: list[str], has_network: bool = False) -> int:
     output = args.output or beside / f"{name}.json"
     tables.refuse_foreign(output)
     folder = output.with_suffix(".songs")
-    cli.check_writable(folder / "song.json")
+    for path in filter(None, (folder / "song.json", output, args.plot)):
+        cli.check_writable(path)
 
     from scoring import songs  # here: a wrong path is told before torch is loaded
 

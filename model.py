@@ -302,7 +302,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         weights = contents["weights"].values()
         is_ours = contents.pop("format") == FORMAT and isinstance(contents["hparams"], dict)
         is_inflated = sum(weight.nbytes for weight in weights) > path.stat().st_size
-        is_finite = all(weight.isfinite().all() for weight in weights)
+        is_finite = is_inflated or all(weight.isfinite().all() for weight in weights)
     except Exception as error:  # damage raises six different types
         raise InputError(f"{path}: not a checkpoint, or damaged (use another one)") from error
     if damaged or is_inflated or not (is_ours and is_finite):

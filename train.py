@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import cli
 import dataset
 from dataset import OpenSong
-from hparams import HParams, InputError, UsageError, parse_settings
+from hparams import MASK_SETTINGS, HParams, InputError, UsageError, parse_settings
 
 if TYPE_CHECKING:
     import torch
@@ -177,6 +177,8 @@ def run_folder(args: argparse.Namespace) -> Path:
         cli.refuse_missing(args.checkpoint)
     if args.adapt and not args.checkpoint:
         raise UsageError("--adapt goes with --checkpoint")
+    if named := parse_settings(args.settings).keys() & {*MASK_SETTINGS, "stereo"}:
+        raise UsageError(f"--set {min(named)}: is for separating (the network is trained without)")
     if args.name is not None and (args.name in ("", "..") or Path(args.name).name != args.name):
         raise UsageError(f"--name {args.name!r}: a name, not a path (runs/<name> is made)")
     if args.adapt and not args.name and args.checkpoint.name != "last.pth":

@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 
         print("Synthesising songs to learn from and one to separate …", flush=True)
         synthesis.write_dsd100(TREE, **SONGS)
-    run("build_dataset.py", TREE, DATASET)
     settings = [word for one in [*TRAINING, *args.settings] for word in ("--set", one)]
+    run("build_dataset.py", TREE, DATASET, "--overwrite", *settings)
     run("train.py", DATASET, "--name", RUN.name, "--overwrite", *settings)
     mixture = next(TREE.glob("Mixtures/Test/*/mixture.wav"))
     run("generate.py", RUN / "best.pth", mixture, "--background", "--output-dir", GENERATED)

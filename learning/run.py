@@ -37,7 +37,7 @@ Log = Callable[[dict[str, float], int], None]  # adds a point to each named curv
 WARM_UP_STEPS = 4  # before a step is captured: cuDNN chooses its kernels, the optimizer its state
 STATE = ("epoch", "batch", "best_db", "losses")  # of a run, beside its weights and step
 # What a network keeps when it learns on: its terms, and what it had learnt from before.
-INHERITED = ("licence", "sources", "learnt_before", "stereo")
+INHERITED = ("licence", "sources", "learnt_before", "taught", "stereo")
 DIFFERS = {  # by the names of `Run.origin`
     "data": "it was trained on other songs, or in another order",
     "valid": "it was validated on other songs",
@@ -147,14 +147,15 @@ class Run:
 
     def write(self, path: Path, whole: bool = True) -> None:
         """Write a checkpoint; `whole` includes what only resuming needs."""
+        taught = dataset.identity([song for song in self.songs if song.song.taught])
         extra: dict[str, Any] = {
             "curve_db": self.curve_db.cpu(),
             "mask_settings": self.mask_settings,
             "data": dataset.identity(self.songs),
-            "taught": dataset.identity([song for song in self.songs if song.song.taught]),
             "step": self.step,
             "scores": self.scores,
             **self.inherited,
+            "taught": sorted({*self.inherited.get("taught", ()), *taught}),
         }
         if whole:
             extra["resume"] = {

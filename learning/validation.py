@@ -15,8 +15,7 @@ import audio
 from dataset import OpenSong
 from hparams import HParams
 from learning import targets
-from scoring import metrics
-from scoring.tables import WORST_DB
+from scoring.songs import limited_si_sdr
 
 if TYPE_CHECKING:
     from learning.run import Run
@@ -60,22 +59,20 @@ def validate(run: Run, songs: list[OpenSong]) -> dict[str, float]:
         truth = _waveform(vocals, run.hp)
         masks = [mask, (mask > 0.5).float(), torch.ones_like(mask)]
         estimates = (_waveform(mixture * m, run.hp) for m in masks)
-        return loss, *(max(metrics.si_sdr(one, truth), WORST_DB) for one in estimates)
+        return loss, *(limited_si_sdr(one, truth) for one in estimates)
 
     n_ranks = run.world.size
     shares = run.world.gather([score(song) for song in run.world.share(songs)])
-    in_order = [shares[i % n_ranks][i // n_ranks] for i in range(len(songs))]
-    losses, *scores = zip(*in_order, strict=True)
-    scores = zip(("soft", "binary", "floor"), map(_mean_db, scores), strict=True)
-    return {"loss": float(np.mean(losses)), **dict(scores)}
+    scores = np.array([shares[i % n_ranks][i // n_ranks] for i in range(len(songs))])
+    sung = scores[~np.isnan(scores[:, 3]), 1:]  # of songs with a voice
+    means = scores[:, 0].mean(), *(sung.mean(0) if len(sung) else [np.nan] * 3)
+    return dict(zip(("loss", "soft", "binary", "floor"), map(float, means), strict=True))
 
 
 def _chunks(x: torch.Tensor, hp: HParams) -> torch.Tensor:
     """Cut (1, n_bins, n_frames) into the lengths of which training takes the loss."""
-    n_chunks = x.shape[-1] // hp.chunk_slices
-    if not n_chunks:
-        return x
-    return x[0, :, : n_chunks * hp.chunk_slices].unflatten(-1, (n_chunks, -1)).movedim(1, 0)
+    size = min(hp.chunk_slices, x.shape[-1])
+    return x[0].unfold(-1, size, size).movedim(1, 0)
 
 
 def _waveform(spec: torch.Tensor, hp: HParams) -> np.ndarray:
@@ -83,9 +80,3 @@ def _waveform(spec: torch.Tensor, hp: HParams) -> np.ndarray:
     grid = audio.grid_at(hp.sample_rate, hp)
     n_samples = (spec.shape[-1] - 1) * grid.hop_length
     return audio.istft(spec, grid, n_samples)[0].cpu().numpy()
-
-
-def _mean_db(scores: tuple[float, ...]) -> float:
-    """Average over the songs that have a score."""
-    scores = [score for score in scores if not np.isnan(score)]
-    return float(np.mean(scores)) if scores else float("nan")

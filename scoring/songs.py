@@ -187,7 +187,7 @@ def score_files(task: Evaluation, job: Job) -> Record:
     track, extent = job.track, tracks.measure(job.track)
     rate, notes, systems = extent.sample_rate, list(extent.notes), {}
     references = tracks.read_channels(track)
-    pair, mono = pairs.Pair(pairs.BLOCK), references.mean(1)
+    pair, mono = pairs.Pair(), references.mean(1)
     for start in range(0, mono.shape[-1], pairs.BLOCK):
         pair.add(*mono[:, start : start + pairs.BLOCK])
     notes += filter(None, pair.findings())

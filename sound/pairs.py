@@ -21,26 +21,25 @@ BLOCK = 2**17  # samples taken at once
 MAX_LOSS_DB = 3.0  # of a block's voice or accompaniment in the mean of its channels, above chance
 MAX_LOST = 0.1  # share of its energy that may lie in such blocks
 THINNING = 4  # samples to one, of what is looked for at other times
+N_THIN = BLOCK // THINNING
 
 
 class Pair:
     """Sums over a song's vocals and accompaniment, which come block by block."""
 
-    def __init__(self, block: int) -> None:
+    def __init__(self) -> None:
         self._segments: list[np.ndarray] = []
-        self._block = -(-block // THINNING)
-        self._size = 2 * self._block  # of a transform: room for lags of a block
-        self._cross, self._energy = np.zeros(self._size // 2 + 1, complex), 0.0
+        self._cross, self._energy = np.zeros(N_THIN + 1, complex), 0.0
 
     def add(self, vocals: np.ndarray, accompaniment: np.ndarray) -> None:
-        """Take the next samples of both, mono (n,) each, n at most `block`."""
+        """Take the next samples of both, mono (n,) each, n at most `BLOCK`."""
         whole = len(vocals) - len(vocals) % SEGMENT
         mixture = vocals + accompaniment
         voice, mixture = (wav[:whole].reshape(-1, SEGMENT) for wav in (vocals, mixture))
         products = (voice, voice), (mixture, mixture), (voice, mixture)
         self._segments.append(np.stack([np.vecdot(*pair) for pair in products]))
         thin = [wav[:whole].reshape(-1, THINNING).mean(1) for wav in (vocals, accompaniment)]
-        here, there = (np.fft.rfft(wav, self._size) for wav in thin)
+        here, there = (np.fft.rfft(wav, 2 * N_THIN) for wav in thin)  # room for lags of a block
         self._cross += here.conj() * there
         self._energy += float(thin[0] @ thin[0])
 
@@ -71,9 +70,9 @@ class Pair:
             rest_db = 10 * np.log10(max(rest, 1e-6))
             text = f"all else in the mixture has only {rest_db:.0f} dB of it"
             return f"{text}: are both the same sound?", ""
-        lags = np.arange(-self._block // 2, self._block // 2)  # farther, too little overlaps
-        copies = np.fft.irfft(self._cross, self._size)[lags] / self._energy
-        copies /= 1 - np.abs(lags) / self._block
+        lags = np.arange(-N_THIN // 2, N_THIN // 2)  # farther, too little overlaps
+        copies = np.fft.irfft(self._cross, 2 * N_THIN)[lags] / self._energy
+        copies /= 1 - np.abs(lags) / N_THIN
         at = np.abs(copies).argmax()
         if abs(copies[at]) > MOST_COPIED:
             where = f"the accompaniment holds these vocals, too, {THINNING * lags[at]:+d} samples"

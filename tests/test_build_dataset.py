@@ -99,9 +99,9 @@ def voice(seed: int, seconds: float = 6) -> np.ndarray:
 
 
 def findings(vocals: np.ndarray, mixture: np.ndarray) -> tuple[str, str]:
-    pair = pairs.Pair(2**15)
-    for start in range(0, len(vocals), 2**15):
-        block = slice(start, start + 2**15)
+    pair = pairs.Pair()
+    for start in range(0, len(vocals), pairs.BLOCK):
+        block = slice(start, start + pairs.BLOCK)
         pair.add(vocals[block], mixture[block] - vocals[block])
     return pair.findings()
 

@@ -148,7 +148,7 @@ def live(bench: Bench) -> Figures:
     packet = np.random.default_rng(0).normal(0, 0.1, (1, n_packet)).astype(np.float32)
     stream = untrained_separator(bench).stream(rate, 1, live=True)
     times = []
-    for _ in range(bench.rounds * bench.seconds * rate // n_packet):
+    for _ in range(50 + bench.rounds * bench.seconds * rate // n_packet):
         started = time.perf_counter()
         stream.push(packet)
         times.append(1e3 * (time.perf_counter() - started))
