@@ -147,12 +147,11 @@ def test_weights_that_are_no_network_are_refused(path, contents):
         ({"weights": {**weights, "head.bias": weights["head.bias"] * np.nan}}, "not finite"),
         ({"weights": {**weights, "more": torch.ones(2)}}, "Unexpected key"),
         ({"weights": {**weights, "head.bias": torch.ones(2)}}, "size mismatch for head.bias"),
-        ({"weights": {**weights, "head.bias": endless}}, "damaged"),
+        ({"weights": {**weights, "head.bias": endless}}, "of this version, or damaged"),
         ({"weights": {"a": 1}}, "damaged"),
         ({"hparams": None}, "not a checkpoint"),
         ({"hparams": {**settings, "model_type": "resnet18"}}, "Missing key"),
         ({"hparams": {**settings, "width": 512, "stft_frames": 999}}, "size mismatch"),  # 120 GB
-        ({"hparams": {**settings, "width": 10**9}}, "width is 1000000000"),
         ({"hparams": {**settings, "loudness": 11}}, "loudness"),
     ):
         torch.save({"format": networks.FORMAT, **contents, **changes}, path)

@@ -284,11 +284,12 @@ def test_what_is_adapted_keeps_its_terms_and_what_it_had_learnt(toy_dataset, who
         found = model.load_checkpoint(Path("runs") / name / "best.pth")
         assert (found["licence"], found["sources"]) == ("research", ["a band"])
         assert found["learnt_before"] == sorted(learnt) == sorted(model.learnt_songs(found))
-    spelling = {"id": ids[0].upper().replace(" ", "_")}  # as another copy of the music has it
-    known = with_songs(toy_dataset, "known", numbers[0], **spelling)
-    new = with_songs(toy_dataset, "new", *({1, 2, 3} - set(numbers)))
+    known = with_songs(toy_dataset, "known", numbers[0], id=ids[0].upper().replace(" ", "_"))
+    new = with_songs(toy_dataset, "new", *({1, 2, 3} - set(numbers)), taught=True)
     assert train.main([new, "--validate-on", known, *adapt, "--name=four"]) == 0
     assert "has learnt from 1 of the 1 songs" in capsys.readouterr().err
+    assert train.main([others, *adapt, "--checkpoint=runs/four/last.pth", "--name=five"]) == 0
+    assert model.load_checkpoint(Path("runs/five/last.pth"))["taught"]
     # Only renamed: it is restored, not adapted.
     assert train.main([others, "--checkpoint=runs/one/last.pth", "--name=three"]) == 0
     found = model.load_checkpoint(Path("runs/three/last.pth"))
