@@ -50,7 +50,7 @@ web/node_modules/ready: web/package-lock.json
 	npm ci --prefix web --no-audit --no-fund
 	touch $@
 
-web/model.onnx: pretrained/resnet18_fast.pth tools/export.py model.py .venv/ready-to-test
+web/model.onnx: pretrained/resnet18.pth tools/export.py model.py .venv/ready-to-test
 	.venv/bin/python -m tools.export $< web/model.onnx
 
 web/model_small.onnx: pretrained/resnet18_small.pth tools/export.py model.py .venv/ready-to-test

@@ -18,12 +18,12 @@ pytest.importorskip("onnxscript")
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("name", ["resnet18_fast", "resnet18_small"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_small"])
 def test_onnxruntime_gives_the_masks_of_torch(tmp_path, name):
     path = PRETRAINED / f"{name}.pth"
     assert export.main([str(path), str(tmp_path / "m.onnx")]) == 0
     live = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    assert (tmp_path / "m.onnx").stat().st_size < (5e6 if name == "resnet18_fast" else 2e6)
+    assert (tmp_path / "m.onnx").stat().st_size < (5e6 if name == "resnet18" else 2e6)
 
     checkpoint = networks.load_checkpoint(path)
     network, hp = networks.restore_model(path, checkpoint)

@@ -3,7 +3,7 @@
 It goes on from call to call: the layers' last frames are further inputs and outputs. Weights are
 stored in half precision, as published, and computed with in float32.
 
-    python -m tools.export pretrained/resnet18_fast.pth web/model.onnx
+    python -m tools.export pretrained/resnet18.pth web/model.onnx
     python -m tools.export runs/resnet18/best.pth mine.onnx
 """
 
