@@ -140,6 +140,11 @@ def script(main: Main) -> Main:
                 raise
             complain(f"{error.strerror} (what was being written, or where this is printed to)")
             return 1
+        except RuntimeError as error:
+            if debug or not any(word in repr(error) for word in ("OutOfMemory", "allocate memory")):
+                raise
+            complain("out of memory (try a smaller batch_size to train, block_frames to separate)")
+            return 1
         except KeyboardInterrupt:
             return 130
         finally:
@@ -335,6 +340,8 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
         return function(job)
     except InputError as error:
         return error
+    except torch.OutOfMemoryError:
+        return InputError("out of memory on the GPU (fewer --workers, or --set block_frames=512)")
     finally:
         torch.set_num_threads(before)
 

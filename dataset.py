@@ -486,6 +486,7 @@ class Feed:
         read = [] if self.resident else [read_batch(self.songs, batch, self.hp)]
         tensors = map(torch.from_numpy, [*vars(batch).values(), *read])
         if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # each thread has its own
             tensors = map(torch.Tensor.pin_memory, tensors)
         return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
 

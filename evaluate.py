@@ -71,7 +71,7 @@ def add_song_options(parser: argparse.ArgumentParser, split: str, seconds: float
     add("--every", type=cli.positive_count, default=1, metavar="K", help="take only every K-th")
     text = f"take only the middle S seconds of a song (default: {seconds or 'all'})"
     add("--seconds", type=cli.positive_number, default=seconds, metavar="S", help=text)
-    text = "songs at a time, each on one core; 3 GB for a stereo song of 4 minutes (default: cores)"
+    text = "songs at a time; 3 GB for a stereo song of 4 minutes (default: cores; 2 on a GPU)"
     parser.add_argument("--workers", type=cli.positive_count, metavar="N", help=text)
 
 
@@ -158,6 +158,7 @@ def score(argv: list[str], has_network: bool = False) -> int:
         cli.complain(message)
     say(f"{args.root}: {listing.layout}: {len(jobs)} songs of the split {args.split!r}")
     device = str(cli.device_of(args, parser)) if args.checkpoint else "cpu"
+    args.workers = args.workers or (None if device == "cpu" else 2)
     task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     about = songs.conditions(task)
     work = functools.partial(songs.scores_of, task, about, folder)
@@ -236,6 +237,7 @@ def tune(argv: list[str]) -> int:
         cli.complain(message)
     say(f"{len(chosen) - len(new)} songs left out: they were learnt from")
     device, new = str(cli.device_of(args, parser)), new[:: args.every]
+    args.workers = args.workers or (None if device == "cpu" else 2)
     task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     work = functools.partial(tuning.tune_track, task)
     done = {track.name: scores for track, scores in cli.in_processes(work, new, args.workers)}

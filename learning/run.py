@@ -263,39 +263,29 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Take a step, as `train_step` does; InputError if the device is out of memory."""
-        run = self._run
-        run.set_pace()
-        try:
-            return self._captured(batch) if self._is_captured else train_step(run, batch)
-        except RuntimeError as error:
-            on_cpu = "can't allocate memory" in str(error)
-            if not (on_cpu or isinstance(error, torch.OutOfMemoryError)):
-                raise
-            raise InputError(
-                f"step {run.step + 1}: out of memory with batch_size={run.hp.batch_size} "
-                f"(try --set batch_size={max(1, run.hp.batch_size // 2)})"
-            ) from error
+        """Take a step, as `train_step` does."""
+        self._run.set_pace()
+        return self._captured(batch) if self._is_captured else train_step(self._run, batch)
 
     def _captured(self, batch: Batch) -> torch.Tensor:
         run = self._run
         if self._batch is None:
             self._batch = Batch(*(None if x is None else x.clone() for x in batch))
+            self._stream = torch.cuda.Stream()  # one: what a stream has allocated, it reuses
         for fixed, new in zip(self._batch, batch, strict=True):
             if fixed is not None:
                 fixed.copy_(new)
         if self._n_taken < WARM_UP_STEPS:  # on a stream of its own, as capturing demands
             self._n_taken += 1
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 result = train_step(run, self._batch)
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self._stream)
             return result
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             # The thread that reads from disk may go on sending batches meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, None, self._stream, "thread_local"):
                 self._result = train_step(run, self._batch)
         self._graph.replay()
         return self._result.clone()

@@ -60,6 +60,13 @@ def run(command: list[str] | str, **env: str) -> subprocess.CompletedProcess:
             b"",
             b"song.py: error: a\\n\\x1b\\x9b\\u202e\\udcff.mp3\n",
         ),
+        (
+            "import torch; torch.empty(2**50)",
+            1,
+            b"",
+            b"song.py: error: out of memory (try a smaller batch_size to train, "
+            b"block_frames to separate)\n",
+        ),
         ("return 1 / 0", 1, b"", b"ZeroDivisionError: division by zero\n"),
         (
             "cli.make_parser('Hear.\\n\\nsong.py').parse_args(['--volume=11'])",

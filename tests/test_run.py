@@ -289,17 +289,6 @@ def test_a_number_that_is_none_stops_the_run_and_the_last_save_stays(songs, tmp_
         assert model.load_checkpoint(last)["step"] == 3, "finite weights, from before"
 
 
-def test_a_step_that_the_memory_does_not_hold_names_the_setting(songs, monkeypatch):
-    def forward(_features: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("tried to allocate 2 TiB")
-
-    run = make_run(songs)
-    monkeypatch.setattr(run, "network", forward)
-    remedy = r"batch_size=4 \(try --set batch_size=2\)"
-    with pytest.raises(InputError, match=rf"^step 1: out of memory with {remedy}$"):
-        go(run)
-
-
 @pytest.mark.parametrize("broken", ["no module", "full disk"])
 def test_a_log_that_cannot_be_written_is_one_warning_and_training_goes_on(
     songs, tmp_path, monkeypatch, capfd, broken
