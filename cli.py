@@ -13,6 +13,7 @@ import functools
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -140,8 +141,8 @@ def script(main: Main) -> Main:
                 raise
             complain(f"{error.strerror} (what was being written, or where this is printed to)")
             return 1
-        except RuntimeError as error:
-            if debug or not any(word in repr(error) for word in ("OutOfMemory", "allocate memory")):
+        except (RuntimeError, MemoryError) as error:
+            if debug or not re.search("MemoryError|of memory|allocate memory", repr(error)):
                 raise
             complain("out of memory (try a smaller batch_size to train, block_frames to separate)")
             return 1
@@ -341,7 +342,7 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> Any:
     except InputError as error:
         return error
     except torch.OutOfMemoryError:
-        return InputError("out of memory on the GPU (fewer --workers, or --set block_frames=512)")
+        return InputError(f"{getattr(job, 'track', job).name}: out of GPU memory (fewer --workers)")
     finally:
         torch.set_num_threads(before)
 

@@ -6,10 +6,10 @@ Recordings that are far softer or louder than music are moved to where it is bef
 sees them; the mask is applied to the recording as it came. A unit of work is N = `block_frames`
 frames, counted from the start of the song: how samples arrive changes nothing. Live, it is what is
 there. The network's layers remember what they saw before, so that no frame is computed twice. It
-looks `lookahead` (12) frames ahead, so a unit's mask columns lie that much behind:
+looks L = `lookahead` frames ahead, so a unit's mask columns lie that much behind:
 
     frames of unit k               │ kN ……………………… kN + N - 1 │
-    mask columns, vocals     kN - 12 ……………………… kN + N - 13 │
+    mask columns, vocals      kN - L ……………………… kN + N - L - 1 │
 """
 
 from __future__ import annotations

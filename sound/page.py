@@ -1,7 +1,7 @@
 """The listening page: one HTML file in which a song is heard and seen, with no network.
 
 The page holds vocals and accompaniment as MP3, which every phone plays; the mixture is both at
-once. Its pictures have at most `COLUMNS` columns whatever the song's length, and fixed scales:
+once. Its pictures have some `COLUMNS` columns whatever the song's length, and fixed scales:
 nothing is normalised, so that two pages can be compared. page.html is the template.
 """
 
@@ -23,7 +23,7 @@ from sound.reading import AudioInfo, SampleFormat, to_float
 from sound.writing import MPEG_RATES, Separated
 
 MAX_SECONDS = 600  # a browser decodes all of it, to 0.7 MB a second of stereo
-COLUMNS = 1200  # of every picture, at most [pixels]
+COLUMNS = 1200  # of every picture, at most, unless a header promised too little [pixels]
 ROWS, LOW_HZ, OCTAVES = 160, 62.5, 8  # of the spectrograms: 62.5 Hz to 16 kHz [pixels]
 # Where some octaves lie, from the top.
 HERTZ = '<i style="top:75%">250 Hz</i><i style="top:50%">1 kHz</i><i style="top:25%">4 kHz</i>'
@@ -51,9 +51,8 @@ class PageWriter(contextlib.AbstractContextManager):
         self._sample_format = sample_format
         rate, self._n_added, self._n_total = info.sample_rate, 0, 0
         self._n_samples = MAX_SECONDS * rate  # at most: what a header promises may be a guess
-        n_promised = min(info.n_samples, self._n_samples)
         # A column shows its own samples, and the spectra of no less than one window around them.
-        self._width = width = max(rate // 100, -(-n_promised // COLUMNS))
+        self._width = width = max(rate // 100, -(-min(info.n_samples, self._n_samples) // COLUMNS))
         self._n_columns = -(-self._n_samples // width)
         self._window = max(2, round(WINDOW * rate))
         self._span = max(width, self._window)

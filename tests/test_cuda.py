@@ -20,7 +20,7 @@ from learning import run as training
 from separation import Separator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 EXACT = replace(HP, precision="float32")
 EVERYTHING = replace(EXACT, equalizer_db=3, second_voice=1, second_backing=1, trim=0.3)
 

@@ -227,6 +227,7 @@ for (const name of ["vocals", "accompaniment"])
 byId("file").onchange = ({ target }) => {
   if (target.files[0]) open(target.files[0]);
   target.value = ""; // the same file may be chosen again
+  target.blur(); // Space plays
 };
 document.ondragover = event => { event.preventDefault(); byId("drop").classList.add("over"); };
 document.ondragleave = () => byId("drop").classList.remove("over");

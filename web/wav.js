@@ -56,7 +56,7 @@ export function wavChannels(bytes) {
   return text.startsWith("RIFF") && at > 0 ? bytes[at + 10] + 256 * bytes[at + 11] : null;
 }
 
-/** Read the sample rate [Hz] from the start of a file; null where it is not known. */
+/** Read the sample rate [Hz] from a file; null where it is not known. */
 export function sampleRate(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const text = new TextDecoder("latin1").decode(bytes.subarray(0, 1 << 16));
