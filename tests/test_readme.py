@@ -22,7 +22,7 @@ class Parsed(BaseException):
 
 def commands_in(text: str) -> list[str]:
     """Find lines such as ``    python train.py data/dsd100    # comment``, or with torchrun."""
-    text = re.sub(r"torchrun (--\S+ (\d+ )?)*", "python ", text)
+    text = re.sub(r"torchrun (--\S+ (\d+ )?)*", "python ", text.replace("\\\n", ""))
     command = r"python (?:\w+\.py|-m (?:demo|tools\.\w+))\b[^`|\n]*"
     lines = re.findall(rf"^ *(?:\| |[^`\n]* \| )?`?({command})", text, re.MULTILINE)
     return [line.split("#")[0].strip() for line in lines]
