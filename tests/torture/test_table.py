@@ -180,7 +180,7 @@ TABLE = """
 70 a loader's process that dies
     none: a thread of the run's own process reads
 71 too little memory, no GPU
-    test_run.py::test_a_step_that_the_memory_does_not_hold_names_the_setting
+    test_cli.py::test_every_end_has_its_message_and_its_exit_code
     test_train.py::test_wrong_usage_is_told
     torture/test_faults.py::test_a_gpu_that_is_too_small_names_the_setting
 72 several GPUs, one of which dies
