@@ -9,7 +9,7 @@ there. The network's layers remember what they saw before, so that no frame is c
 looks L = `lookahead` frames ahead, so a unit's mask columns lie that much behind:
 
     frames of unit k               │ kN ……………………… kN + N - 1 │
-    mask columns, vocals      kN - L ……………………… kN + N - L - 1 │
+    mask columns, vocals      kN - L …………………… kN + N - L - 1 │
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import audio
 from dataset import OpenSong
 from hparams import HParams
 from learning import targets
-from scoring.songs import limited_si_sdr
+from scoring.metrics import limited_si_sdr
 
 if TYPE_CHECKING:
     from learning.run import Run

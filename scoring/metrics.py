@@ -19,6 +19,7 @@ import scipy.fft
 import torch
 
 from hparams import InputError
+from scoring.tables import BEST_DB, WORST_DB
 
 N_TAPS = 512
 REACH = N_TAPS - 1  # samples that a filter looks back
@@ -48,6 +49,11 @@ def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
     noise = estimate - target
     with np.errstate(divide="ignore"):
         return float(10 * np.log10((target @ target) / max(noise @ noise, 1e-300)))
+
+
+def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
+    """Return `si_sdr`, limited to `WORST_DB` and `BEST_DB`; NaN of a silent reference."""
+    return float(np.clip(si_sdr(estimate, reference), WORST_DB, BEST_DB))
 
 
 class _Energies(NamedTuple):

@@ -272,7 +272,7 @@ def score_song(
         scores["nsdr"] = scores["v3_sdr"] - scores["v3_sdr"][0]
     has_truth = truth.flatten(1).any(-1).all()
     si_sdr = [
-        [limited_si_sdr(*pair) for pair in zip(both, references, strict=True)]
+        [metrics.limited_si_sdr(*pair) for pair in zip(both, references, strict=True)]
         for both in estimates.values()
     ]
     scores["si_sdr"] = torch.tensor(si_sdr, dtype=torch.float64).where(has_truth, math.nan)
@@ -283,11 +283,6 @@ def score_song(
         }
         for i, system in enumerate(estimates)
     }
-
-
-def limited_si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Return `metrics.si_sdr`, limited to `WORST_DB` and `BEST_DB`; NaN of a silent reference."""
-    return float(np.clip(metrics.si_sdr(estimate, reference), WORST_DB, BEST_DB))
 
 
 def _to_16_bits(wav: np.ndarray) -> torch.Tensor:

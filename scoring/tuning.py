@@ -13,7 +13,7 @@ import numpy as np
 
 from hparams import UNTUNED_MASK, InputError
 from model import load_checkpoint, restore_model, save_checkpoint
-from scoring import songs
+from scoring import metrics, songs
 from separation import Separator
 from sound import tracks
 
@@ -52,7 +52,7 @@ def tune_song(separator: Separator, references: np.ndarray, sample_rate: int) ->
         vocals, _ = songs.separate_by_mask(
             mixture, mask, sample_rate, separator.hp, {**UNTUNED_MASK, **settings}, is_mid_side
         )
-        scores.append(songs.limited_si_sdr(vocals, references[0]))
+        scores.append(metrics.limited_si_sdr(vocals, references[0]))
     return scores
 
 

@@ -163,8 +163,7 @@ class PipeWriter:
             sizes = raw.sample_rate * raw.width, raw.width, 8 * self._dtype.itemsize
             fmt = struct.pack("<HHIIHH", tag, raw.n_channels, raw.sample_rate, *sizes)
             head = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt
-            unknown = b"\xff\xff\xff\xff"  # the length
-            self._put(b"RIFF" + unknown + head + b"data" + unknown)
+            self._put(b"RIFF\xff\xff\xff\xff" + head + b"data\xff\xff\xff\xff")  # no lengths
 
     def write(self, part: Separated) -> None:
         """Send the stem's codes."""

@@ -152,6 +152,7 @@ def test_weights_that_are_no_network_are_refused(path, contents):
         ({"hparams": None}, "not a checkpoint"),
         ({"hparams": {**settings, "model_type": "resnet18"}}, "Missing key"),
         ({"hparams": {**settings, "width": 512, "stft_frames": 999}}, "size mismatch"),  # 120 GB
+        ({"hparams": {**settings, "width": 10**9}}, "width is 1000000000"),
         ({"hparams": {**settings, "loudness": 11}}, "loudness"),
     ):
         torch.save({"format": networks.FORMAT, **contents, **changes}, path)

@@ -271,4 +271,4 @@ def test_tuned_scores_are_those_of_separating_with_these_settings(stereo, toy_tr
     for settings, score in zip(tuning.mask_grid(), scores, strict=True):
         separator.mask_settings = {**UNTUNED_MASK, **settings}
         vocals, _ = separator.separate(references.sum(0), 22050)
-        assert score == pytest.approx(songs.limited_si_sdr(vocals, references[0]), abs=1e-4)
+        assert score == pytest.approx(metrics.limited_si_sdr(vocals, references[0]), abs=1e-4)

@@ -74,11 +74,10 @@ function begin(description, wav, at) {
   for (const canvas of canvases) canvas.width = 0;
   byId("song").hidden = false;
   answers.progress({ share: 0 });
-  const { rate, nSamples, name } = song, seconds = nSamples / rate;
+  const { turn, rate, nSamples, name } = song, seconds = nSamples / rate;
   song.pieceSamples = Math.ceil(rate / 2); // short, so that the first is soon there
   const buffers = wav.map(channel => channel.buffer);
   const network = byId("network").value;
-  const { turn } = song;
   worker.postMessage({ type: "open", turn, name: network, wav, rate, changed: settings }, buffers);
   const pieceSeconds = song.pieceSamples / rate;
   player = new Player({ rate, seconds, shownSeconds: seconds, pieceSeconds, piece });
