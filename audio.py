@@ -51,10 +51,8 @@ def grid_at(sample_rate: int, hp: HParams) -> Grid:
     factor (a fast FFT size), and of those the nearest: 44.1 kHz gets 2048/512, 48 kHz 2240/560.
     """
     exact = hp.hop_length * sample_rate / hp.sample_rate
-    near = range(
-        math.ceil(exact * (1 - RATE_TOLERANCE)), math.floor(exact * (1 + RATE_TOLERANCE)) + 1
-    )
-    hops = list(near) or [max(1, round(exact))]
+    low, high = math.ceil(exact * (1 - RATE_TOLERANCE)), math.floor(exact * (1 + RATE_TOLERANCE))
+    hops = list(range(low, high + 1)) or [max(1, round(exact))]
     # Primes up to 7 all have fast code paths, so distance decides among those.
     hop = min(hops, key=lambda hop: (max(7, _largest_prime_factor(hop)), abs(hop - exact)))
     return Grid(sample_rate, hop * (hp.n_fft // hp.hop_length), hop)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 UNTUNED_MASK = {
@@ -201,7 +201,7 @@ def from_dict(stored: dict[str, Any]) -> HParams:
     InputError if one is unknown: a newer version wrote the file.
     """
     stored = {name: value for name, value in stored.items() if name not in GONE}
-    unknown = sorted(set(stored) - {field.name for field in fields(HParams)})
+    unknown = sorted(stored.keys() - KINDS.keys())
     if unknown:
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")
     return replace(HParams(), **stored)

@@ -17,9 +17,8 @@ class Muon(torch.optim.AdamW):
     made orthogonal, about, so that directions that the gradients seldom show are learnt as fast as
     the others, and scaled to what AdamW would move a weight by, so that both share one learning
     rate. Biases, batch norms and linear layers are AdamW's: orthogonalizing ResNet18's last layer
-    alone would take a sixth as many operations as a step (ConvNet's fifth layer, a convolution
-    over all frequencies, is moved and takes a fifth as many). A subclass, so that saving and
-    resuming see one optimizer. The learning rate is a number or a tensor on the weights' device.
+    alone would take a sixth as many operations as a step. A subclass, so that saving and resuming
+    see one optimizer. The learning rate is a number or a tensor on the weights' device.
 
     References
     ----------
@@ -73,16 +72,20 @@ def orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
     """
     norms = torch._foreach_norm(matrices)
     torch._foreach_add_(norms, 1e-7)
-    return [_orthogonal(matrix) for matrix in torch._foreach_div(matrices, norms)]
+    groups: dict[torch.Size, list[torch.Tensor]] = {}  # of one shape: one product for all
+    for matrix in torch._foreach_div(matrices, norms):
+        groups.setdefault(matrix.shape, []).append(matrix)
+    results = {shape: iter(_orthogonal(torch.stack(some))) for shape, some in groups.items()}
+    return [next(results[matrix.shape]) for matrix in matrices]
 
 
 def _orthogonal(x: torch.Tensor) -> torch.Tensor:
-    """Orthogonalize one matrix of norm 1."""
-    if x.shape[0] > x.shape[1]:
+    """Orthogonalize (n, n_rows, n_columns) matrices of norm 1."""
+    if x.shape[1] > x.shape[2]:
         return _orthogonal(x.mT).mT
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT
-        change = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square²
-        x = torch.addmm(x, change, x, beta=a)  # a x + change x
+        change = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b square + c square²
+        x = torch.baddbmm(x, change, x, beta=a)  # a x + change x
     return x

@@ -174,8 +174,6 @@ class Run:
         bound = [name for name in KINDS if name not in FREE]
         settings = differences(self.hp, from_dict(checkpoint["hparams"]), bound)
         named = {name: f"its {name} is {its}, not {now}" for name, (now, its) in settings.items()}
-        if checkpoint["hparams"].get("schedule", "one-cycle") != "one-cycle":
-            named["schedule"] = "its learning rate was constant, which is gone"
         saved = {"shares": [], "data": checkpoint["data"], **resume}
         return named | {name: DIFFERS[name] for name, x in self.origin.items() if x != saved[name]}
 
