@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from hparams import HParams, InputError
+from hparams import HParams
 
 RATE_TOLERANCE = 0.01  # a grid may deviate from the reference grid's durations by this share
 # Loudest frames of produced songs and karaoke lie between -19 and -9 dB. Moved by -20 to +20 dB
@@ -154,10 +154,7 @@ def features(spec: torch.Tensor, curve_db: torch.Tensor, power: float, hp: HPara
     `spec`, complex (..., n_bins, n_frames), is the STFT of a mono waveform, `curve_db`, (n_bins,),
     the weight of each bin [dB], `power` 2 for the mixture and 3 ("cubed") for the vocals target.
     Returns float32 of the same shape: 0 is ``hp.min_level_db`` or softer, 1 is 0 dB or louder.
-    InputError if `spec` does not have one row per entry of `curve_db`.
     """
-    if spec.shape[-2] != len(curve_db):
-        raise InputError(f"a spectrogram of {spec.shape[-2]} bins, a curve of {len(curve_db)}")
     energy = _energy(spec)
     # One pass of arithmetic for 1 - (10 p log10 |X| + A) / min_level_db, on |X|² to save the root.
     slope = -5 * power / hp.min_level_db

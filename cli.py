@@ -18,7 +18,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -258,6 +259,16 @@ def replace_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], Any]
     """Let `write` fill a file that appears whole or not at all, as `new_file`."""
     with new_file(path) as temporary, open(temporary, "wb") as file:
         write(file)
+
+
+def ahead(items: Iterable[Any], n: int = 3) -> Iterator[Any]:
+    """Yield items that a thread takes from an iterator, `n` ahead: both sides work at once."""
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        taken = [thread.submit(next, source, end) for _ in range(n)]
+        while (item := taken.pop(0).result()) is not end:
+            taken.append(thread.submit(next, source, end))
+            yield item
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import os
 import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +37,6 @@ LEVEL_FRAMES = 128  # frames, evenly spread, from which a song's level is estima
 SILENT_DB = -80.0  # a part below this level is silence, whose dither no gain may make a voice
 SECOND_DB = 12.0  # by which a second voice or backing is softer at most
 EQ_HZ = (62.5, 125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)  # an octave equalizer's bands
-N_AHEAD = 3  # batches being read while the device works on one
 
 
 @dataclass(frozen=True)
@@ -446,7 +444,8 @@ class Feed:
 
     def batches(self, batches: list[Chunks]) -> Iterator[Batch]:
         """Give one batch after the other."""
-        return map(self._send, batches) if self.resident else self._read_ahead(batches)
+        sent = map(self._send, batches)
+        return sent if self.resident else cli.ahead(sent)
 
     def spectrograms(self, batch: Batch) -> torch.Tensor:
         """Return the frames of a batch on the device: (n, n_frames, 2 or 4, n_bins, 2), float16.
@@ -469,15 +468,6 @@ class Feed:
             lost = self._bins >= self._n_bins[songs].amin(1)[:, None]  # (n, n_bins)
             frames.masked_fill_(lost[:, None, None, :, None], 0)
         return frames
-
-    def _read_ahead(self, batches: list[Chunks]) -> Iterator[Batch]:
-        """Read from the disk, some batches ahead of the one that is given."""
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self._send, batch) for batch in batches[:N_AHEAD]]
-            for i in range(len(batches)):
-                if i + N_AHEAD < len(batches):
-                    ahead.append(reader.submit(self._send, batches[i + N_AHEAD]))
-                yield ahead.pop(0).result()
 
     def _send(self, batch: Chunks) -> Batch:
         """Send a batch without waiting: a GPU fetches it from pinned memory by itself."""

@@ -248,8 +248,7 @@ def tune(argv: list[str]) -> int:
     settings = tuning.best_settings(mean)
     best = ", ".join(f"{name}={value}" for name, value in settings.items())
     say(f"tuned on {len(tuned)} songs", f"best: {best}: SI-SDR {max(mean):.2f} dB")
-    n_failed = len(new) - len(done)
-    if n_failed:
+    if n_failed := len(new) - len(done):
         cli.warn(f"{n_failed} songs failed; {args.checkpoint} is left as it is")
     else:
         tuning.store(args.checkpoint, settings, list(tuned))

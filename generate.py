@@ -256,7 +256,7 @@ def separate_song(
     import separation
     from sound import page, writing
 
-    info, record = reader.info, outputs.record()
+    info, hp, record = reader.info, separator.hp, outputs.record()
     fmt = writing.choose_format(info, args.format or "wav", args.subtype)
     stream = separator.stream(info.sample_rate, info.n_channels)
     blocks = reader.blocks(separation.READ_SAMPLES, fmt.sample_format)
@@ -264,7 +264,6 @@ def separate_song(
         writers = []
         for kind, path in outputs.paths.items():
             if kind == "report":
-                hp = separator.hp
                 about = {
                     "network": f"{hp.model_type}, width {hp.width}, {hp.stft_frames} frames",
                     **{name: str(value) for name, value in separator.mask_settings.items()},
@@ -275,7 +274,10 @@ def separate_song(
             else:
                 writer = writing.SoundWriter(path, info, fmt, kind, record)
             writers.append(stack.enter_context(writer))
-        write_parts(separation.split(stream, blocks, fmt.sample_format), reader, writers)
+        parts = separation.split(stream, blocks, fmt.sample_format)
+        if args.report or fmt.container == "mp3":  # LAME takes as long as the network
+            parts = stack.enter_context(contextlib.closing(cli.ahead(parts)))
+        write_parts(parts, reader, writers)
 
 
 def write_parts(

@@ -26,7 +26,7 @@ STOREYS = (  # a file imports only from what stands below it, and its own folder
 STOREY_OF = {name: i for i, names in enumerate(STOREYS) for name in names}
 ROOMS = [name for name in STOREY_OF if (ROOT / name).is_dir()]
 FILES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))
-CODE_LINES, TEST_LINES = 7957, 6495
+CODE_LINES, TEST_LINES = 7956, 6495
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 SCRIPTS = [*VERBS, "demo", "tools.benchmark", "tools.export", "tools.publish"]
 

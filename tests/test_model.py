@@ -147,7 +147,7 @@ def test_weights_that_are_no_network_are_refused(path, contents):
         ({"weights": {**weights, "head.bias": weights["head.bias"] * np.nan}}, "not finite"),
         ({"weights": {**weights, "more": torch.ones(2)}}, "Unexpected key"),
         ({"weights": {**weights, "head.bias": torch.ones(2)}}, "size mismatch for head.bias"),
-        ({"weights": {**weights, "head.bias": endless}}, "of this version, or damaged"),
+        ({"weights": {**weights, "head.bias": endless}}, "not a checkpoint, or damaged"),
         ({"weights": {"a": 1}}, "damaged"),
         ({"hparams": None}, "not a checkpoint"),
         ({"hparams": {**settings, "model_type": "resnet18"}}, "Missing key"),
