@@ -124,8 +124,7 @@ def open_songs(folders: list[Path], hp: HParams) -> list[OpenSong]:
     songs = []
     for index, folder in enumerate(folders):
         manifest = load_manifest(folder)
-        differing = differences(hp, from_dict(manifest.hparams), GRID)
-        if differing:
+        if differing := differences(hp, from_dict(manifest.hparams), GRID):
             built = [f"{name}={stored}" for name, (_, stored) in differing.items()]
             asked = ", ".join(str(value) for value, _ in differing.values())
             raise InputError(

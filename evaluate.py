@@ -89,13 +89,11 @@ def choose_songs(args: argparse.Namespace) -> tuple[tracks.Collection, list[trac
         what = "a dataset that build_dataset.py made (give the folder of music)"
         raise InputError(f"{args.root}: {what}")
     listing = tracks.find_tracks(args.root, args.kind, args.voice_pattern)
-    both = [track for track in listing.tracks if len(track.signals) == 2]
-    if not both:
+    if not (both := [track for track in listing.tracks if len(track.signals) == 2]):
         raise InputError(f"{args.root}: no song has vocals and accompaniment to compare with")
     if args.split is None:
         args.split = "test" if any(track.split == "test" for track in both) else "all"
-    chosen = [track for track in both if args.split in (track.split, "all")]
-    if not chosen:
+    if not (chosen := [track for track in both if args.split in (track.split, "all")]):
         raise InputError(f"{args.root}: no songs of the split {args.split!r} (try --split all)")
     return listing, chosen
 
@@ -227,8 +225,7 @@ def tune(argv: list[str]) -> int:
     from scoring import songs, tuning  # here: a wrong path is told before torch is loaded
 
     learnt, _ = songs.known_songs(args.checkpoint).values()
-    new = [track for track in chosen if songs.song_key(track.name) not in learnt]
-    if not new:
+    if not (new := [track for track in chosen if songs.song_key(track.name) not in learnt]):
         raise InputError(
             f"{args.root}: no validation songs: all {len(chosen)} of the split {args.split!r} were "
             "learnt from (give other songs, or name a --split)"
@@ -241,8 +238,7 @@ def tune(argv: list[str]) -> int:
     task = songs.Evaluation(args.checkpoint, device, tuple(args.settings), args.seconds)
     work = functools.partial(tuning.tune_track, task)
     done = {track.name: scores for track, scores in cli.in_processes(work, new, args.workers)}
-    tuned = {name: scores for name, scores in done.items() if not np.isnan(scores[0])}
-    if not tuned:
+    if not (tuned := {name: s for name, s in done.items() if not np.isnan(s[0])}):
         raise InputError(f"{args.checkpoint}: no song left to tune on")
     mean = np.mean(list(tuned.values()), 0)
     settings = tuning.best_settings(mean)

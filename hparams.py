@@ -201,8 +201,7 @@ def from_dict(stored: dict[str, Any]) -> HParams:
     InputError if one is unknown: a newer version wrote the file.
     """
     stored = {name: value for name, value in stored.items() if name not in GONE}
-    unknown = sorted(stored.keys() - KINDS.keys())
-    if unknown:
+    if unknown := sorted(stored.keys() - KINDS.keys()):
         raise InputError(f"unknown settings {', '.join(unknown)}; written by another version")
     return replace(HParams(), **stored)
 

@@ -169,8 +169,7 @@ def pair_songs(paths: tuple[Path, Path], systems: tuple[str, str]) -> list[tuple
     InputError as in `read_scores`, or if no song is in both, or one of them is not the same music.
     """
     before, after = map(read_scores, paths, systems)
-    common = sorted(before.keys() & after.keys())
-    if not common:
+    if not (common := sorted(before.keys() & after.keys())):
         raise InputError(f"{paths[1]}: has no song in common with {paths[0]}")
     pairs = [(before[name], after[name]) for name in common]
     for pair in pairs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
@@ -75,8 +76,7 @@ class PageWriter(contextlib.AbstractContextManager):
     def write(self, part: Separated) -> None:
         """Take the next samples; what lies beyond the part that is shown is ignored."""
         self._n_total += part.vocals.shape[1]
-        n = min(part.vocals.shape[1], self._n_samples - self._n_added)
-        if n:
+        if n := min(part.vocals.shape[1], self._n_samples - self._n_added):
             self._n_added += n
             mixture, vocals = (to_float(x[:, :n], self._sample_format) for x in part[:2])
             for track, wav in zip(self._tracks, (vocals, mixture - vocals), strict=True):
@@ -167,14 +167,20 @@ class _Mp3:
         self._n_channels = n_channels if n_channels <= 2 else 1
         self._bytes, form = io.BytesIO(), (self.sample_rate, self._n_channels)
         self._sound = soundfile.SoundFile(self._bytes, "w", *form, **MPEG)
-        self._resampler = None
+        # In the main thread Ctrl-C would be lost where LAME writes into memory.
+        self._thread, self._jobs, self._resampler = ThreadPoolExecutor(1), [], None
         if self.sample_rate != sample_rate:
             import soxr  # comes with librosa; its streams do not depend on the blocks
 
             self._resampler = soxr.ResampleStream(sample_rate, *form)
 
     def write(self, wav: np.ndarray, is_last: bool = False) -> None:
-        """Encode the next samples, (n_channels, n)."""
+        """Have the next samples encoded, (n_channels, n)."""
+        self._jobs.append(self._thread.submit(self._encode, wav, is_last))
+        while len(self._jobs) > (0 if is_last else 3):
+            self._jobs.pop(0).result()
+
+    def _encode(self, wav: np.ndarray, is_last: bool) -> None:
         samples = wav.T if len(wav) == self._n_channels else wav.mean(0)[:, None]
         samples = np.ascontiguousarray(samples)
         if self._resampler is not None:
@@ -189,6 +195,7 @@ class _Mp3:
 
     def close(self) -> None:
         """Close the encoder: later, libsndfile would write to a file that Python has closed."""
+        self._thread.shutdown(cancel_futures=True)
         self._sound.close()
 
 

@@ -220,7 +220,7 @@ def test_an_interrupted_run_leaves_the_old_files_and_no_half_ones(checkpoint, si
     assert generate.main([str(checkpoint), "song.wav", "--duration", "0.1"]) == 0
     before = Path("generated/song_vocals.wav").read_bytes()
     command = [sys.executable, ROOT / "generate.py", checkpoint, "song.wav", "--background"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--report"], stderr=subprocess.PIPE, text=True)
     while len(made()) < 3:  # the temporary ones are there
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
