@@ -289,7 +289,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     InputError if the file is missing, not a checkpoint of this project, damaged, or holds weights
     that are not finite.
     """
-    path = Path(path)
     cli.refuse_missing(path)
     n_bytes = path.stat().st_size
     try:
@@ -305,7 +304,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError
         is_finite = all(weight.isfinite().all() for weight in weights)
     except Exception as error:  # damage raises six different types
-        raise InputError(f"{path}: not a checkpoint, or damaged (use another one)") from error
+        what = "not a checkpoint of this version, or damaged"
+        raise InputError(f"{path}: {what} (use another one)") from error
     if not is_finite:
         raise InputError(f"{path}: holds weights that are not finite (use another one)")
     return contents

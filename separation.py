@@ -84,9 +84,8 @@ class Separator:
             raise InputError(f"device {device}: this torch has no such device (use cpu)")
         checkpoint = networks.load_checkpoint(Path(path))
         model, hp = networks.restore_model(Path(path), checkpoint, settings)
-        for name in ("curve_db", "mask_settings"):
-            if name not in checkpoint:
-                raise InputError(f"{path}: holds no {name} (use one that train.py wrote)")
+        if len(checkpoint.get("curve_db", ())) != hp.n_bins or "mask_settings" not in checkpoint:
+            raise InputError(f"{path}: has no curve_db or mask_settings (use one of train.py)")
         asked = replace(hparams, **(settings or {}))
         mask_settings = {**UNTUNED_MASK, **checkpoint["mask_settings"]}
         for name in MASK_SETTINGS:

@@ -44,7 +44,7 @@ DIFFERS = {  # by the names of `Run.origin`
     "shares": "its datasets had other shares",
     "processes": "it ran on another number of processes",
 }
-FREE = (*MASK_SETTINGS, "block_frames", "precision")  # a resumed run may change them
+SAME_IN_A_RUN = [k for k in KINDS if k not in (*MASK_SETTINGS, "block_frames", "precision")]
 
 
 class Run:
@@ -171,9 +171,10 @@ class Run:
         resume = checkpoint.get("resume", {})
         if "weights" not in resume:
             return {"state": "it holds no training state (a last.pth of this version does)"}
-        bound = [name for name in KINDS if name not in FREE]
-        settings = differences(self.hp, from_dict(checkpoint["hparams"]), bound)
+        settings = differences(self.hp, from_dict(checkpoint["hparams"]), SAME_IN_A_RUN)
         named = {name: f"its {name} is {its}, not {now}" for name, (now, its) in settings.items()}
+        if checkpoint["hparams"].get("schedule", "one-cycle") != "one-cycle":
+            named["schedule"] = "its learning rate was constant, which is gone"
         saved = {"shares": [], "data": checkpoint["data"], **resume}
         return named | {name: DIFFERS[name] for name, x in self.origin.items() if x != saved[name]}
 

@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(checkpoint, capsys)
     flipped[len(flipped) // 2] ^= 1
     Path("bad.pth").write_bytes(flipped)
     assert generate.main(["bad.pth", "song.wav"]) == 1
-    said = "bad.pth: not a checkpoint, or damaged"
+    said = "bad.pth: not a checkpoint of this version, or damaged"
     assert_one_error(capsys.readouterr().err, said)
     assert made() == []
 

@@ -105,7 +105,7 @@ def test_what_is_no_checkpoint_is_refused(path, tmp_path, contents):
     cut_off = [whole[: int(share * len(whole))] for share in (0, 0.1, 0.5, 0.99)]
     for content in (*cut_off, b"la la la, an evening song\n" * 100, b"RIFF" + bytes(5000)):
         bad.write_bytes(content)
-        assert "not a checkpoint, or damaged" in refusal(bad)
+        assert "not a checkpoint of this version, or damaged" in refusal(bad)
     others = [lively(HP), contents["weights"], contents, torch.zeros(3)]
     for strange in (*others, {**contents, "format": "vocal-mask checkpoint 2"}):
         torch.save(strange, bad)
@@ -132,9 +132,9 @@ def test_a_checkpoint_runs_no_code(tmp_path, contents, monkeypatch):
     evil = {"format": networks.FORMAT, **contents, "extra": Evil(marker)}
     for zipped in (True, False):
         torch.save(evil, path, _use_new_zipfile_serialization=zipped)
-        assert "not a checkpoint, or damaged" in refusal(path)
+        assert "not a checkpoint of this version, or damaged" in refusal(path)
     path.write_bytes(pickle.dumps(Evil(marker)))
-    assert "not a checkpoint, or damaged" in refusal(path)
+    assert "not a checkpoint of this version, or damaged" in refusal(path)
     assert not marker.exists()
     pickle.loads(path.read_bytes())
     assert marker.exists(), "the poison works"
@@ -147,7 +147,7 @@ def test_weights_that_are_no_network_are_refused(path, contents):
         ({"weights": {**weights, "head.bias": weights["head.bias"] * np.nan}}, "not finite"),
         ({"weights": {**weights, "more": torch.ones(2)}}, "Unexpected key"),
         ({"weights": {**weights, "head.bias": torch.ones(2)}}, "size mismatch for head.bias"),
-        ({"weights": {**weights, "head.bias": endless}}, "not a checkpoint, or damaged"),
+        ({"weights": {**weights, "head.bias": endless}}, "of this version, or damaged"),
         ({"weights": {"a": 1}}, "damaged"),
         ({"hparams": None}, "not a checkpoint"),
         ({"hparams": {**settings, "model_type": "resnet18"}}, "Missing key"),
